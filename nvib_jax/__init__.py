@@ -1,3 +1,34 @@
-"""nvib_jax."""
+"""nvib_jax: the Nonparametric Variational Information Bottleneck in JAX.
+
+The set of vectors that attention reads, as a mixture distribution with a Dirichlet-process prior.
+What is imported here needs jax and numpy only; `nvib_jax.models`, `.data`, `.training` and the
+`nvib` command need `pip install "nvib-jax[train]"`.
+"""
+
+from nvib_jax import random
+from nvib_jax.attention import attend, denoising_attention, make_memory
+from nvib_jax.kl import kl_dirichlet, kl_gaussian
+from nvib_jax.mixture import expected, interpolate, sample, sample_prior
+from nvib_jax.posterior import add_skip, log_pseudo_count, make_posterior
+from nvib_jax.types import Mixture, Posterior, Prior
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Mixture",
+    "Posterior",
+    "Prior",
+    "add_skip",
+    "attend",
+    "denoising_attention",
+    "expected",
+    "interpolate",
+    "kl_dirichlet",
+    "kl_gaussian",
+    "log_pseudo_count",
+    "make_memory",
+    "make_posterior",
+    "random",
+    "sample",
+    "sample_prior",
+]

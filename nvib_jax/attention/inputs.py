@@ -1,0 +1,102 @@
+"""Every form of denoising attention as one primitive: keys, values and one bias per key.
+
+DESIGN 3.5. A query `u` in R^D is a vector of the mixture seen through noise of variance
+r = sqrt(E) per dimension. With t_i = s2_i + r, the posterior mean of that vector has
+
+    logit_i = log pi_i - 1/2 sum_d (u_d - mu_id)^2 / t_id - 1/2 sum_d log t_id
+    value_i = (s2_i/t_i) * u + (r/t_i) * mu_i
+
+With heads u_h = W_k,h^T q_h, and since u_h.x = q_h.(W_k,h x), nearly all of it needs head-width
+keys and values only. Two terms do not; their key side is shared by all heads:
+
+    out_h = W_v,h [ (sum_i a_i s2_i/t_i) * u_h ] + sum_i a_i W_v,h (r mu_i/t_i)
+    a = softmax_i( q_h . W_k,h (mu_i/t_i)  +  (u_h*u_h) . (-1/(2 t_i))  +  bias_i )
+
+Impulses are s2 = 0: both shared terms vanish (one cancels in the softmax, one is zero).
+
+    form             key, value      bias beyond log pi                            shared terms
+    exact            t               - 1/2 sum mu^2/t - 1/2 sum log t              u*u, s2/t
+    published        t               - 1/2 sum mu^2/t - 1/2 sum log t              s2/t
+    simplified       t               - 1/2 sum mu^2/t                              none
+    expected_logit   t = r           - 1/2 sum (mu^2 + s2)/r                       none
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.types import Mixture
+
+FORMS = ("exact", "published", "simplified", "expected_logit")
+MASK_VALUE = -1e30  # finite, so that no softmax and no gradient ever meets inf - inf
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Memory:
+    """A mixture made ready to be attended to; computed once, read by every query.
+
+    Attributes:
+      key: W_k,h (mu/t), shape (B, S, H, E).
+      value: W_v,h (r mu/t), shape (B, S, H, E).
+      bias: one number per key, float32, shape (B, S); MASK_VALUE where empty or masked.
+      shared_key: -1/(2t) against u*u, float32, shape (B, S, D), or None.
+      shared_value: s2/t, the share of the query that is kept, shape (B, S, D), or None.
+      key_kernel: W_k, shape (D, H, E), to pull queries back into R^D; None if no term needs it.
+      value_kernel: W_v, shape (D, H, E), likewise.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    bias: jax.Array
+    shared_key: jax.Array | None = None
+    shared_value: jax.Array | None = None
+    key_kernel: jax.Array | None = None
+    value_kernel: jax.Array | None = None
+
+
+def make_memory(
+    mixture: Mixture, *, key_kernel: jax.Array, value_kernel: jax.Array, form: str = "exact"
+) -> Memory:
+    """Project a mixture to keys, values and biases. The caller has checked the shapes.
+
+    Args:
+      mixture: S components.
+      key_kernel: shape (D, H, E); its dtype is the compute dtype.
+      value_kernel: shape (D, H, E).
+      form: one of `FORMS`; all four are the same for impulses.
+
+    Returns:
+      A `Memory`; linear in S, nothing of it depends on the queries.
+    """
+    dtype, root = key_kernel.dtype, float(key_kernel.shape[-1]) ** 0.5
+    mean = mixture.mean.astype(jnp.float32)
+    bias = jnp.where(
+        mixture.mask & ~jnp.isneginf(mixture.log_weights), mixture.log_weights, MASK_VALUE
+    ).astype(jnp.float32)
+
+    if mixture.log_variance is None or form == "expected_logit":
+        spread = 0.0 if mixture.log_variance is None else jnp.exp(mixture.log_variance)
+        bias = bias - jnp.sum(jnp.square(mean) + spread, axis=-1) / (2 * root)
+        return Memory(
+            key=jnp.einsum("bsd,dhe->bshe", (mean / root).astype(dtype), key_kernel),
+            value=jnp.einsum("bsd,dhe->bshe", mean.astype(dtype), value_kernel),
+            bias=bias,
+        )
+
+    variance = jnp.exp(mixture.log_variance.astype(jnp.float32))
+    total = variance + root
+    bias = bias - 0.5 * jnp.sum(jnp.square(mean) / total, axis=-1)
+    if form != "simplified":
+        bias = bias - 0.5 * jnp.sum(jnp.log(total), axis=-1)
+    interpolates = form != "simplified"
+    return Memory(
+        key=jnp.einsum("bsd,dhe->bshe", (mean / total).astype(dtype), key_kernel),
+        value=jnp.einsum("bsd,dhe->bshe", (root * mean / total).astype(dtype), value_kernel),
+        bias=bias,
+        shared_key=-0.5 / total if form == "exact" else None,
+        shared_value=(variance / total).astype(dtype) if interpolates else None,
+        key_kernel=key_kernel if interpolates else None,
+        value_kernel=value_kernel if interpolates else None,
+    )

@@ -1,0 +1,70 @@
+"""The primitive in plain XLA: softmax(q.k + bias) v in chunks of queries, linear memory in S.
+
+Enters a `Memory` and queries, leaves (B, T, H, E). Only one chunk's logits exist at a time, in the
+backward pass too, where they are recomputed; no width-D query exists beyond one chunk either.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.attention.inputs import MASK_VALUE, Memory
+
+CHUNK = 128  # queries at a time
+
+
+def attend(query: jax.Array, memory: Memory, mask: jax.Array | None = None) -> jax.Array:
+    """Attend to a memory.
+
+    Args:
+      query: projected, unscaled, shape (B, T, H, E).
+      memory: from `make_memory`.
+      mask: bool, shape (B, T, S), or None.
+
+    Returns:
+      shape (B, T, H, E), the query's dtype, without the value bias.
+    """
+    length = query.shape[1]
+    if length <= CHUNK:
+        return _attend_chunk(query, memory, mask)
+
+    chunks = -(-length // CHUNK)
+    padding = chunks * CHUNK - length
+
+    def to_chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, CHUNK, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def body(xs: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        return _attend_chunk(xs[0], memory, xs[1])
+
+    out = jax.lax.map(body, (to_chunks(query), None if mask is None else to_chunks(mask)))
+    out = jnp.moveaxis(out, 0, 1)
+    return out.reshape(out.shape[0], chunks * CHUNK, *out.shape[3:])[:, :length]
+
+
+def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> jax.Array:
+    dtype, f32 = query.dtype, jnp.float32
+    logits = jnp.einsum("bthe,bshe->bhts", query, memory.key, preferred_element_type=f32)
+    logits = logits + memory.bias[:, None, None, :]
+    pulled = None
+    if memory.key_kernel is not None:
+        pulled = jnp.einsum("bthe,dhe->bthd", query, memory.key_kernel, preferred_element_type=f32)
+    if memory.shared_key is not None and pulled is not None:
+        # Squares of a query reach hundreds: float32 even when the model computes in bfloat16.
+        logits = logits + jnp.einsum("bthd,bsd->bhts", jnp.square(pulled), memory.shared_key)
+    if mask is not None:
+        logits = jnp.where(mask[:, None], logits, MASK_VALUE)
+    weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+    out = jnp.einsum("bhts,bshe->bthe", weights, memory.value, preferred_element_type=f32)
+    if memory.shared_value is not None and pulled is not None:
+        kept = jnp.einsum(
+            "bhts,bsd->bthd", weights, memory.shared_value, preferred_element_type=f32
+        )
+        out = out + jnp.einsum(
+            "bthd,dhe->bthe",
+            (kept * pulled).astype(dtype),
+            memory.value_kernel,
+            preferred_element_type=f32,
+        )
+    return out.astype(dtype)

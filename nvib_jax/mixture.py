@@ -1,0 +1,150 @@
+"""`Posterior` -> `Mixture`: a draw, the mean, a prior draw, an interpolation.
+
+DESIGN 3.4 and 3.8. All four leave the same type, so attention never asks where a mixture is from.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.random import log_dirichlet, log_normalize
+from nvib_jax.shapes import check_choice, check_shapes
+from nvib_jax.special import digamma_of_exp
+from nvib_jax.types import Mixture, Posterior, Prior
+
+
+def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mixture:
+    """Draw a mixture of impulses, reparameterised.
+
+        z = mu + s eps          K times per component
+        pi ~ Dir(alpha_i / K, each repeated K times)
+
+    Args:
+      key: PRNG key.
+      posterior: S components.
+      num_samples: K >= 1.
+
+    Returns:
+      A `Mixture` of K S impulses, K blocks of S (so component 0 is a draw of the prior's).
+
+    Raises:
+      ValueError: `num_samples < 1`, or shapes that do not fit.
+    """
+    posterior.check()
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; wanted at least 1")
+    weight_key, noise_key = jax.random.split(key)
+    log_alpha = jnp.tile(posterior.log_alpha - jnp.log(jnp.float32(num_samples)), (1, num_samples))
+    mask = jnp.tile(posterior.mask, (1, num_samples))
+    mean, log_variance = (
+        jnp.tile(a, (1, num_samples, 1)) for a in (posterior.mean, posterior.log_variance)
+    )
+    noise = jax.random.normal(noise_key, mean.shape, mean.dtype)
+    return Mixture(
+        mean=mean + jnp.exp(0.5 * log_variance) * noise,
+        log_variance=None,
+        log_weights=log_dirichlet(weight_key, log_alpha, mask),
+        mask=mask,
+    )
+
+
+def expected(
+    posterior: Posterior, *, log_weights: str = "mean", threshold: float | None = None
+) -> Mixture:
+    """The posterior's mean mixture, Gaussians included.
+
+    Args:
+      posterior: S components.
+      log_weights: "mean" is `log E[pi_i] = log(alpha_i / alpha_0)`; "geometric" is
+        `E[log pi_i] = psi(alpha_i) - psi(alpha_0)`, unnormalised, for form "expected_logit".
+      threshold: drop components whose pseudo-count is at most this. The largest component of a
+        row is always kept, so that no row is left empty.
+
+    Returns:
+      A `Mixture` of S Gaussians; a dropped component has log weight -inf.
+
+    Raises:
+      ValueError: an unknown `log_weights`, or shapes that do not fit.
+    """
+    posterior.check()
+    check_choice("log_weights", log_weights, ("mean", "geometric"))
+    log_alpha = jnp.where(posterior.mask, posterior.log_alpha, -jnp.inf)
+    if threshold is not None:
+        # Compared in log space, where a pseudo-count cannot overflow; negative keeps everything.
+        bound = jnp.log(jnp.maximum(jnp.float32(threshold), 0.0))
+        largest = log_alpha == jnp.max(log_alpha, axis=-1, keepdims=True)
+        keep = (log_alpha > bound) | largest | (threshold < 0)
+        log_alpha = jnp.where(keep, log_alpha, -jnp.inf)
+    present = ~jnp.isneginf(log_alpha)
+    if log_weights == "mean":
+        weights = log_normalize(log_alpha)
+    else:
+        safe = jnp.where(present, log_alpha, -1e30)
+        log_total = jax.nn.logsumexp(safe, axis=-1, keepdims=True)
+        digamma = digamma_of_exp(jnp.where(present, log_alpha, 0.0))
+        weights = jnp.where(present, digamma - digamma_of_exp(log_total), -jnp.inf)
+    return Mixture(posterior.mean, posterior.log_variance, weights, posterior.mask)
+
+
+def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length: int) -> Mixture:
+    """Draw mixtures from the (conditional) prior: `z ~ N(mu^p, s2^p)`, `pi ~ Dir(alpha_0^p' / S)`.
+
+    Args:
+      key: PRNG key.
+      prior: the process.
+      lengths: number n of tokens each mixture stands for, int, shape (B,); S = n + 1.
+      max_length: static bound on `lengths`; the result has max_length + 1 components.
+
+    Returns:
+      A `Mixture` of impulses, shape (B, max_length + 1, D), masked beyond n + 1.
+
+    Raises:
+      ValueError: `max_length < 0` or `lengths` is not of shape (B,).
+    """
+    sizes = check_shapes(lengths=(lengths, "B"))
+    if max_length < 0:
+        raise ValueError(f"max_length is {max_length}; wanted at least 0")
+    shape = (sizes["B"], max_length + 1)
+    mask = jnp.arange(shape[1])[None, :] <= lengths[:, None]
+    atoms = (lengths + 1).astype(jnp.float32)
+    log_alpha = prior.log_total(lengths) - jnp.log(atoms)
+    weight_key, noise_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (*shape, prior.mean.shape[-1]), jnp.float32)
+    return Mixture(
+        mean=prior.mean + jnp.exp(0.5 * prior.log_variance) * noise,
+        log_variance=None,
+        log_weights=log_dirichlet(weight_key, jnp.broadcast_to(log_alpha[:, None], shape), mask),
+        mask=mask,
+    )
+
+
+def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
+    """The mixture `(1 - t) a + t b`: both sets of components, weights scaled.
+
+    Args:
+      a: mixture with S_a components, shape (B, S_a, D).
+      b: mixture with S_b components, shape (B, S_b, D).
+      t: in [0, 1], shape () or (B,).
+
+    Returns:
+      A `Mixture` with S_a + S_b components. If only one side has variances, the other's are 0.
+
+    Raises:
+      ValueError: batch or width of `a` and `b` differ.
+    """
+    check_shapes(**{"a.mean": (a.mean, "B Sa D"), "b.mean": (b.mean, "B Sb D")})
+    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), a.mean.shape[:1])[:, None]
+    log_variance = None
+    if a.log_variance is not None or b.log_variance is not None:
+        log_variance = jnp.concatenate([_log_variance(a), _log_variance(b)], axis=1)
+    return Mixture(
+        mean=jnp.concatenate([a.mean, b.mean], axis=1),
+        log_variance=log_variance,
+        log_weights=jnp.concatenate([a.log_weights + jnp.log1p(-t), b.log_weights + jnp.log(t)], 1),
+        mask=jnp.concatenate([a.mask, b.mask], axis=1),
+    )
+
+
+def _log_variance(mixture: Mixture) -> jax.Array:
+    if mixture.log_variance is None:
+        return jnp.full_like(mixture.mean, -jnp.inf)
+    return mixture.log_variance

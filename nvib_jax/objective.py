@@ -1,0 +1,184 @@
+"""What is minimised, and what is reported: cross-entropy, the two KLs, annealing, ELBO, IWAE.
+
+DESIGN 3.7. The training loss is a mean over valid tokens plus KLs in the published scaling; a
+bound on the likelihood is a sum over the sentence with the exact KLs, and is kept apart from it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.random import log_normalize
+from nvib_jax.shapes import check_choice, check_mask, check_shapes
+from nvib_jax.special import stirling_error
+from nvib_jax.types import Mixture, Posterior, Prior
+
+SCHEDULES = ("constant", "linear", "cosine", "cyclic")
+
+
+def log_likelihood(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """`log p(x | F)` summed over each sentence's valid tokens.
+
+    Args:
+      logits: shape (B, T, V), any float dtype; the softmax is float32.
+      targets: int, shape (B, T).
+      mask: bool, shape (B, T), True = counts.
+
+    Returns:
+      float32 nats, shape (B,).
+
+    Raises:
+      ValueError: shapes that do not fit, or a mask that is not boolean.
+    """
+    check_mask("mask", mask)
+    check_shapes(logits=(logits, "B T V"), targets=(targets, "B T"), mask=(mask, "B T"))
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    token = picked - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.sum(jnp.where(mask, token, 0.0), axis=-1)
+
+
+def anneal(
+    step: jax.Array | int, *, schedule: str, start: int = 0, steps: int = 0, cycle: int = 0
+) -> jax.Array:
+    """The KLs' factor a(t) in [0, 1]: 0 before `start`, 1 from `start + steps` on.
+
+    Args:
+      step: the optimiser step.
+      schedule: "constant" (always 1), "linear", "cosine", or "cyclic": a linear ramp of `steps`
+        that starts again every `cycle` steps (Fu et al., 2019).
+      start: steps at 0 before the ramp.
+      steps: length of the ramp.
+      cycle: length of a cycle, for "cyclic" only.
+
+    Returns:
+      float32, the shape of `step`.
+
+    Raises:
+      ValueError: an unknown schedule, or a cycle shorter than its ramp.
+    """
+    check_choice("schedule", schedule, SCHEDULES)
+    if schedule == "cyclic" and cycle < max(steps, 1):
+        raise ValueError(f"cycle is {cycle} steps; wanted at least the ramp's {max(steps, 1)}")
+    step = jnp.asarray(step, jnp.float32) - start
+    if schedule == "constant":
+        return jnp.ones_like(step)
+    inside = jnp.where(step >= 0, step % cycle, step) if schedule == "cyclic" else step
+    ramp = jnp.clip(inside / max(steps, 1), 0.0, 1.0)
+    return 0.5 - 0.5 * jnp.cos(jnp.pi * ramp) if schedule == "cosine" else ramp
+
+
+def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None) -> jax.Array:
+    """The published reductions: `KL_G / (S D)` (give `dim`) and `KL_D / S`.
+
+    Args:
+      kl: nats, shape (B,).
+      components: S, valid components of each example (the prior's included), shape (B,).
+      dim: D for the Gaussian term, None for the Dirichlet term.
+    """
+    return kl / (components * (1 if dim is None else dim))
+
+
+def elbo_weights(lambda_gaussian: float, lambda_dirichlet: float, dim: int) -> tuple[float, float]:
+    """Published loss weights in units of the ELBO, where (1, 1) is the bound itself.
+
+    Summed over a sentence, `CE/T + lambda_G KL_G/(S D) + lambda_D KL_D/S` with T = S is
+    `CE + (lambda_G / D) KL_G + lambda_D KL_D`.
+
+    Returns:
+      (weight of KL_G, weight of KL_D).
+    """
+    return lambda_gaussian / dim, lambda_dirichlet
+
+
+def elbo(
+    log_likelihood: jax.Array,
+    kl_gaussian: jax.Array,
+    kl_dirichlet: jax.Array,
+    log_prob_length: jax.Array,
+) -> jax.Array:
+    """`log p(x) >= log p(n) + E_q log p(x | F) - KL_G - KL_D`, nats per sentence.
+
+    It bounds the likelihood only with the exact KLs and a *drawn* mixture in the first term.
+
+    Args:
+      log_likelihood: of a drawn mixture, shape (B,).
+      kl_gaussian: `kl_gaussian(..., form="exact")`, shape (B,).
+      kl_dirichlet: `kl_dirichlet(..., form="exact")`, shape (B,).
+      log_prob_length: `log p(n)`, what it costs to tell the decoder the number of components,
+        shape (B,).
+
+    Returns:
+      shape (B,).
+    """
+    return log_likelihood + log_prob_length - kl_gaussian - kl_dirichlet
+
+
+def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> jax.Array:
+    """`log p(F) - log q(F | x)` of a mixture drawn by `sample(key, posterior, num_samples=K)`.
+
+    Its mean under q is minus the sum of the exact KLs. Components with a pseudo-count of zero are
+    in neither density.
+
+    Args:
+      mixture: impulses, shape (B, K S, D).
+      posterior: what it was drawn from; K is read off the shapes.
+      prior: the prior.
+
+    Returns:
+      float32 nats, shape (B,).
+
+    Raises:
+      ValueError: the mixture's components are no multiple of the posterior's.
+    """
+    count, rest = divmod(mixture.mean.shape[1], posterior.mean.shape[1])
+    if rest or not count:
+        raise ValueError(
+            f"mixture has {mixture.mean.shape[1]} components; wanted a multiple of the "
+            f"posterior's {posterior.mean.shape[1]}"
+        )
+    present = posterior.mask & ~jnp.isneginf(posterior.log_alpha)
+    tile = (1, count)
+    drawn = jnp.tile(present, tile)
+    noise = (mixture.mean - jnp.tile(posterior.mean, (*tile, 1))) * jnp.exp(
+        -0.5 * jnp.tile(posterior.log_variance, (*tile, 1))
+    )
+    score = jnp.square(mixture.mean - prior.mean) * jnp.exp(-prior.log_variance)
+    log_scale = jnp.tile(posterior.log_variance, (*tile, 1)) - prior.log_variance
+    gaussian = 0.5 * jnp.sum(jnp.square(noise) - score + log_scale, axis=-1)
+
+    tokens = jnp.sum(posterior.mask[:, 1:], axis=-1)
+    log_k0 = jnp.log(count * (tokens + 1).astype(jnp.float32))
+    log_b = jnp.broadcast_to((prior.log_total(tokens) - log_k0)[:, None], drawn.shape)
+    log_a = jnp.tile(posterior.log_alpha, tile) - jnp.log(jnp.float32(count))
+    log_pi = log_normalize(mixture.log_weights, drawn)
+    dirichlet = _log_dirichlet_density(log_pi, log_b, drawn) - _log_dirichlet_density(
+        log_pi, log_a, drawn
+    )
+    return jnp.sum(jnp.where(drawn, gaussian, 0.0), axis=-1) + dirichlet
+
+
+def _log_dirichlet_density(log_pi: jax.Array, log_alpha: jax.Array, valid: jax.Array) -> jax.Array:
+    """`log Dir(pi; alpha)` over the valid entries, with respect to d log pi (the measure cancels)."""
+    log_alpha = jnp.where(valid, log_alpha, 0.0)
+    log_total = jax.nn.logsumexp(jnp.where(valid, log_alpha, -1e30), axis=-1)
+    each = jnp.exp(log_alpha) * jnp.where(valid, log_pi, 0.0) - _gammaln_of_exp(log_alpha)
+    return _gammaln_of_exp(log_total) + jnp.sum(jnp.where(valid, each, 0.0), axis=-1)
+
+
+def _gammaln_of_exp(log_x: jax.Array) -> jax.Array:
+    x = jnp.exp(log_x)
+    return (x - 0.5) * log_x - x + 0.9189385332046727 + stirling_error(log_x)
+
+
+def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:
+    """`log 1/k sum_j p(x | F_j) p(F_j) / q(F_j | x)`, the importance-weighted bound.
+
+    Args:
+      log_weights: `log p(n) + log p(x | F_j) + log_density_ratio`, k of them along `axis`.
+      axis: the axis of the k draws.
+
+    Returns:
+      float32 nats, `axis` removed. Source: Burda et al. (2016).
+    """
+    count = log_weights.shape[axis]
+    return jax.nn.logsumexp(log_weights, axis=axis) - jnp.log(jnp.float32(count))

@@ -1,0 +1,120 @@
+"""Encoder statistics -> `Posterior`: the three pseudo-count maps, the skip, component 0.
+
+DESIGN 3.3. The linear maps `mu = W_mu x + b` and `log s2 = W_s x + b` are the caller's (a Flax
+module owns their parameters); here is what is not a plain linear map.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.shapes import check_choice, check_mask, check_shapes
+from nvib_jax.types import Posterior, Prior
+
+PSEUDO_COUNT_MAPS = ("exp_linear", "exp_quadratic", "relu")
+
+
+def log_pseudo_count(
+    x: jax.Array,
+    linear: jax.Array,
+    bias: jax.Array,
+    quadratic: jax.Array | None = None,
+    *,
+    form: str = "exp_linear",
+) -> jax.Array:
+    """Log pseudo-counts of encoder states.
+
+        exp_linear      log alpha = w.x + b
+        exp_quadratic   log alpha = a.(x*x) + w.x + b     (can be |x|^2 / (2 sqrt E) exactly)
+        relu            alpha = max(0, w.x + b)           (0 removes the component)
+
+    Args:
+      x: encoder states, shape (..., D).
+      linear: w, shape (D,).
+      bias: b, shape ().
+      quadratic: a, shape (D,), for `exp_quadratic` only.
+      form: which map.
+
+    Returns:
+      float32 log alpha, shape (...,); -inf with zero gradient where `relu` gives 0.
+
+    Raises:
+      ValueError: an unknown form, a missing or surplus `quadratic`, shapes that do not fit.
+    """
+    check_choice("form", form, PSEUDO_COUNT_MAPS)
+    if (quadratic is not None) != (form == "exp_quadratic"):
+        given = "given" if quadratic is not None else "None"
+        raise ValueError(f"quadratic is {given} with form={form!r}; exp_quadratic alone takes it")
+    width = jnp.shape(x)[-1:]
+    for name, weight in (("linear", linear), ("quadratic", quadratic)):
+        if weight is not None and jnp.shape(weight) != width:
+            raise ValueError(f"{name} has shape {jnp.shape(weight)}; wanted [D] = {width}")
+    x = x.astype(jnp.float32)
+    value = x @ linear.astype(jnp.float32) + bias
+    if quadratic is not None:
+        value = value + (x * x) @ quadratic.astype(jnp.float32)
+    if form != "relu":
+        return value
+    positive = value > 0
+    # The inner where keeps log's gradient finite on the branch that is thrown away.
+    return jnp.where(positive, jnp.log(jnp.where(positive, value, 1.0)), -jnp.inf)
+
+
+def make_posterior(
+    mean: jax.Array, log_variance: jax.Array, log_alpha: jax.Array, mask: jax.Array, prior: Prior
+) -> Posterior:
+    """Put the prior's component in front of the tokens' and return the posterior.
+
+    Args:
+      mean: shape (B, N, D).
+      log_variance: shape (B, N, D).
+      log_alpha: log pseudo-counts, shape (B, N).
+      mask: bool, shape (B, N), True = a real token.
+      prior: its mean, variance and alpha become component 0, which is never masked, so that no
+        softmax over components is ever empty.
+
+    Returns:
+      A `Posterior` with S = N + 1 components, float32.
+
+    Raises:
+      ValueError: naming the argument, the shape it has and the shape it should have.
+    """
+    check_mask("mask", mask)
+    sizes = check_shapes(
+        mean=(mean, "B N D"),
+        log_variance=(log_variance, "B N D"),
+        log_alpha=(log_alpha, "B N"),
+        mask=(mask, "B N"),
+        **{"prior.mean": (prior.mean, "D"), "prior.log_variance": (prior.log_variance, "D")},
+    )
+    batch, dim = sizes["B"], sizes["D"]
+
+    def prepend(first: jax.Array, rest: jax.Array, *shape: int) -> jax.Array:
+        rest = rest if rest.dtype == jnp.bool_ else rest.astype(jnp.float32)
+        first = jnp.broadcast_to(first.astype(rest.dtype), (batch, 1, *shape))
+        return jnp.concatenate([first, rest], axis=1)
+
+    return Posterior(
+        mean=prepend(prior.mean, mean, dim),
+        log_variance=prepend(prior.log_variance, log_variance, dim),
+        log_alpha=prepend(prior.log_alpha, log_alpha),
+        mask=prepend(jnp.bool_(True), mask),
+    )
+
+
+def add_skip(log_alpha: jax.Array, previous: Posterior) -> jax.Array:
+    """Add the previous NVIB layer's log pseudo-counts, its prior component excluded.
+
+    Args:
+      log_alpha: this layer's, shape (B, N).
+      previous: the posterior of the layer below, S = N + 1.
+
+    Returns:
+      shape (B, N).
+    """
+    check_shapes(
+        **{
+            "log_alpha": (log_alpha, "B N"),
+            "previous.log_alpha[:, 1:]": (previous.log_alpha[:, 1:], "B N"),
+        }
+    )
+    return log_alpha + previous.log_alpha[:, 1:]

@@ -1,0 +1,52 @@
+"""Shape checks: one clear sentence that names the argument, the shape it has and the shape it should have.
+
+Every public function checks its arrays here, at trace time, so the check costs nothing under jit.
+The letters are those of `nvib_jax.types`.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def check_shapes(letters: str | None = None, /, **arguments: tuple[Any, str]) -> dict[str, int]:
+    """Bind dimension letters to sizes over several arrays, or raise.
+
+    Args:
+      letters: sizes bound before, e.g. `"K=4"`; rarely needed.
+      **arguments: name -> (array or None, specification such as `"B S D"`). `None` is skipped.
+        A digit in a specification is a fixed size.
+
+    Returns:
+      The size of every letter.
+
+    Raises:
+      ValueError: naming the argument, its shape and the shape that was wanted.
+    """
+    sizes = dict((k, int(v)) for k, v in (x.split("=") for x in (letters or "").split()))
+    for name, (array, spec) in arguments.items():
+        if array is None:
+            continue
+        axes, shape = spec.split(), jnp.shape(array)
+        fits = len(axes) == len(shape)
+        for axis, size in zip(axes, shape, strict=False):
+            wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, size) if fits else size
+            fits = fits and wanted == size
+        if not fits:
+            known = ", ".join(str(sizes[a]) if a in sizes and not a.isdigit() else a for a in axes)
+            raise ValueError(
+                f"{name} has shape {tuple(shape)}; wanted [{', '.join(axes)}] = ({known})"
+            )
+    return sizes
+
+
+def check_mask(name: str, mask: Any) -> None:
+    """Masks are boolean, True = valid: a float or integer mask is refused rather than guessed at."""
+    if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
+        raise ValueError(f"{name} has dtype {jnp.asarray(mask).dtype}; wanted bool, True = valid")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """An option out of a short list."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}")
