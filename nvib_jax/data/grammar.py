@@ -1,0 +1,318 @@
+"""A small probabilistic grammar of English: a corpus whose sentences can be checked and scored.
+
+The rules and words are in `english.txt`. Drawing expands rules at random from `sentence`; a draw of
+fewer than 4 or more than 24 words is thrown away and drawn again. So the probability of a sentence
+`x` in the language is exact,
+
+    log p(x) = sum over its one derivation of log p(expansion | rule) - log Z,
+    Z = P(4 <= length <= 24),
+
+where the derivation comes from lark's LALR(1) parser, built in strict mode: a grammar without
+conflicts is unambiguous, so there is no second derivation to add. `Z` comes from the distribution
+of lengths, computed exactly by dynamic programming. Probabilities are in nats, lengths in words.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import itertools
+import math
+import re
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+MIN_WORDS = 4
+MAX_WORDS = 24
+
+_START = "sentence"
+_PLACEHOLDERS = {
+    "{n}": ("s", "p"),
+    "{f}": ("s", "p", "d"),
+    "{c}": ("person", "animal", "thing", "place"),
+}
+# Zipf-Mandelbrot: the word of rank r (from 0) weighs 1 / (r + 2) within its class.
+_ZIPF_SHIFT = 2
+
+Rule = list[tuple[float, tuple[str, ...]]]
+
+
+class Grammar:
+    """A probabilistic context-free grammar over words, with a length limit.
+
+    Args:
+      text: rules and word classes in the format that `english.txt` explains.
+
+    Raises:
+      ValueError: an unknown symbol, a word in two classes, or a line that is neither rule nor words.
+    """
+
+    def __init__(self, text: str) -> None:
+        rules, classes = _read(text)
+        _check_symbols(rules, classes)
+        self.rules = {name: _normalise(rule) for name, rule in rules.items()}
+        self.classes = {name: _zipf(words) for name, words in classes.items()}
+        self._class_of = _class_of(classes)
+        self._root = self._compile()
+
+    @functools.cached_property
+    def words(self) -> frozenset[str]:
+        """Every word that a sentence may contain, `an` included."""
+        return frozenset(self._class_of) | {"an"}
+
+    # ---- drawing
+
+    def sample(self, rng: np.random.Generator) -> str:
+        """One sentence: 4 to 24 lower-case words separated by single spaces."""
+        return self._sentence(iter(rng.random, None))
+
+    def sentences(self, seed: int | Sequence[int], count: int) -> list[str]:
+        """The first `count` sentences of the endless corpus that `seed` names."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+        uniforms = itertools.chain.from_iterable(iter(lambda: rng.random(8192).tolist(), None))
+        return [self._sentence(uniforms) for _ in range(count)]
+
+    def _sentence(self, uniforms: Iterator[float]) -> str:
+        while True:
+            words = self._expand(uniforms)
+            if MIN_WORDS <= len(words) <= MAX_WORDS:
+                return " ".join(_articles(words))
+
+    def _expand(self, uniforms: Iterator[float]) -> list[str]:
+        """The words of one derivation, cut short once there are too many."""
+        stack, words = [self._root], []
+        while stack and len(words) <= MAX_WORDS:
+            is_class, cumulative, choices = stack.pop()
+            choice = choices[bisect(cumulative, next(uniforms)) if cumulative else 0]
+            if is_class:
+                words.append(choice)
+            else:
+                stack.extend(choice)
+        return words
+
+    def _compile(self) -> Any:
+        """Rules as linked nodes (is_class, cumulative shares, choices), for speed."""
+        nodes: dict[str, tuple[bool, list[float], list[Any]]] = {}
+        for name, words in self.classes.items():
+            nodes[name] = (True, _cumulative(words.values()), list(words))
+        for name in self.rules:
+            nodes[name] = (False, _cumulative(p for p, _ in self.rules[name]), [])
+        for name, rule in self.rules.items():
+            # A stack pops from its end, so that symbols go in reversed.
+            nodes[name][2].extend([nodes[s] for s in reversed(symbols)] for _, symbols in rule)
+        return nodes[_START]
+
+    # ---- scoring
+
+    def contains(self, sentence: str) -> bool:
+        """Whether the sentence is in the language (single spaces, lower case, 4 to 24 words)."""
+        return self._derivation_log_prob(sentence) > -math.inf
+
+    def log_prob(self, sentence: str) -> float:
+        """Log-probability of the sentence in nats, of which the exponentials sum to one.
+
+        Returns `-inf` for a sentence that is not in the language.
+        """
+        return self._derivation_log_prob(sentence) - self._log_normaliser
+
+    @functools.cached_property
+    def length_probabilities(self) -> np.ndarray:
+        """`[25]` float64: the probability of each length in words, 0 to 24, in the language."""
+        lengths = self._unlimited_lengths
+        limited = np.where(np.arange(MAX_WORDS + 1) >= MIN_WORDS, lengths, 0.0)
+        return limited / limited.sum()
+
+    @functools.cached_property
+    def _log_normaliser(self) -> float:
+        return math.log(self._unlimited_lengths[MIN_WORDS:].sum())
+
+    @functools.cached_property
+    def _unlimited_lengths(self) -> np.ndarray:
+        """P(length = 0..24) of a draw before any is thrown away.
+
+        Each sweep makes derivations one level deeper exact. No rule derives itself alone, so a
+        sentence of at most 24 words has bounded depth and the sweeps come to rest, exactly.
+        """
+        size = MAX_WORDS + 1
+        one_word = np.eye(1, size, 1)[0]
+        lengths = dict.fromkeys(self.rules, np.zeros(size)) | dict.fromkeys(self.classes, one_word)
+        while True:
+            before = lengths.copy()
+            for name, rule in self.rules.items():
+                lengths[name] = sum(p * _convolve(lengths, symbols) for p, symbols in rule)
+            if all(np.array_equal(lengths[name], before[name]) for name in self.rules):
+                return lengths[_START]
+
+    def _derivation_log_prob(self, sentence: str) -> float:
+        from lark.exceptions import UnexpectedInput
+
+        tokens = self.tokens(sentence)
+        if tokens is None:
+            return -math.inf
+        try:
+            return self._parser.parse(tokens)
+        except UnexpectedInput:
+            return -math.inf
+
+    def tokens(self, sentence: str) -> list[Any] | None:
+        """Words as lark tokens of their classes, or None where the words alone rule it out."""
+        from lark import Token
+
+        written = sentence.split(" ")
+        words = ["a" if word == "an" else word for word in written]
+        known = all(word in self._class_of for word in words)
+        if not (known and MIN_WORDS <= len(words) <= MAX_WORDS and _articles(words) == written):
+            return None
+        return [Token(self._class_of[word].upper(), word) for word in words]
+
+    @functools.cached_property
+    def _parser(self) -> Any:
+        """LALR(1) parser whose result is the log-probability of the derivation."""
+        log_probs = {
+            f"{name}_{i}": math.log(share)
+            for name, rule in self.rules.items()
+            for i, (share, _) in enumerate(rule)
+        }
+        word_log_probs = {
+            word: math.log(share) for words in self.classes.values() for word, share in words.items()
+        }
+
+        def scorer(log_prob: float) -> Any:
+            # A child is the score of a sub-derivation, or a word that has yet to be scored.
+            return lambda children: log_prob + sum(
+                word_log_probs[child] if isinstance(child, str) else child for child in children
+            )
+
+        class Scores:
+            pass
+
+        for alias, log_prob in log_probs.items():
+            setattr(Scores, alias, staticmethod(scorer(log_prob)))
+        return self.lark(parser="lalr", strict=True, transformer=Scores())
+
+    def lark(self, **options: Any) -> Any:
+        """A `lark.Lark` parser of this grammar that reads `tokens(sentence)`."""
+        from lark import Lark
+        from lark.lexer import Lexer
+
+        class PassThrough(Lexer):
+            def __init__(self, lexer_conf: Any) -> None:
+                pass
+
+            def lex(self, data: Any) -> Iterator[Any]:  # type: ignore[override]
+                return iter(data)
+
+        # Lark tells a terminal by its capitals, all of them.
+        spelling = {symbol: symbol.upper() for symbol in self.classes}
+        lines = [f"%declare {name}" for name in spelling.values()]
+        for name, rule in self.rules.items():
+            expansions = (" ".join(spelling.get(s, s) for s in symbols) for _, symbols in rule)
+            aliased = (f"{expansion} -> {name}_{i}" for i, expansion in enumerate(expansions))
+            lines.append(f"{name}: " + "\n  | ".join(aliased))
+        return Lark("\n".join(lines), start=_START, lexer=PassThrough, **options)
+
+
+@functools.cache
+def default_grammar() -> Grammar:
+    """The grammar of `english.txt`, read once."""
+    source = importlib.resources.files("nvib_jax.data").joinpath("english.txt")
+    return Grammar(source.read_text(encoding="utf-8"))
+
+
+# ---- the format
+
+
+def _read(text: str) -> tuple[dict[str, Rule], dict[str, list[str]]]:
+    """Rules and word classes with the placeholders filled in."""
+    rules: dict[str, Rule] = {}
+    classes: dict[str, list[str]] = {}
+    templates: list[tuple[str, Rule]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.split("#")[0].rstrip()
+        if match := re.fullmatch(r"([a-z{][\w{}]*):", line):
+            templates.append((match[1], []))
+        elif templates and (match := re.fullmatch(r"\s+([\d.]+)((?: +[\w{}]+)*)", line)):
+            templates[-1][1].append((float(match[1]), tuple(match[2].split())))
+        elif match := re.fullmatch(r"([A-Z]\w*(?: [A-Z]\w*)*) \+?= (.+)", line):
+            for forms in match[2].split():
+                for name, form in zip(match[1].split(), forms.split("/"), strict=True):
+                    classes.setdefault(name, []).append(form)
+        elif line:
+            raise ValueError(f"grammar line {number} is neither a rule nor words: {line!r}")
+    for name, rule in templates:
+        for values in _fillings(name):
+            rules[_fill(name, values)] = [
+                (weight, tuple(_fill(symbol, values) for symbol in symbols))
+                for weight, symbols in rule
+            ]
+    return rules, classes
+
+
+def _fillings(name: str) -> Iterable[dict[str, str]]:
+    used = [placeholder for placeholder in _PLACEHOLDERS if placeholder in name]
+    for values in itertools.product(*(_PLACEHOLDERS[placeholder] for placeholder in used)):
+        yield dict(zip(used, values, strict=True))
+
+
+def _fill(symbol: str, values: dict[str, str]) -> str:
+    for placeholder, value in values.items():
+        symbol = symbol.replace(placeholder, value)
+    return symbol
+
+
+def _check_symbols(rules: dict[str, Rule], classes: dict[str, list[str]]) -> None:
+    known = rules.keys() | classes.keys()
+    used = {s for rule in rules.values() for _, symbols in rule for s in symbols} | {_START}
+    if unknown := used - known:
+        raise ValueError(f"the grammar uses symbols that it does not define: {sorted(unknown)}")
+    if unused := known - used:
+        raise ValueError(f"the grammar defines symbols that it does not use: {sorted(unused)}")
+
+
+def _class_of(classes: dict[str, list[str]]) -> dict[str, str]:
+    class_of: dict[str, str] = {}
+    for name, words in classes.items():
+        for word in words:
+            if word in class_of:
+                raise ValueError(f"the word {word!r} is in two classes: {class_of[word]} and {name}")
+            class_of[word] = name
+    return class_of
+
+
+# ---- arithmetic
+
+
+def _normalise(rule: Rule) -> Rule:
+    total = sum(weight for weight, _ in rule)
+    return [(weight / total, symbols) for weight, symbols in rule]
+
+
+def _zipf(words: list[str]) -> dict[str, float]:
+    weights = [1 / (rank + _ZIPF_SHIFT) for rank in range(len(words))]
+    return {word: weight / sum(weights) for word, weight in zip(words, weights, strict=True)}
+
+
+def _cumulative(shares: Iterable[float]) -> list[float]:
+    """Boundaries between choices; one fewer than choices, so that bisect cannot run past the end."""
+    return list(itertools.accumulate(shares))[:-1]
+
+
+def _convolve(lengths: dict[str, Any], symbols: tuple[str, ...]) -> np.ndarray:
+    """Distribution of the length of `symbols` together, up to the limit."""
+    size = MAX_WORDS + 1
+    result = np.eye(1, size, 0)[0]
+    for symbol in symbols:
+        result = np.convolve(result, lengths[symbol])[:size]
+    return result
+
+
+def _articles(words: list[str]) -> list[str]:
+    """`a` written `an` before a vowel: spelling, so that the rules need not know it."""
+    following = [*words[1:], ""]
+    return [
+        "an" if word == "a" and after[:1] in tuple("aeiou") else word
+        for word, after in zip(words, following, strict=True)
+    ]
