@@ -9,10 +9,19 @@ import jax.numpy as jnp
 
 from nvib_jax.attention import reference, xla
 from nvib_jax.attention.inputs import FORMS, Memory, make_memory
+from nvib_jax.attention.xla import attention_weights
 from nvib_jax.shapes import check_choice, check_mask, check_shapes
 from nvib_jax.types import Mixture
 
-__all__ = ["FORMS", "IMPLEMENTATIONS", "Memory", "attend", "denoising_attention", "make_memory"]
+__all__ = [
+    "FORMS",
+    "IMPLEMENTATIONS",
+    "Memory",
+    "attend",
+    "attention_weights",
+    "denoising_attention",
+    "make_memory",
+]
 
 IMPLEMENTATIONS = ("reference", "xla", "pallas")
 

@@ -43,8 +43,16 @@ def attend(query: jax.Array, memory: Memory, mask: jax.Array | None = None) -> j
     return out.reshape(out.shape[0], chunks * CHUNK, *out.shape[3:])[:, :length]
 
 
-def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> jax.Array:
-    dtype, f32 = query.dtype, jnp.float32
+def attention_weights(
+    query: jax.Array, memory: Memory, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+    """The softmax of `attend`, for one chunk or for looking at.
+
+    Returns:
+      (float32 weights, shape (B, H, T, S); the queries pulled back into R^D, float32, shape
+      (B, T, H, D), or None where no term of the form needs them).
+    """
+    f32 = jnp.float32
     logits = jnp.einsum("bthe,bshe->bhts", query, memory.key, preferred_element_type=f32)
     logits = logits + memory.bias[:, None, None, :]
     pulled = None
@@ -55,7 +63,13 @@ def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> j
         logits = logits + jnp.einsum("bthd,bsd->bhts", jnp.square(pulled), memory.shared_key)
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, MASK_VALUE)
-    weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+    return jax.nn.softmax(logits, axis=-1), pulled
+
+
+def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> jax.Array:
+    dtype, f32 = query.dtype, jnp.float32
+    weights, pulled = attention_weights(query, memory, mask)
+    weights = weights.astype(dtype)
     out = jnp.einsum("bhts,bshe->bthe", weights, memory.value, preferred_element_type=f32)
     if memory.shared_value is not None and pulled is not None:
         kept = jnp.einsum(
