@@ -1,1 +1,33 @@
-"""."""
+"""The data's way: source -> clean -> sentences -> tokenizer -> cache -> batches.
+
+    config.py     what to read, how to clean, tokenise and batch it
+    sources.py    raw text: the embedded grammar (grammar.py, english.txt), files, TFDS
+    clean.py      raw text -> sentences
+    tokenizer.py  sentences <-> ids
+    prepare.py    all of it into a cache on disk, once
+    prepared.py   the cache, opened
+    batches.py    the batch of any step
+
+Importing this loads numpy only; lark, sentencepiece, array_record, grain and TFDS are imported by
+the functions that need them, and TensorFlow never.
+"""
+
+from nvib_jax.data.batches import Batch, Batches, choose_buckets
+from nvib_jax.data.config import CleanConfig, DataConfig
+from nvib_jax.data.grammar import Grammar, default_grammar
+from nvib_jax.data.prepare import prepare
+from nvib_jax.data.prepared import PreparedData
+from nvib_jax.data.tokenizer import Tokenizer
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "CleanConfig",
+    "DataConfig",
+    "Grammar",
+    "PreparedData",
+    "Tokenizer",
+    "choose_buckets",
+    "default_grammar",
+    "prepare",
+]

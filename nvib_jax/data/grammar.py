@@ -15,6 +15,7 @@ of lengths, computed exactly by dynamic programming. Probabilities are in nats, 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.resources
 import itertools
 import math
@@ -57,6 +58,7 @@ class Grammar:
         self.classes = {name: _zipf(words) for name, words in classes.items()}
         self._class_of = _class_of(classes)
         self._root = self._compile()
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
 
     @functools.cached_property
     def words(self) -> frozenset[str]:
@@ -177,13 +179,18 @@ class Grammar:
             for i, (share, _) in enumerate(rule)
         }
         word_log_probs = {
-            word: math.log(share) for words in self.classes.values() for word, share in words.items()
+            word: math.log(share)
+            for words in self.classes.values()
+            for word, share in words.items()
         }
 
         def scorer(log_prob: float) -> Any:
             # A child is the score of a sub-derivation, or a word that has yet to be scored.
-            return lambda children: log_prob + sum(
-                word_log_probs[child] if isinstance(child, str) else child for child in children
+            return lambda children: (
+                log_prob
+                + sum(
+                    word_log_probs[child] if isinstance(child, str) else child for child in children
+                )
             )
 
         class Scores:
@@ -277,7 +284,9 @@ def _class_of(classes: dict[str, list[str]]) -> dict[str, str]:
     for name, words in classes.items():
         for word in words:
             if word in class_of:
-                raise ValueError(f"the word {word!r} is in two classes: {class_of[word]} and {name}")
+                raise ValueError(
+                    f"the word {word!r} is in two classes: {class_of[word]} and {name}"
+                )
             class_of[word] = name
     return class_of
 

@@ -1,0 +1,196 @@
+"""Tokens in, batches out: a pure function of (seed, step, process).
+
+Sentences are grouped by length into buckets, each a static shape. An epoch is a permutation of the
+split, cut into batches of one bucket each; every sentence is in it exactly once, and a bucket's last
+batch is filled up with rows that are masked throughout. Nothing depends on what was read before, so
+that a resumed run needs only its step, and all processes agree on the global batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+
+from nvib_jax.data.config import Split
+from nvib_jax.data.prepared import PreparedData
+from nvib_jax.data.tokenizer import Tokenizer
+
+_DEFAULT_BUCKETS = 4
+# No run is this long; grain wants an end.
+_NO_END = 1 << 40
+
+
+class Batch(TypedDict):
+    """Rows of one bucket of length N.
+
+    Keys:
+      tokens: `[B, N]` int32, padded with `Tokenizer.pad_id`.
+      mask: `[B, N]` bool, True on tokens; a filler row has none.
+      index: `[B]` int32, the sentence's place in its split; -1 for a filler row.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One epoch: `rows[b]` are the sentences of batch b (-1 fills up), `lengths[b]` its bucket."""
+
+    epoch: int
+    rows: np.ndarray
+    lengths: np.ndarray
+
+
+class Batches:
+    """All batches of a split, addressed by step.
+
+    Args:
+      data: prepared data.
+      split: `train`, `validation` or `test`.
+      batch_size: sentences in a global batch.
+      buckets: padded lengths in tokens, rising; empty for four that pad least.
+      seed: names the order of sentences and of batches.
+      process_index: which part of the rows this process gets.
+      process_count: number of processes that share a batch; every process gets `[p B/P, (p+1) B/P)`.
+      shuffle: False keeps the split's order within each bucket, short buckets first, every epoch.
+
+    Raises:
+      ValueError: an unknown or empty split, a batch size that the processes cannot share, or
+        sentences longer than the longest bucket.
+    """
+
+    def __init__(
+        self,
+        data: PreparedData,
+        split: Split,
+        *,
+        batch_size: int,
+        buckets: Sequence[int] = (),
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        lengths = data.split_lengths(split)
+        if batch_size < 1 or batch_size % process_count:
+            raise ValueError(
+                f"batch_size must be a positive multiple of process_count={process_count}, "
+                f"got {batch_size}"
+            )
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
+        # Every split shares the training data's buckets, so that no split adds shapes to compile.
+        self.buckets = tuple(buckets) or default_buckets(data)
+        if lengths.max() > self.buckets[-1]:
+            raise ValueError(
+                f"the longest sentence of {split!r} has {lengths.max()} tokens, "
+                f"more than the longest bucket: buckets={self.buckets}"
+            )
+        self.batch_size = batch_size
+        self.seed = seed
+        self._data, self._split, self._shuffle = data, split, shuffle
+        share = batch_size // process_count
+        self._share = slice(process_index * share, (process_index + 1) * share)
+        bucket_of = np.searchsorted(self.buckets, lengths)
+        self._members = [np.flatnonzero(bucket_of == b) for b in range(len(self.buckets))]
+        self._plan_lock = threading.Lock()
+        self._cached_plan: _Plan | None = None
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return sum(-(-len(members) // self.batch_size) for members in self._members)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of any step from 0, `step // len(self)` being its epoch: rows `[B/P, N]`."""
+        if step < 0:
+            raise IndexError(f"step must be at least 0, got {step}")
+        epoch, position = divmod(int(step), len(self))
+        plan = self._plan(epoch)
+        index = plan.rows[position, self._share].astype(np.int32)
+        present = index >= 0
+        tokens = np.full((len(index), plan.lengths[position]), Tokenizer.pad_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        sentences = self._data.tokens(self._split, index[present])
+        for row, sentence in zip(np.flatnonzero(present), sentences, strict=True):
+            tokens[row, : len(sentence)] = sentence
+            mask[row, : len(sentence)] = True
+        return Batch(tokens=tokens, mask=mask, index=index)
+
+    def iterate(self, start_step: int = 0, *, prefetch: int = 4) -> Iterator[Batch]:
+        """Endless batches from `start_step`, the same as `self[start_step], self[start_step + 1]...`
+
+        Args:
+          start_step: the first step.
+          prefetch: batches made ahead by background threads; 0 makes each when it is asked for.
+        """
+        import grain
+
+        steps = grain.MapDataset.range(start_step, _NO_END)
+        threads = min(prefetch, 2)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        return iter(steps.map(self.__getitem__).to_iter_dataset(options))
+
+    def _plan(self, epoch: int) -> _Plan:
+        # Prefetching threads meet at the turn of an epoch; each gets the plan of its own.
+        with self._plan_lock:
+            if self._cached_plan is None or self._cached_plan.epoch != epoch:
+                self._cached_plan = self._make_plan(epoch)
+            return self._cached_plan
+
+    def _make_plan(self, epoch: int) -> _Plan:
+        seeds = np.random.SeedSequence([self.seed, epoch])
+        rng = np.random.Generator(np.random.Philox(seeds))
+        rows, lengths = [], []
+        for bucket, members in zip(self.buckets, self._members, strict=True):
+            order = rng.permutation(members) if self._shuffle else members
+            count = -(-len(order) // self.batch_size)
+            filled = np.full(count * self.batch_size, -1, np.int64)
+            filled[: len(order)] = order
+            rows.append(filled.reshape(count, self.batch_size))
+            lengths.append(np.full(count, bucket))
+        batches = rng.permutation(len(self)) if self._shuffle else np.arange(len(self))
+        return _Plan(epoch, np.concatenate(rows)[batches], np.concatenate(lengths)[batches])
+
+
+def default_buckets(data: PreparedData) -> tuple[int, ...]:
+    """Four buckets for the lengths of all splits together."""
+    return choose_buckets(np.concatenate(list(data.lengths.values())), _DEFAULT_BUCKETS)
+
+
+def choose_buckets(lengths: np.ndarray, count: int) -> tuple[int, ...]:
+    """At most `count` padded lengths that minimise the padding of sentences of these lengths.
+
+    Exact, by dynamic programming over the lengths that occur: the cheapest way to cover the lengths
+    up to `l` with `k` buckets ends with one bucket of length `l`. Ties take the fewer buckets.
+
+    Args:
+      lengths: `[n]` integers, in tokens.
+      count: number of buckets, at least 1.
+    """
+    if count < 1 or len(lengths) == 0:
+        raise ValueError(f"need count >= 1 and some lengths, got {count} and {len(lengths)}")
+    values, occurrences = np.unique(np.asarray(lengths), return_counts=True)
+    below = np.concatenate([[0], np.cumsum(occurrences)])
+
+    @functools.cache
+    def best(end: int, buckets: int) -> tuple[int, tuple[int, ...]]:
+        """Least padded tokens for the `end` shortest lengths, and the buckets."""
+        if end == 0:
+            return 0, ()
+        if buckets == 0:
+            return 1 << 62, ()
+        top = int(values[end - 1])
+        options = (
+            (best(start, buckets - 1), int(below[end] - below[start]) * top) for start in range(end)
+        )
+        return min((cost + added, (*chosen, top)) for (cost, chosen), added in options)
+
+    costs: list[Any] = [best(len(values), k) for k in range(1, min(count, len(values)) + 1)]
+    return min(costs, key=lambda cost: cost[0])[1]

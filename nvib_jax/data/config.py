@@ -1,0 +1,113 @@
+"""What the data are: where the text comes from, how it is cleaned, tokenised and batched.
+
+Plain frozen dataclasses, standard library only, so that the command line can show them quickly. The
+string under each field is its help text.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+Layout = Literal["auto", "lines", "running", "wikitext"]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+TFDS_PREFIX = "tfds:"
+
+
+def _default_cache_dir() -> str:
+    return os.environ.get("NVIB_CACHE") or str(Path("~/.cache/nvib_jax").expanduser())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """The steps from raw text to sentences, in order. The grammar's sentences skip them all."""
+
+    drop_headings: bool = True
+    """Drop lines that stand between equals signs, as WikiText's ` = Title = ` do."""
+    split_sentences: bool = True
+    """Split paragraphs into sentences (never where the layout is `lines`)."""
+    join_marks: bool = True
+    """Undo WikiText's marks inside words and numbers: `1 @,@ 000` to `1,000`, `@-@` to `-`."""
+    keep_characters: str = "a-zA-Z0-9 ,'<>."
+    """Characters kept, as the inside of a regular expression's brackets; empty keeps all. A symbol
+    that is not kept leaves a space, a letter that is not kept leaves nothing."""
+    join_punctuation: bool = True
+    """No space before `.`, `,` and `'`."""
+    lowercase: bool = True
+    """Lower-case letters."""
+    min_tokens: int = 6
+    """Shortest sentence kept, in SentencePiece tokens without end-of-sentence."""
+    max_tokens: int = 49
+    """Longest sentence kept, in SentencePiece tokens without end-of-sentence."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(
+                "clean.min_tokens and clean.max_tokens must satisfy 1 <= min <= max, "
+                f"got {self.min_tokens} and {self.max_tokens}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A corpus and how it becomes batches."""
+
+    source: str = "grammar"
+    """`grammar` (embedded, unlimited), `text` (files), or `tfds:NAME` (a TFDS data set)."""
+    train: tuple[str, ...] = ()
+    """`text`: files or globs. `tfds:`: split names, empty for the split called `train`."""
+    validation: tuple[str, ...] = ()
+    """As `train`, for the split that training watches. Without files there is no such split."""
+    test: tuple[str, ...] = ()
+    """As `train`, for the split that reports use. Without files there is no such split."""
+    layout: Layout = "auto"
+    """`lines`: one sentence a line. `running`: prose, wrapped or not. `wikitext`: tokenised, end
+    marks standing alone. `auto`: told from the first lines of the training data."""
+    text_feature: str = "text"
+    """`tfds:` only: the feature that holds the text."""
+    tfds_dir: str = ""
+    """`tfds:` only: where TFDS keeps its data; empty for TFDS's own default."""
+    vocab_size: int = 4000
+    """SentencePiece vocabulary, at most; a small corpus gets fewer. For the grammar: its words."""
+    tokenizer_sentences: int = 200_000
+    """Training sentences that SentencePiece sees, at most, evenly spread over the corpus."""
+    num_train: int = 60_000
+    """`grammar` only: training sentences."""
+    num_validation: int = 2_000
+    """`grammar` only: validation sentences."""
+    num_test: int = 2_000
+    """`grammar` only: test sentences."""
+    seed: int = 0
+    """`grammar` only: names the corpus that is drawn."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """Cleaning of `text` and `tfds:` sources."""
+    cache_dir: str = field(default_factory=_default_cache_dir)
+    """Where prepared data are kept, under a hash of their content; `NVIB_CACHE` sets the default."""
+    batch_size: int = 128
+    """Sentences in a global batch, whatever the bucket."""
+    buckets: tuple[int, ...] = ()
+    """Padded lengths in tokens, each a static shape; empty chooses four for the least padding."""
+
+    def __post_init__(self) -> None:
+        if self.source not in ("grammar", "text") and not self.tfds_name:
+            raise ValueError(
+                f"data.source must be 'grammar', 'text' or 'tfds:NAME', got {self.source!r}"
+            )
+        for name in ("vocab_size", "tokenizer_sentences", "num_train", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_validation", "num_test", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must be at least 0, got {getattr(self, name)}")
+        if list(self.buckets) != sorted({b for b in self.buckets if b > 0}):
+            raise ValueError(f"data.buckets must be positive and rising, got {self.buckets}")
+
+    @property
+    def tfds_name(self) -> str:
+        """The TFDS name of a `tfds:NAME` source, otherwise empty."""
+        is_tfds = self.source.startswith(TFDS_PREFIX)
+        return self.source.removeprefix(TFDS_PREFIX) if is_tfds else ""

@@ -1,0 +1,144 @@
+"""SentencePiece tokenizer as a value: sentences in, one serialised model, ids out.
+
+Ids 0 to 3 are padding, beginning, end and unknown. No id but those of text is ever produced by
+`encode`: who wants beginning or end adds it.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+# WikiText's own mark for a rare word. As a piece of its own it costs one token and decodes to
+# itself; so SentencePiece's unknown piece, which has this name by default, needs another.
+_RARE_WORD = "<unk>"
+_UNKNOWN_PIECE = "<unknown>"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A trained SentencePiece model.
+
+    Attributes:
+      model: the serialised model, all that there is to save.
+    """
+
+    model: bytes
+    pad_id: ClassVar[int] = 0
+    bos_id: ClassVar[int] = 1
+    eos_id: ClassVar[int] = 2
+    unk_id: ClassVar[int] = 3
+
+    @classmethod
+    def train(
+        cls, sentences: Iterable[str], vocab_size: int, *, whole_words: bool = False
+    ) -> Tokenizer:
+        """Trains on sentences; the same sentences in the same order give the same bytes.
+
+        Args:
+          sentences: the text, a sentence each.
+          vocab_size: pieces at most, the four special ones included; a corpus that has no use for
+            so many gets fewer.
+          whole_words: every word one piece (and unseen words unknown), for a closed vocabulary.
+
+        Raises:
+          ValueError: no sentences, or a vocabulary too small for the corpus's characters.
+        """
+        import sentencepiece
+
+        corpus = [sentence for sentence in sentences if sentence.strip()]
+        if not corpus:
+            raise ValueError("the tokenizer needs at least one sentence to train on, got none")
+        writer = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(corpus),
+                model_writer=writer,
+                model_type="word" if whole_words else "unigram",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=1.0,
+                normalization_rule_name="identity",
+                max_sentence_length=1 << 20,
+                user_defined_symbols=[_RARE_WORD] if any(_RARE_WORD in s for s in corpus) else [],
+                unk_piece=_UNKNOWN_PIECE,
+                pad_id=cls.pad_id,
+                bos_id=cls.bos_id,
+                eos_id=cls.eos_id,
+                unk_id=cls.unk_id,
+                # The model depends on the number of threads: fixed, so that machines agree.
+                num_threads=2,
+                minloglevel=2,
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            characters = len(set().union(*corpus))
+            raise ValueError(
+                f"SentencePiece cannot train vocab_size={vocab_size} on {len(corpus)} sentences "
+                f"with {characters} distinct characters: {error}"
+            ) from error
+        return cls(writer.getvalue())
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        import sentencepiece
+
+        try:
+            return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"expected a serialised SentencePiece model, got {len(self.model)} bytes that are none"
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        return self._processor.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without beginning or end."""
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, faster than one by one."""
+        return self._processor.encode(list(texts))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids up to the first end; padding and beginning are dropped, unknown is `⁇`."""
+        return self._processor.decode(self._text_ids(ids)).strip()
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The piece of every id, special ones included."""
+        return [self._processor.id_to_piece(int(i)) for i in ids]
+
+    def _text_ids(self, ids: Iterable[int]) -> list[int]:
+        kept: list[int] = []
+        for i in map(int, ids):
+            if i == self.eos_id:
+                break
+            if i not in (self.pad_id, self.bos_id):
+                kept.append(i)
+        return kept
+
+    def to_bytes(self) -> bytes:
+        """The serialised model."""
+        return self.model
+
+    @classmethod
+    def from_bytes(cls, model: bytes) -> Tokenizer:
+        """Inverse of `to_bytes`; raises ValueError for anything else."""
+        tokenizer = cls(bytes(model))
+        _ = tokenizer._processor
+        return tokenizer
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to a file."""
+        Path(path).write_bytes(self.model)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Reads a model that `save` wrote."""
+        return cls.from_bytes(Path(path).read_bytes())
