@@ -54,10 +54,9 @@ class Prior:
                 f"dim, alpha, alpha_delta are {dim}, {alpha}, {alpha_delta}; "
                 "wanted dim >= 1, alpha > 0, alpha_delta >= 0"
             )
-        zeros = jnp.zeros((dim,), jnp.float32)
-        return cls(
-            mean=zeros,
-            log_variance=zeros,
+        return cls(  # two buffers, not one shared: a donated state may not hold an array twice
+            mean=jnp.zeros((dim,), jnp.float32),
+            log_variance=jnp.zeros((dim,), jnp.float32),
             log_alpha=jnp.float32(math.log(alpha)),
             alpha_delta=jnp.float32(alpha_delta),
         )

@@ -1,1 +1,19 @@
-"""."""
+"""Flax NNX modules: they own parameters and call the pure functions, nothing more.
+
+The tree-safe subset of NNX: `rngs` in `__init__` only, an explicit `key` at call (None means no
+dropout), no shared references, no state written during a call.
+"""
+
+from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
+from nvib_jax.modules.nvib import NVIB
+from nvib_jax.modules.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer
+
+__all__ = [
+    "NVIB",
+    "Decoder",
+    "DecoderLayer",
+    "DenoisingAttention",
+    "Encoder",
+    "EncoderLayer",
+    "SelfAttention",
+]

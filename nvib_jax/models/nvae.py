@@ -1,0 +1,257 @@
+"""NVAE: tokens -> encoder -> NVIB -> mixture -> decoder -> tokens, a VAE for text.
+
+Henderson & Fehr (2023). Every method is pure given the module; training and generation split it
+once into a plain dict of arrays (`split`) and merge it inside `jax.jit`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nvib_jax.attention import Memory
+from nvib_jax.mixture import expected, sample
+from nvib_jax.modules import NVIB, Decoder, Encoder
+from nvib_jax.modules.attention import Cache
+from nvib_jax.modules.transformer import dropout, split_key
+from nvib_jax.types import Mixture, Posterior, Prior
+
+Params = dict[str, jax.Array]
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class NVAEConfig:
+    """Architecture and bottleneck of an `NVAE`."""
+
+    dim: int = 256
+    """Width D of the model and of the latent vectors."""
+    heads: int = 4
+    """Heads of self-attention."""
+    latent_heads: int = 1
+    """Heads of the decoder's denoising attention."""
+    hidden: int = 1024
+    """Width of the feed-forward layers."""
+    encoder_layers: int = 1
+    """Encoder layers."""
+    decoder_layers: int = 1
+    """Decoder layers."""
+    norm: Literal["pre", "post"] = "pre"
+    """Layer norm before (pre) or after (post) each residual."""
+    dropout: float = 0.1
+    """Dropout rate in training."""
+    tied: bool = False
+    """Use the decoder's embedding as the output matrix."""
+    latent_bias: bool = False
+    """Biases in the denoising attention's projections."""
+    pseudo_count: Literal["exp_linear", "exp_quadratic", "relu"] = "exp_linear"
+    """Map from encoder states to pseudo-counts."""
+    initial_alpha: float = 1.0
+    """Pseudo-count of each vector before training."""
+    initial_variance: float = 0.1
+    """Variance of each vector before training."""
+    prior_alpha: float = 1.0
+    """Total pseudo-count of the Dirichlet process, alpha_0^p."""
+    alpha_delta: float = 0.3
+    """Prior pseudo-counts a token adds: the knob of the bottleneck."""
+    num_samples: int = 1
+    """Draws per component in training, K."""
+    evaluation_form: Literal["exact", "published", "simplified", "expected_logit", "drawn"] = (
+        "expected_logit"
+    )
+    """How a posterior is read when not training: a form of denoising attention, or one draw."""
+    threshold: float | None = None
+    """Drop components with a pseudo-count at most this when evaluating; None keeps all."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters, softmax, biases and KLs stay float32."""
+
+
+class NVAE(nnx.Module):
+    """Transformer encoder, NVIB layer, Transformer decoder with denoising cross-attention.
+
+    Args:
+      config: architecture.
+      vocab_size: V.
+      max_length: longest sentence in tokens, end-of-sentence not counted.
+      rngs: parameter RNGs.
+    """
+
+    def __init__(self, config: NVAEConfig, *, vocab_size: int, max_length: int, rngs: nnx.Rngs):
+        c, dtype = config, jnp.dtype(config.dtype)
+        self.config, self.max_length = config, max_length
+
+        def table(rows: int) -> nnx.Param:
+            return nnx.Param(nnx.initializers.normal(c.dim**-0.5)(rngs.params(), (rows, c.dim)))
+
+        self.encoder_embedding, self.decoder_embedding = table(vocab_size), table(vocab_size)
+        self.encoder_position, self.decoder_position = table(max_length), table(max_length + 1)
+        shared: dict[str, Any] = {
+            "norm": c.norm,
+            "dropout_rate": c.dropout,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
+        self.encoder = Encoder(c.encoder_layers, c.dim, c.heads, c.hidden, **shared)
+        self.nvib = NVIB(
+            c.dim,
+            prior=Prior.standard(c.dim, alpha=c.prior_alpha, alpha_delta=c.alpha_delta),
+            pseudo_count=c.pseudo_count,
+            initial_alpha=c.initial_alpha,
+            initial_variance=c.initial_variance,
+            rngs=rngs,
+        )
+        self.decoder = Decoder(
+            c.decoder_layers,
+            c.dim,
+            c.heads,
+            c.hidden,
+            latent_heads=c.latent_heads,
+            latent_bias=c.latent_bias,
+            **shared,
+        )
+        self.output = None if c.tied else nnx.Linear(c.dim, vocab_size, dtype=dtype, rngs=rngs)
+
+    @property
+    def dtype(self):
+        """The compute dtype."""
+        return jnp.dtype(self.config.dtype)
+
+    def encode(self, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> Posterior:
+        """Tokens to posterior.
+
+        Args:
+          tokens: int, shape (B, N).
+          mask: bool, shape (B, N), True = a real token.
+          key: dropout key; None means no dropout.
+
+        Returns:
+          A float32 `Posterior`, S = N + 1.
+        """
+        first, rest = split_key(key, 2)
+        positions = jnp.arange(tokens.shape[1])
+        x = self._embed(self.encoder_embedding, tokens)
+        x = x + self._embed(self.encoder_position, positions)
+        x = dropout(x, self.config.dropout, first)
+        return self.nvib(self.encoder(x, mask, rest), mask)
+
+    def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
+        """The training mixture: K draws a component."""
+        return sample(key, posterior, num_samples=self.config.num_samples)
+
+    def read(
+        self, posterior: Posterior, *, form: str | None = None, key: jax.Array | None = None
+    ) -> tuple[Mixture, str]:
+        """The evaluation mixture and the attention form that goes with it.
+
+        Args:
+          posterior: from `encode`.
+          form: overrides `config.evaluation_form`.
+          key: for form "drawn" only.
+
+        Raises:
+          ValueError: form "drawn" without a key.
+        """
+        form = form or self.config.evaluation_form
+        if form == "drawn":
+            if key is None:
+                raise ValueError("form is 'drawn' and key is None; a draw needs a key")
+            return sample(key, posterior), "exact"
+        weights = "geometric" if form == "expected_logit" else "mean"
+        return expected(posterior, log_weights=weights, threshold=self.config.threshold), form
+
+    def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
+        """What each decoder layer's attention needs of a mixture, computed once."""
+        return self.decoder.memories(mixture, form)
+
+    def decode(
+        self, memories: tuple[Memory, ...], inputs: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Next-token logits under teacher forcing.
+
+        Args:
+          memories: from `memories`.
+          inputs: int, shape (B, T): beginning-of-sentence, then the sentence.
+          key: dropout key; None means no dropout.
+
+        Returns:
+          float32, shape (B, T, V).
+        """
+        first, rest = split_key(key, 2)
+        x = dropout(self._decoder_input(inputs, 0), self.config.dropout, first)
+        return self._logits(self.decoder(x, memories, rest))
+
+    def empty_caches(self, batch: int, length: int) -> tuple[Cache, ...]:
+        """Caches for decoding up to `length` tokens."""
+        heads = self.config.heads
+        shape = (batch, length, heads, self.config.dim // heads)
+        zeros = jnp.zeros(shape, self.dtype)
+        return tuple((zeros, zeros) for _ in range(self.config.decoder_layers))
+
+    def decode_step(
+        self,
+        memories: tuple[Memory, ...],
+        caches: tuple[Cache, ...],
+        token: jax.Array,
+        position: jax.Array,
+    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+        """One step of `decode`: token (B,) at `position` () -> logits (B, V) and the caches."""
+        x = self._decoder_input(token[:, None], position)
+        x, caches = self.decoder.step(x, memories, caches, position)
+        return self._logits(x)[:, 0], caches
+
+    def attention(self, memories: tuple[Memory, ...], inputs: jax.Array) -> jax.Array:
+        """Share of attention each component gets, mean over layers and heads, (B, T, S)."""
+        weights = self.decoder.weights(self._decoder_input(inputs, 0), memories)
+        return jnp.mean(weights, axis=(0, 2))
+
+    def _embed(self, table: nnx.Param, tokens: jax.Array) -> jax.Array:
+        # Rows have norm 1; scaled to sqrt(D) they match what layer norm leaves.
+        return (table[...][tokens] * self.config.dim**0.5).astype(self.dtype)
+
+    def _decoder_input(self, tokens: jax.Array, start: int | jax.Array) -> jax.Array:
+        positions = start + jnp.arange(tokens.shape[1])
+        return self._embed(self.decoder_embedding, tokens) + self._embed(
+            self.decoder_position, positions
+        )
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        if self.output is not None:
+            return self.output(x).astype(jnp.float32)
+        table = self.decoder_embedding[...].astype(self.dtype)
+        return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+
+
+def decoder_io(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Teacher forcing: (inputs, targets, which targets count), each (B, N + 1).
+
+    Inputs are beginning-of-sentence and the sentence; targets the sentence and end-of-sentence. A
+    filler row, all padding, counts nothing.
+    """
+    length = jnp.sum(mask, axis=-1, keepdims=True)
+    column = jnp.full((tokens.shape[0], 1), BOS, tokens.dtype)
+    position = jnp.arange(tokens.shape[1] + 1)[None]
+    padded = jnp.concatenate([tokens, column], axis=1)
+    targets = jnp.where(position == length, jnp.asarray(EOS, tokens.dtype), padded)
+    counted = (position <= length) & (length > 0)
+    return jnp.concatenate([column, tokens], axis=1), targets, counted
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """A module as (static structure, flat dict "encoder.layers.0.up.kernel" -> array)."""
+    graph, state = nnx.split(model)
+    flat = nnx.to_flat_state(state)
+    return graph, {".".join(map(str, path)): leaf[...] for path, leaf in flat}
+
+
+def merge(graph: nnx.GraphDef, params: Params) -> Any:
+    """The inverse of `split`, inside or outside `jax.jit`."""
+    tree: dict[Any, Any] = {}
+    for name, leaf in params.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in name.split(".")]
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return nnx.merge(graph, tree)

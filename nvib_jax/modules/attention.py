@@ -1,0 +1,117 @@
+"""Attention modules: denoising attention over a mixture, and plain cached self-attention."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nvib_jax.attention import Memory, attend, attention_weights, make_memory
+from nvib_jax.types import Mixture
+
+Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B, T, H, E)
+
+
+def _check_heads(dim: int, heads: int) -> int:
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim is {dim} with {heads} heads; wanted a multiple of the heads")
+    return dim // heads
+
+
+class DenoisingAttention(nnx.Module):
+    """Cross-attention to a `Mixture` (`nvib_jax.denoising_attention` with projections).
+
+    Args:
+      dim: D.
+      heads: H, a divisor of D.
+      use_bias: biases on query, value and output (a key bias would cancel).
+      dtype: compute dtype of the products; softmax and biases stay float32.
+      rngs: parameter RNGs.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, use_bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        width = _check_heads(dim, heads)
+        self.heads, self.dtype = heads, dtype
+        init = nnx.initializers.xavier_uniform()
+
+        def kernel() -> nnx.Param:
+            return nnx.Param(
+                init(rngs.params(), (dim, dim), jnp.float32).reshape(dim, heads, width)
+            )
+
+        self.query = nnx.Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.key_kernel, self.value_kernel = kernel(), kernel()
+        self.value_bias = nnx.Param(jnp.zeros((heads, width))) if use_bias else None
+        self.out = nnx.Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
+
+    def memory(self, mixture: Mixture, form: str) -> Memory:
+        """Keys, values and biases of a mixture, once for all queries."""
+        kernels = (
+            self.key_kernel[...].astype(self.dtype),
+            self.value_kernel[...].astype(self.dtype),
+        )
+        return make_memory(mixture, key_kernel=kernels[0], value_kernel=kernels[1], form=form)
+
+    def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
+        """Attend from x, shape (B, T, D), to a memory; returns (B, T, D)."""
+        bias = None if self.value_bias is None else self.value_bias[...]
+        out = attend(self._project(x), memory, value_bias=bias)
+        return self.out(out.reshape(x.shape))
+
+    def weights(self, x: jax.Array, memory: Memory) -> jax.Array:
+        """The attention of every query over the components, float32, shape (B, H, T, S)."""
+        return attention_weights(self._project(x), memory)[0]
+
+    def _project(self, x: jax.Array) -> jax.Array:
+        return self.query(x).reshape(*x.shape[:2], self.heads, -1)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention; causal with a cache for decoding.
+
+    Args:
+      dim: D.
+      heads: H, a divisor of D.
+      dtype: compute dtype.
+      rngs: parameter RNGs.
+    """
+
+    def __init__(self, dim: int, heads: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        _check_heads(dim, heads)
+        self.heads = heads
+        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def _heads(self, x: jax.Array) -> list[jax.Array]:
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        return [a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v)]
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Whole sequences: bidirectional under `mask` (B, N), causal where mask is None.
+
+        Args:
+          x: shape (B, N, D).
+          mask: bool, shape (B, N), True = a real token; every row sees at least position 0.
+
+        Returns:
+          shape (B, N, D).
+        """
+        q, k, v = self._heads(x)
+        if mask is None:
+            out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        else:
+            # A row of padding alone attends to position 0: an empty softmax has no value.
+            mask = jnp.asarray(mask).at[:, 0].set(True)
+            out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+        return self.out(out.reshape(x.shape))
+
+    def step(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
+        """One position: x (B, 1, D) at `position` (), the cache holding all before it."""
+        q, k, v = self._heads(x)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)
+            for old, new in zip(cache, (k, v), strict=True)
+        )
+        seen = (jnp.arange(keys.shape[1]) <= position)[None, None, None, :]
+        out = jax.nn.dot_product_attention(q, keys, values, mask=seen)
+        return self.out(out.reshape(x.shape)), (keys, values)

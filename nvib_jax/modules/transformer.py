@@ -1,0 +1,198 @@
+"""Transformer encoder and decoder; the decoder's cross-attention reads a mixture."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nvib_jax.attention import Memory
+from nvib_jax.modules.attention import Cache, DenoisingAttention, SelfAttention
+from nvib_jax.shapes import check_choice
+from nvib_jax.types import Mixture
+
+NORMS = ("pre", "post")
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero a share `rate` of x and scale the rest; without a key, x itself."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """`jax.random.split` that passes None on."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+class _Block(nnx.Module):
+    """What both layers share: the residual with its norm (before or after) and the MLP."""
+
+    def __init__(self, dim, hidden, sublayers, *, norm, dropout_rate, dtype, rngs):
+        check_choice("norm", norm, NORMS)
+        self.norm, self.dropout_rate = norm, dropout_rate
+        self.norms = nnx.List(
+            [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(sublayers)]
+        )
+        self.up = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def mlp(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.gelu(self.up(x)))
+
+    def residual(self, index: int, x: jax.Array, sublayer, key: jax.Array | None) -> jax.Array:
+        norm = self.norms[index]
+        if self.norm == "pre":
+            return x + dropout(sublayer(norm(x)), self.dropout_rate, key)
+        return norm(x + dropout(sublayer(x), self.dropout_rate, key))
+
+
+class EncoderLayer(_Block):
+    """Self-attention and an MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        *,
+        norm: str = "pre",
+        dropout_rate: float = 0.0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            dim, hidden, 2, norm=norm, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
+        )
+        self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """x (B, N, D), mask (B, N) -> (B, N, D)."""
+        keys = split_key(key, 2)
+        x = self.residual(0, x, lambda h: self.attention(h, mask), keys[0])
+        return self.residual(1, x, self.mlp, keys[1])
+
+
+class DecoderLayer(_Block):
+    """Causal self-attention, denoising attention to a mixture, and an MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        *,
+        latent_heads: int | None = None,
+        latent_bias: bool = False,
+        norm: str = "pre",
+        dropout_rate: float = 0.0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            dim, hidden, 3, norm=norm, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
+        )
+        self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
+        self.latent_attention = DenoisingAttention(
+            dim, latent_heads or heads, use_bias=latent_bias, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array, memory: Memory, key: jax.Array | None = None) -> jax.Array:
+        """x (B, T, D) -> (B, T, D), causal."""
+        return self._run(x, memory, self.attention, key)[0]
+
+    def step(
+        self, x: jax.Array, memory: Memory, cache: Cache, position: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """One position of `__call__`: x (B, 1, D)."""
+        new_cache = cache
+
+        def attention(h: jax.Array) -> jax.Array:
+            nonlocal new_cache
+            out, new_cache = self.attention.step(h, cache, position)
+            return out
+
+        return self._run(x, memory, attention, None)[0], new_cache
+
+    def weights(self, x: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array]:
+        """(layer output, latent attention (B, H, T, S))."""
+        return self._run(x, memory, self.attention, None, weights=True)
+
+    def _run(self, x, memory, attention, key, weights: bool = False):
+        keys = split_key(key, 3)
+        x = self.residual(0, x, attention, keys[0])
+        query = self.norms[1](x) if self.norm == "pre" else x
+        seen = self.latent_attention.weights(query, memory) if weights else None
+        x = self.residual(1, x, lambda h: self.latent_attention(h, memory), keys[1])
+        return self.residual(2, x, self.mlp, keys[2]), seen
+
+
+class Encoder(nnx.Module):
+    """A stack of `EncoderLayer`, with a last norm where the layers are pre-norm."""
+
+    def __init__(
+        self, layers: int, dim: int, *args, norm: str = "pre", dtype=jnp.float32, rngs, **kw
+    ):
+        self.layers = nnx.List(
+            [
+                EncoderLayer(dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
+                for _ in range(layers)
+            ]
+        )
+        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+
+    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """x (B, N, D), mask (B, N) -> (B, N, D)."""
+        for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
+            x = layer(x, mask, layer_key)
+        return x if self.norm is None else self.norm(x)
+
+
+class Decoder(nnx.Module):
+    """A stack of `DecoderLayer`, all reading the same mixture with projections of their own."""
+
+    def __init__(
+        self, layers: int, dim: int, *args, norm: str = "pre", dtype=jnp.float32, rngs, **kw
+    ):
+        self.layers = nnx.List(
+            [
+                DecoderLayer(dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
+                for _ in range(layers)
+            ]
+        )
+        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+
+    def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
+        """One memory a layer, computed once for a mixture."""
+        return tuple(layer.latent_attention.memory(mixture, form) for layer in self.layers)
+
+    def __call__(
+        self, x: jax.Array, memories: tuple[Memory, ...], key: jax.Array | None = None
+    ) -> jax.Array:
+        """x (B, T, D) -> (B, T, D), causal."""
+        keys = split_key(key, len(self.layers))
+        for layer, memory, layer_key in zip(self.layers, memories, keys, strict=True):
+            x = layer(x, memory, layer_key)
+        return x if self.norm is None else self.norm(x)
+
+    def step(
+        self,
+        x: jax.Array,
+        memories: tuple[Memory, ...],
+        caches: tuple[Cache, ...],
+        position: jax.Array,
+    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+        """One position of `__call__`: x (B, 1, D); returns the output and the caches, longer by one."""
+        new = []
+        for layer, memory, cache in zip(self.layers, memories, caches, strict=True):
+            x, cache = layer.step(x, memory, cache, position)
+            new.append(cache)
+        return x if self.norm is None else self.norm(x), tuple(new)
+
+    def weights(self, x: jax.Array, memories: tuple[Memory, ...]) -> jax.Array:
+        """Latent attention of every layer, float32, shape (layers, B, H, T, S)."""
+        seen = []
+        for layer, memory in zip(self.layers, memories, strict=True):
+            x, weights = layer.weights(x, memory)
+            seen.append(weights)
+        return jnp.stack(seen)

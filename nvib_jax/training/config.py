@@ -1,0 +1,165 @@
+"""The configuration: frozen dataclasses, one field one meaning, presets as functions in `configs/`.
+
+A preset file defines `config() -> Config`. The command line overrides single fields
+(`--train.steps 100`), and the resolved config is saved in the run and in every checkpoint.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nvib_jax.data.config import DataConfig
+from nvib_jax.models.nvae import NVAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss: cross-entropy plus two weighted, annealed KLs (DESIGN 3.7)."""
+
+    units: Literal["published", "elbo"] = "published"
+    """published: mean cross-entropy a token + lambda_G KL_G/(S D) + lambda_D KL_D/S;
+    elbo: (negative log-likelihood + lambda_G KL_G + lambda_D KL_D) / tokens, 1 and 1 the bound."""
+    lambda_gaussian: float = 1e-3
+    """Weight of the Gaussian KL."""
+    lambda_dirichlet: float = 1.0
+    """Weight of the Dirichlet KL."""
+    kl_form: Literal["expected_count", "exact"] = "expected_count"
+    """Form of both KLs in the loss; reported bounds always use exact."""
+    anneal: Literal["constant", "linear", "cosine", "cyclic"] = "constant"
+    """Schedule of the KLs' common factor."""
+    anneal_start: int = 0
+    """Steps at factor 0 before the ramp."""
+    anneal_steps: int = 0
+    """Steps of the ramp."""
+    anneal_cycle: int = 0
+    """Steps of a cycle, for cyclic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimiser, length, and what is written when."""
+
+    run_dir: str = "runs/nvae"
+    """Where checkpoints, metrics and samples go."""
+    seed: int = 0
+    """Seed of parameters, draws, dropout and batch order."""
+    steps: int = 1000
+    """Optimiser steps."""
+    optimizer: Literal["adam", "adamw", "radam"] = "adamw"
+    """Optimiser."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Decay after warm-up: none, or to a hundredth of the peak at the last step."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices (adamw only)."""
+    clip: float = 1.0
+    """Gradients are clipped to this global norm."""
+    log_every: int = 50
+    """Steps between log lines."""
+    eval_every: int = 500
+    """Steps between evaluations on held-out data, each followed by a checkpoint."""
+    eval_sentences: int = 512
+    """Held-out sentences in an evaluation during training and in the summary."""
+    keep_checkpoints: int = 1
+    """Last checkpoints kept beside the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Text to batches."""
+    model: NVAEConfig = field(default_factory=NVAEConfig)
+    """Architecture and bottleneck."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The loss."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimiser and run."""
+
+
+def load_preset(path: str | Path) -> Config:
+    """Run a preset file's `config()`.
+
+    Raises:
+      FileNotFoundError: no such file; names the presets beside it.
+      ValueError: the file does not define `config() -> Config`, or names a field that is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = f"; {path.parent} has {', '.join(near)}" if near else ""
+        raise FileNotFoundError(f"config {path} does not exist{hint}")
+    spec = importlib.util.spec_from_file_location(f"nvib_preset_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"config {path} is no Python file; wanted one that defines config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.config()
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"config {path}: {_with_nearest_field(str(error))}") from error
+    if not isinstance(config, Config):
+        raise ValueError(f"config() of {path} gives {type(config).__name__}; wanted Config")
+    return config
+
+
+def _with_nearest_field(message: str) -> str:
+    """Name the nearest field where Python says only which keyword it did not expect."""
+    words = message.split("'")
+    if "unexpected keyword" not in message or len(words) < 2:
+        return message
+    known = sorted({f.name for part in sections() for f in dataclasses.fields(part)})
+    near = difflib.get_close_matches(words[1], known, n=1)
+    return message + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def sections() -> list[type]:
+    """`Config` and every dataclass inside it."""
+    found, todo = [], [Config]
+    while todo:
+        part = todo.pop()
+        found.append(part)
+        todo += [t for t in typing.get_type_hints(part).values() if dataclasses.is_dataclass(t)]
+    return found
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON, every field."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """The inverse of `to_json`.
+
+    Raises:
+      ValueError: a field that this version does not have, the nearest one named.
+    """
+    return _build(Config, json.loads(text), "config")
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"{where} has no field '{name}'{hint}")
+    built = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            value = _build(kind, value, f"{where}.{name}")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        built[name] = value
+    return cls(**built)

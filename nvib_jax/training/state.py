@@ -1,0 +1,153 @@
+"""The training state and its step: batch -> terms -> loss -> gradients -> new state.
+
+Metrics leave the step as (sum, count) pairs, so that a window, an epoch or several processes add
+up exactly, and nothing is synchronised until somebody prints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from nvib_jax.kl import kl_dirichlet, kl_gaussian
+from nvib_jax.models.nvae import NVAE, Params, decoder_io, merge
+from nvib_jax.objective import anneal, log_likelihood, published_scale
+from nvib_jax.training.config import ObjectiveConfig, TrainConfig
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+Batch = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes: step (), parameters, optimiser state."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clipping, the optimiser, warm-up and decay."""
+    peak, decay = config.learning_rate, max(config.steps - config.warmup_steps, 1)
+    after: optax.Schedule = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, decay, alpha=0.01),
+        "linear": optax.linear_schedule(peak, 0.01 * peak, decay),
+    }[config.schedule]
+    warmup = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
+    rate = optax.join_schedules([warmup, after], [config.warmup_steps])
+    if config.optimizer == "adamw":
+        # Vectors (norms, biases, the prior) are not decayed.
+        matrices = lambda params: {name: p.ndim > 1 for name, p in params.items()}  # noqa: E731
+        optimizer = optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay, mask=matrices)
+    else:
+        optimizer = {"adam": optax.adam, "radam": optax.radam}[config.optimizer](rate)
+    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+
+
+def loss_and_metrics(
+    model: NVAE, batch: Batch, key: jax.Array, step: jax.Array, objective: ObjectiveConfig
+) -> tuple[jax.Array, Metrics]:
+    """The training loss of a batch, under dropout and one drawn mixture a sentence.
+
+    Args:
+      model: the module.
+      batch: "tokens" int (B, N) and "mask" bool (B, N); a row without a token is filler.
+      key: PRNG key of the step.
+      step: optimiser step, for annealing.
+      objective: weights, units, forms.
+
+    Returns:
+      (loss (), metrics): nats per token and per sentence, shares of vectors.
+    """
+    encode_key, draw_key, decode_key = jax.random.split(key, 3)
+    tokens, mask = batch["tokens"], batch["mask"]
+    inputs, targets, counted = decoder_io(tokens, mask)
+    posterior = model.encode(tokens, mask, encode_key)
+    memories = model.memories(model.draw(posterior, draw_key), "exact")
+    log_p = log_likelihood(model.decode(memories, inputs, decode_key), targets, counted)
+
+    real = jnp.any(mask, axis=-1)
+    options: dict[str, Any] = {
+        "num_samples": model.config.num_samples,
+        "form": objective.kl_form,
+    }
+    prior = model.nvib.prior
+    kl_g = jnp.where(real, kl_gaussian(posterior, prior, **options), 0.0)
+    kl_d = jnp.where(real, kl_dirichlet(posterior, prior, **options), 0.0)
+
+    sentences, count = jnp.sum(real), jnp.sum(counted)
+    components = jnp.sum(posterior.mask, axis=-1)
+    if objective.units == "elbo":
+        per_g, per_d, total = kl_g, kl_d, jnp.maximum(count, 1)
+    else:
+        per_g = published_scale(kl_g, components, model.config.dim)
+        per_d = published_scale(kl_d, components)
+        total = jnp.maximum(sentences, 1)
+    factor = anneal(
+        step,
+        schedule=objective.anneal,
+        start=objective.anneal_start,
+        steps=objective.anneal_steps,
+        cycle=objective.anneal_cycle,
+    )
+    nll = -jnp.sum(jnp.where(real, log_p, 0.0))
+    kl = objective.lambda_gaussian * jnp.sum(per_g) + objective.lambda_dirichlet * jnp.sum(per_d)
+    loss = nll / jnp.maximum(count, 1).astype(jnp.float32) + factor * kl / total.astype(jnp.float32)
+    one = jnp.ones((), jnp.int32)
+    return loss, {
+        "loss": (loss, one),
+        "cross_entropy": (nll, count),
+        "kl_gaussian": (jnp.sum(kl_g), sentences),
+        "kl_dirichlet": (jnp.sum(kl_d), sentences),
+        "share_kept": count_kept(posterior, mask),
+    }
+
+
+def count_kept(posterior, mask: jax.Array, threshold: float = 0.1) -> tuple[jax.Array, jax.Array]:
+    """(components kept, components), the prior's and padding left out: a share once divided.
+
+    Kept means a pseudo-count above `threshold`, the published 0.1.
+    """
+    above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
+    return jnp.sum(above & mask), jnp.sum(mask)
+
+
+def make_train_step(
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, objective: ObjectiveConfig
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """The jitted step; the state's buffers are donated.
+
+    The key of step t is `fold_in(key, t)`: a restored run draws what the uninterrupted one drew.
+    """
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+
+        def loss(params: Params):
+            return loss_and_metrics(merge(graph, params), batch, step_key, state.step, objective)
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones((), jnp.int32))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def add_metrics(a: Metrics | None, b: Metrics) -> Metrics:
+    """Sum two windows; stays on the device."""
+    return b if a is None else jax.tree.map(jnp.add, a, b)
+
+
+def means(metrics: Metrics) -> dict[str, float]:
+    """Ratios as floats: the one place that waits for the device."""
+    host = jax.device_get(metrics)
+    return {name: float(total) / max(float(count), 1.0) for name, (total, count) in host.items()}
