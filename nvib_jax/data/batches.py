@@ -1,9 +1,9 @@
 """Tokens in, batches out: a pure function of (seed, step, process).
 
-Sentences are grouped by length into buckets, each a static shape. An epoch is a permutation of the
-split, cut into batches of one bucket each; every sentence is in it exactly once, and a bucket's last
-batch is filled up with rows that are masked throughout. Nothing depends on what was read before, so
-that a resumed run needs only its step, and all processes agree on the global batch.
+Sentences are grouped by length into buckets, each a static shape. An epoch is a permutation of
+the split, cut into batches of one bucket each; every sentence is in it exactly once, and the last
+batch of a bucket is filled up with rows that are masked throughout. Nothing depends on what was
+read before, so that a resumed run needs only its step, and all processes agree on the global batch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Batches:
       buckets: padded lengths in tokens, rising; empty for four that pad least.
       seed: names the order of sentences and of batches.
       process_index: which part of the rows this process gets.
-      process_count: number of processes that share a batch; every process gets `[p B/P, (p+1) B/P)`.
+      process_count: processes that share a batch; process p gets rows `[p B/P, (p+1) B/P)`.
       shuffle: False keeps the split's order within each bucket, short buckets first, every epoch.
 
     Raises:
@@ -124,7 +124,7 @@ class Batches:
         return Batch(tokens=tokens, mask=mask, index=index)
 
     def iterate(self, start_step: int = 0, *, prefetch: int = 4) -> Iterator[Batch]:
-        """Endless batches from `start_step`, the same as `self[start_step], self[start_step + 1]...`
+        """Endless batches from `start_step`, equal to `self[start_step]` and on.
 
         Args:
           start_step: the first step.

@@ -17,12 +17,17 @@ _MARK = re.compile(r"\s*@([-,.])@\s*")
 _SPACES = re.compile(r"\s+")
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" +(?=[.,'])")
 
+_PLAIN_QUOTES = str.maketrans("‘’“”", "''\"\"")
+
 # An end mark, closing quotes and brackets after it, then a space.
 _END_OF_RUNNING = re.compile(r"[.!?]+[\"'”’)\]]*\s+")
 _OPENS_SENTENCE = re.compile(r"[\"'“‘(\[<]*\s*(?:[^\W_a-z]|unk>)")
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st sr jr vs etc e.g i.e cf al no vol fig gen col capt lt sgt rev hon "
-    "jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k".split()
+    (
+        *("mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "gen", "col", "capt", "lt", "sgt"),
+        *("vs", "etc", "e.g", "i.e", "cf", "al", "no", "vol", "fig", "rev", "hon", "u.s", "u.k"),
+        *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
+    )
 )
 
 _END_MARKS = frozenset({".", "!", "?"})
@@ -89,7 +94,7 @@ def character_filter(keep: str) -> Callable[[str], str]:
     """A function that keeps the characters of a regular expression's bracket content.
 
     A dropped symbol leaves a space (`red-tipped` to `red tipped`), a dropped letter or accent
-    leaves nothing.
+    leaves nothing. Typographic quotes are written plainly first (`don’t` to `don't`).
 
     Raises:
       ValueError: `keep` is not the inside of a bracket expression.
@@ -106,7 +111,7 @@ def character_filter(keep: str) -> Callable[[str], str]:
         character = match[0]
         return "" if character.isalnum() or unicodedata.combining(character) else " "
 
-    return lambda text: dropped.sub(replacement, text)
+    return lambda text: dropped.sub(replacement, text.translate(_PLAIN_QUOTES))
 
 
 def collapse_spaces(text: str) -> str:

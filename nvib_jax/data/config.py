@@ -86,7 +86,7 @@ class DataConfig:
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning of `text` and `tfds:` sources."""
     cache_dir: str = field(default_factory=_default_cache_dir)
-    """Where prepared data are kept, under a hash of their content; `NVIB_CACHE` sets the default."""
+    """Where prepared data are kept, under a hash of their content; by default `$NVIB_CACHE`."""
     batch_size: int = 128
     """Sentences in a global batch, whatever the bucket."""
     buckets: tuple[int, ...] = ()

@@ -48,7 +48,7 @@ class Grammar:
       text: rules and word classes in the format that `english.txt` explains.
 
     Raises:
-      ValueError: an unknown symbol, a word in two classes, or a line that is neither rule nor words.
+      ValueError: an unknown or unused symbol, a word in two classes, a line that cannot be read.
     """
 
     def __init__(self, text: str) -> None:
@@ -85,7 +85,8 @@ class Grammar:
 
     def _expand(self, uniforms: Iterator[float]) -> list[str]:
         """The words of one derivation, cut short once there are too many."""
-        stack, words = [self._root], []
+        stack: list[Any] = [self._root]
+        words: list[str] = []
         while stack and len(words) <= MAX_WORDS:
             is_class, cumulative, choices = stack.pop()
             choice = choices[bisect(cumulative, next(uniforms)) if cumulative else 0]
@@ -144,7 +145,8 @@ class Grammar:
         while True:
             before = lengths.copy()
             for name, rule in self.rules.items():
-                lengths[name] = sum(p * _convolve(lengths, symbols) for p, symbols in rule)
+                terms = [p * _convolve(lengths, symbols) for p, symbols in rule]
+                lengths[name] = np.sum(terms, axis=0)
             if all(np.array_equal(lengths[name], before[name]) for name in self.rules):
                 return lengths[_START]
 
@@ -305,7 +307,7 @@ def _zipf(words: list[str]) -> dict[str, float]:
 
 
 def _cumulative(shares: Iterable[float]) -> list[float]:
-    """Boundaries between choices; one fewer than choices, so that bisect cannot run past the end."""
+    """Boundaries between choices: one fewer than choices, so bisect cannot run past the end."""
     return list(itertools.accumulate(shares))[:-1]
 
 

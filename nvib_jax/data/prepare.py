@@ -71,7 +71,7 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
             _discard(final)
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
-    building = root / f"{_BUILDING}{digest}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    building = root / _building_name(digest)
     building.mkdir()
     try:
         _build(config, digest, building, report)
@@ -141,7 +141,8 @@ def _write_text(sentences: Iterable[str], file: Path) -> int:
     """Sentences to a file, one a line, so that a corpus need not fit in memory; their number."""
     count = 0
     with file.open("w", encoding="utf-8", newline="\n") as stream:
-        for count, sentence in enumerate(sentences, start=1):
+        for sentence in sentences:
+            count += 1
             stream.write(" ".join(sentence.split()) + "\n")
     return count
 
@@ -264,9 +265,14 @@ def _move(building: Path, final: Path) -> None:
             raise
 
 
+def _building_name(digest: str) -> str:
+    """A name of its own for every call, which says whose it is."""
+    return f"{_BUILDING}{digest}-{uuid.uuid4().hex}-{socket.gethostname()}-{os.getpid()}"
+
+
 def _discard(folder: Path) -> None:
     """Removes a damaged cache; renamed first, so that nobody sees half of it."""
-    doomed = folder.with_name(f"{_BUILDING}{uuid.uuid4().hex}")
+    doomed = folder.with_name(_building_name(folder.name))
     try:
         folder.rename(doomed)
     except FileNotFoundError:
@@ -277,8 +283,8 @@ def _discard(folder: Path) -> None:
 def _remove_abandoned(root: Path) -> None:
     """Removes what interrupted runs left: of dead processes of this machine, or days old."""
     for folder in root.glob(f"{_BUILDING}*"):
-        *_, host, process, _ = ["", "", *folder.name.rsplit("-", 3)]
-        here = folder.name.endswith(f"-{socket.gethostname()}-{process}-{folder.name[-32:]}")
+        name, _, process = folder.name.rpartition("-")
+        here = name.endswith(f"-{socket.gethostname()}")
         dead = here and process.isdigit() and not _is_alive(int(process))
         try:
             old = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER

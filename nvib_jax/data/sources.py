@@ -7,6 +7,7 @@ A document is a sentence (grammar), a line (files; layouts `lines` and `wikitext
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -131,7 +132,7 @@ def _lines(files: Iterable[Path]) -> Iterator[str]:
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Joins wrapped lines. A blank line ends a paragraph, and so may a line that ends a sentence."""
+    """Joins wrapped lines. Blank lines end a paragraph, and so do lines that end a sentence."""
     parts: list[str] = []
     for line in lines:
         if line.strip():
@@ -143,13 +144,16 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield " ".join(parts)
 
 
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def fingerprint(config: DataConfig) -> dict[str, Any]:
     """What identifies the text that the configuration reads, for the cache's hash.
 
     Files are known by their content and not by their names; TFDS data by version and size.
     """
-    import hashlib
-
     if config.source == "grammar":
         return {
             "grammar": default_grammar().digest,
@@ -158,13 +162,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         }
     if config.source == "text":
         named = [split for split in SPLITS if has_split(config, split) or split == "train"]
-        digests = {
-            split: [
-                hashlib.file_digest(f.open("rb"), "sha256").hexdigest()
-                for f in split_files(config, split)
-            ]
-            for split in named
-        }
+        digests = {split: [_sha256(file) for file in split_files(config, split)] for split in named}
         return {"files": digests}
     from nvib_jax.data import tfds_source
 
