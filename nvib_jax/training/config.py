@@ -28,8 +28,10 @@ class ObjectiveConfig:
     """Weight of the Gaussian KL."""
     lambda_dirichlet: float = 1.0
     """Weight of the Dirichlet KL."""
-    kl_form: Literal["expected_count", "exact"] = "expected_count"
-    """Form of both KLs in the loss; reported bounds always use exact."""
+    gaussian_form: Literal["expected_count", "exact"] = "expected_count"
+    """Form of the Gaussian KL in the loss; reported bounds always use exact."""
+    dirichlet_form: Literal["expected_count", "exact"] = "expected_count"
+    """Form of the Dirichlet KL in the loss; reported bounds always use exact."""
     anneal: Literal["constant", "linear", "cosine", "cyclic"] = "constant"
     """Schedule of the KLs' common factor."""
     anneal_start: int = 0
@@ -44,8 +46,8 @@ class ObjectiveConfig:
 class TrainConfig:
     """Optimiser, length, and what is written when."""
 
-    run_dir: str = "runs/nvae"
-    """Where checkpoints, metrics and samples go."""
+    run_dir: str = ""
+    """Where checkpoints, metrics and the summary go; empty is runs/PRESET, or the next free name."""
     seed: int = 0
     """Seed of parameters, draws, dropout and batch order."""
     steps: int = 1000

@@ -52,9 +52,15 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def loss_and_metrics(
-    model: NVAE, batch: Batch, key: jax.Array, step: jax.Array, objective: ObjectiveConfig
+    model: NVAE,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+    objective: ObjectiveConfig,
+    *,
+    train: bool = True,
 ) -> tuple[jax.Array, Metrics]:
-    """The training loss of a batch, under dropout and one drawn mixture a sentence.
+    """The training loss of a batch, under one drawn mixture a sentence.
 
     Args:
       model: the module.
@@ -62,11 +68,14 @@ def loss_and_metrics(
       key: PRNG key of the step.
       step: optimiser step, for annealing.
       objective: weights, units, forms.
+      train: dropout or none.
 
     Returns:
       (loss (), metrics): nats per token and per sentence, shares of vectors.
     """
     encode_key, draw_key, decode_key = jax.random.split(key, 3)
+    if not train:
+        encode_key = decode_key = None
     tokens, mask = batch["tokens"], batch["mask"]
     inputs, targets, counted = decoder_io(tokens, mask)
     posterior = model.encode(tokens, mask, encode_key)
@@ -74,13 +83,10 @@ def loss_and_metrics(
     log_p = log_likelihood(model.decode(memories, inputs, decode_key), targets, counted)
 
     real = jnp.any(mask, axis=-1)
-    options: dict[str, Any] = {
-        "num_samples": model.config.num_samples,
-        "form": objective.kl_form,
-    }
-    prior = model.nvib.prior
-    kl_g = jnp.where(real, kl_gaussian(posterior, prior, **options), 0.0)
-    kl_d = jnp.where(real, kl_dirichlet(posterior, prior, **options), 0.0)
+    prior, draws = model.nvib.prior, model.config.num_samples
+    kl_g = kl_gaussian(posterior, prior, num_samples=draws, form=objective.gaussian_form)
+    kl_d = kl_dirichlet(posterior, prior, num_samples=draws, form=objective.dirichlet_form)
+    kl_g, kl_d = jnp.where(real, kl_g, 0.0), jnp.where(real, kl_d, 0.0)
 
     sentences, count = jnp.sum(real), jnp.sum(counted)
     components = jnp.sum(posterior.mask, axis=-1)

@@ -1,0 +1,91 @@
+"""Everything measured at once, and the page that a run ends with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvib_jax.evaluation.likelihood import evidence_bound
+from nvib_jax.evaluation.reconstruction import reconstruction_scores
+from nvib_jax.evaluation.samples import language_scores
+from nvib_jax.evaluation.usage import vector_usage
+from nvib_jax.generate import DecodingConfig
+from nvib_jax.text_model import TextModel
+
+SAMPLES = DecodingConfig(method="sample")
+
+_ROWS = (  # metric, what a person reads, format
+    ("exact", "sentences reconstructed exactly", "{:.1%}"),
+    ("bleu", "reconstruction BLEU (sacrebleu)", "{:.1f}"),
+    ("kept_hard", "vectors kept (pseudo-count above threshold)", "{:.1%}"),
+    ("kept_soft", "vectors kept (effective number, by attention)", "{:.1%}"),
+    ("elbo_token", "ELBO a token, nats", "{:.2f}"),
+    ("in_language", "prior samples in the language", "{:.1%}"),
+    ("log_prob", "their exact log-probability, nats", "{:.1f}"),
+    ("distinct", "prior samples that are distinct", "{:.1%}"),
+)
+
+
+def evaluate(
+    model: TextModel, texts: Sequence[str], *, samples: int = 0, seed: int = 0
+) -> dict[str, float]:
+    """Reconstruction, usage and bound on held-out texts; prior samples where the grammar is known.
+
+    Args:
+      model: the model.
+      texts: held-out sentences, at least one.
+      samples: prior samples to score against the embedded grammar; 0 for other sources.
+      seed: of draws and samples.
+
+    Returns:
+      The metrics of `reconstruction_scores`, `vector_usage`, `evidence_bound`, `language_scores`.
+    """
+    scores = reconstruction_scores(texts, model.reconstruct(texts, seed=seed))
+    scores |= vector_usage(model, texts)
+    scores |= evidence_bound(model, texts, seed=seed)
+    if samples:
+        scores |= language_scores(model.sample(samples, decoding=SAMPLES, seed=seed))
+    return scores
+
+
+def summarize(
+    model: TextModel,
+    texts: Sequence[str],
+    scores: dict[str, float],
+    untrained: dict[str, float],
+    *,
+    seed: int = 0,
+) -> str:
+    """A page for a person: the figures beside an untrained model's, and what comes out.
+
+    Args:
+      model: the trained model.
+      texts: held-out sentences, at least one.
+      scores: of the model, from `evaluate`.
+      untrained: of the same model before training.
+      seed: of the samples.
+    """
+    lines = [f"{'':<48}{'trained':>10}{'untrained':>12}"]
+    for name, label, form in _ROWS:
+        if name in scores:
+            cells = (form.format(scores[name]), form.format(untrained[name]))
+            lines.append(f"{label:<48}{cells[0]:>10}{cells[1]:>12}")
+    lines += ["", "Reconstructions of held-out sentences (= is exact)"]
+    for text, back in zip(texts[:6], model.reconstruct(texts[:6], seed=seed), strict=True):
+        lines += [f"  in   {text}", f"  {'=' if text == back else '~'} out {back}"]
+    lines += ["", "Samples from the prior"]
+    lines += [f"  {text}" for text in model.sample(6, decoding=SAMPLES, seed=seed)]
+    ends = sorted(texts[:50], key=len)
+    path = model.interpolate(ends[len(ends) // 3], ends[len(ends) // 2], steps=5, seed=seed)
+    lines += ["", "Interpolation"]
+    lines += [f"  {t:.2f} {text}" for t, text in zip((0, 0.25, 0.5, 0.75, 1), path, strict=True)]
+    lines += ["", "Half way between pairs"]
+    for a, b in zip(ends[10:40:12], ends[12:42:12], strict=True):
+        half = model.interpolate(a, b, steps=3, seed=seed)[1]
+        lines += [f"  a    {a}", f"  b    {b}", f"  half {half}"]
+    return "\n".join(lines)
+
+
+def write_summary(run_dir: str | Path, text: str) -> Path:
+    """Write the page into the run's folder."""
+    path = Path(run_dir) / "summary.txt"
+    path.write_text(text + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,71 @@
+"""How many of its vectors a sentence uses: hard, by pseudo-count, and soft, by attention.
+
+Neither alone can be trusted. A pseudo-count says what a vector may weigh, not whether it is read;
+attention says what is read, however little it carries.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.text_model import ROWS, TextModel, pad
+from nvib_jax.types import Mixture
+
+THRESHOLD = 0.1  # the published evaluation drops pseudo-counts at most this
+
+
+def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
+    """Share of vectors used, averaged over sentences.
+
+    Args:
+      model: the model.
+      texts: held-out sentences.
+
+    Returns:
+      "kept_hard": of a sentence's n token vectors, the share with a pseudo-count above 0.1 (or
+      above the config's threshold, where it has one), the prior's component left out.
+      "kept_soft": `exp(H(mean attention)) / (n + 1)`, where the mean is over the decoder's
+      positions, layers and heads under teacher forcing: 1 if all components are read alike, the
+      share k / (n + 1) if k of them are.
+    """
+    rows = model.tokenize(texts)
+    hard, soft = [], []
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        tokens, mask = pad(part, model.max_length, ROWS)
+        measured = model.compiled(usage)(model.params, jnp.asarray(tokens), jnp.asarray(mask))
+        kept, read = (np.asarray(x)[: len(part)] for x in measured)
+        hard.append(kept)
+        soft.append(read)
+    return {
+        "kept_hard": float(np.concatenate(hard).mean()),
+        "kept_soft": float(np.concatenate(soft).mean()),
+    }
+
+
+def usage(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, mixture_key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(hard, soft) share of each sentence, shapes (B,); see `vector_usage`."""
+    posterior = model.encode(tokens, mask)
+    form = None if model.config.evaluation_form != "drawn" else "exact"
+    mixture, read_form = model.read(posterior, form=form, key=mixture_key)
+    inputs, _, counted = decoder_io(tokens, mask)
+    attention = model.attention(model.memories(mixture, read_form), inputs)
+    weights = jnp.where(counted[..., None], attention, 0.0)
+    mean = jnp.sum(weights, axis=1) / jnp.maximum(jnp.sum(counted, axis=-1), 1)[:, None]
+    entropy = -jnp.sum(jnp.where(mean > 0, mean * jnp.log(jnp.maximum(mean, 1e-30)), 0.0), axis=-1)
+    lengths = jnp.sum(mask, axis=-1).astype(jnp.float32)
+    return kept(model, posterior.log_alpha, mask, mixture), jnp.exp(entropy) / (lengths + 1)
+
+
+def kept(model: NVAE, log_alpha: jax.Array, mask: jax.Array, mixture: Mixture) -> jax.Array:
+    """Share of the token vectors above the threshold that the decoder is given, (B,)."""
+    threshold = model.config.threshold
+    above = log_alpha[:, 1:] > jnp.log(THRESHOLD if threshold is None else max(threshold, 0.0))
+    given = ~jnp.isneginf(mixture.log_weights[:, 1:])
+    count = jnp.sum(above & given & mask, axis=-1).astype(jnp.float32)
+    return count / jnp.maximum(jnp.sum(mask, axis=-1), 1)

@@ -1,0 +1,120 @@
+"""Cached decoding: memories of a mixture -> token ids.
+
+Nothing of the prefix is recomputed (keys and values of self-attention are cached, those of the
+mixture computed once), one compiled step serves every position, and the loop ends when every
+sentence has. DESIGN 3.8.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.attention import Memory
+from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """How the next token is chosen."""
+
+    method: Literal["greedy", "sample"] = "greedy"
+    """greedy takes the likeliest token; sample draws, within top_k and top_p if given."""
+    temperature: float = 1.0
+    """Logits are divided by this before sampling."""
+    top_k: int = 0
+    """Sample among this many likeliest tokens; 0 means all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens that hold this much probability."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"temperature, top_k, top_p are {self.temperature}, {self.top_k}, {self.top_p}; "
+                "wanted temperature > 0, top_k >= 0, 0 < top_p <= 1"
+            )
+
+
+def filter_logits(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """-inf outside the `top_k` likeliest tokens and outside the `top_p` nucleus.
+
+    Args:
+      logits: shape (B, V).
+      top_k: 0 means all; ties with the k-th are kept.
+      top_p: 1 means all; the token that crosses the mass is kept, so that one always is.
+
+    Returns:
+      shape (B, V).
+    """
+    if 0 < top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p < 1.0:
+        falling = jnp.sort(logits, axis=-1, descending=True)
+        shares = jax.nn.softmax(falling, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        least = jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
+def choose(logits: jax.Array, key: jax.Array, config: DecodingConfig) -> jax.Array:
+    """The next token of each row: logits (B, V) -> int32 (B,). PAD and BOS are never chosen."""
+    forbidden = jnp.zeros(logits.shape[-1], bool).at[jnp.array([PAD, BOS])].set(True)
+    logits = jnp.where(forbidden, -jnp.inf, logits)
+    if config.method == "greedy":
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = filter_logits(logits / config.temperature, top_k=config.top_k, top_p=config.top_p)
+    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+
+
+def generate(
+    model: NVAE,
+    memories: tuple[Memory, ...],
+    key: jax.Array,
+    *,
+    max_length: int,
+    config: DecodingConfig | None = None,
+) -> jax.Array:
+    """Decode every row of a batch of memories.
+
+    Args:
+      model: the module (merged inside jit).
+      memories: from `model.memories`, B rows.
+      key: PRNG key, unused by greedy decoding.
+      max_length: tokens at most, end-of-sentence not counted; at most `model.max_length`.
+      config: how tokens are chosen; None is greedy.
+
+    Returns:
+      int32 ids, shape (B, max_length): the sentence, then PAD; no end-of-sentence.
+
+    Raises:
+      ValueError: `max_length` beyond what the model has positions for.
+    """
+    if not 1 <= max_length <= model.max_length:
+        raise ValueError(f"max_length is {max_length}; wanted 1 to {model.max_length}")
+    chosen = config or DecodingConfig()
+    batch = memories[0].bias.shape[0]
+
+    def unfinished(carry) -> jax.Array:
+        position, _, _, _, done = carry
+        return (position < max_length) & ~jnp.all(done)
+
+    def step(carry):
+        position, token, caches, written, done = carry
+        logits, caches = model.decode_step(memories, caches, token, position)
+        token = choose(logits, jax.random.fold_in(key, position), chosen)
+        done = done | (token == EOS)
+        token = jnp.where(done, PAD, token)
+        written = jax.lax.dynamic_update_index_in_dim(written, token, position, axis=1)
+        return position + 1, token, caches, written, done
+
+    start = (
+        jnp.int32(0),
+        jnp.full((batch,), BOS, jnp.int32),
+        model.empty_caches(batch, max_length),
+        jnp.full((batch, max_length), PAD, jnp.int32),
+        jnp.zeros((batch,), bool),
+    )
+    return jax.lax.while_loop(unfinished, step, start)[3]

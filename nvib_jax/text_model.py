@@ -1,0 +1,295 @@
+"""A trained model as a person uses it: texts in, texts out.
+
+`TextModel.load("runs/quickstart")` gives encode, reconstruct, sample and interpolate; the command
+line and the evaluation call these and nothing else. Sentences are batched into few static shapes,
+so that each method compiles once a shape.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from nvib_jax.data.tokenizer import Tokenizer
+from nvib_jax.generate import DecodingConfig, generate
+from nvib_jax.mixture import interpolate, sample_prior
+from nvib_jax.models.nvae import NVAE, Params, merge, split
+from nvib_jax.training.config import Config
+from nvib_jax.types import Mixture, Posterior
+
+ROWS = 64  # sentences at a time
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """Parameters, structure and tokenizer of one model.
+
+    Attributes:
+      config: the resolved config of the run.
+      graph: the module's static structure.
+      params: flat dict of arrays.
+      tokenizer: text <-> ids.
+      buckets: padded lengths, rising; the last is the longest sentence the model takes.
+      length_probabilities: p(n) of the training sentences, n tokens, shape (max + 1,).
+    """
+
+    config: Config
+    graph: nnx.GraphDef
+    params: Params
+    tokenizer: Tokenizer
+    buckets: tuple[int, ...]
+    length_probabilities: np.ndarray
+    _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, run_dir: str, *, which: str = "best") -> "TextModel":
+        """Open the checkpoint of a run.
+
+        Args:
+          run_dir: what `nvib train` wrote.
+          which: "best" or "last".
+
+        Raises:
+          FileNotFoundError: no checkpoint there.
+          ValueError: a checkpoint of another model or of an unknown version.
+        """
+        from nvib_jax.training.checkpoint import load_model
+
+        return load_model(run_dir, which=which)
+
+    @classmethod
+    def create(
+        cls,
+        config: Config,
+        tokenizer: Tokenizer,
+        buckets: Sequence[int],
+        length_probabilities: np.ndarray,
+        params: Params | None = None,
+    ) -> "TextModel":
+        """A model of this config, with fresh parameters unless given some."""
+        model = build(config, tokenizer.vocab_size, buckets[-1])
+        graph, fresh = split(model)
+        params = fresh if params is None else params
+        return cls(config, graph, params, tokenizer, tuple(buckets), length_probabilities)
+
+    @property
+    def max_length(self) -> int:
+        """Longest sentence in tokens."""
+        return self.buckets[-1]
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text.
+
+        Raises:
+          ValueError: an empty text, or one longer than `max_length`, named.
+        """
+        rows = self.tokenizer.encode_batch(list(texts))
+        for text, row in zip(texts, rows, strict=True):
+            if not 1 <= len(row) <= self.max_length:
+                raise ValueError(
+                    f"the text {text[:60]!r} has {len(row)} tokens; wanted 1 to {self.max_length}"
+                )
+        return rows
+
+    def encode(self, texts: Sequence[str]) -> Posterior:
+        """The posterior of each text, padded to the longest bucket.
+
+        Returns:
+          `Posterior`, shape (len(texts), max_length + 1, ...).
+        """
+        tokens, mask = pad(self.tokenize(texts), self.max_length)
+        return self.compiled(NVAE.encode)(self.params, jnp.asarray(tokens), jnp.asarray(mask))
+
+    def mixture(
+        self, posterior: Posterior, *, form: str | None = None, seed: int = 0
+    ) -> tuple[Mixture, str]:
+        """What the decoder reads of a posterior, and the attention form that goes with it."""
+        model = merge(self.graph, self.params)
+        return model.read(posterior, form=form, key=jax.random.key(seed))
+
+    def decode(
+        self,
+        mixture: Mixture,
+        form: str = "exact",
+        *,
+        decoding: DecodingConfig | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Write the text of each mixture.
+
+        Args:
+          mixture: any; a sample, a mean, an interpolation.
+          form: attention form, as `mixture()` gave it.
+          decoding: None is greedy.
+          seed: for sampling.
+        """
+        run = self.compiled(write, form=form, max_length=self.max_length, config=decoding)
+        return self._texts(run(self.params, mixture, jax.random.key(seed)))
+
+    def reconstruct(
+        self,
+        texts: Sequence[str],
+        *,
+        form: str | None = None,
+        decoding: DecodingConfig | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Encode each text and write it again.
+
+        Args:
+          texts: sentences, cleaned as the training data were.
+          form: how the posterior is read; None is the config's `evaluation_form`.
+          decoding: None is greedy.
+          seed: for "drawn" and for sampling.
+
+        Returns:
+          One text each, in order.
+        """
+        rows = self.tokenize(texts)
+        run = self.compiled(rewrite, form=form, max_length=self.max_length, config=decoding)
+        return self._in_batches(
+            rows,
+            lambda tokens, mask, i: run(
+                self.params, tokens, mask, jax.random.fold_in(jax.random.key(seed), i)
+            ),
+        )
+
+    def sample(
+        self,
+        count: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        decoding: DecodingConfig | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Write texts of mixtures drawn from the prior.
+
+        Args:
+          count: how many.
+          lengths: tokens each mixture stands for; None draws them as long as training sentences.
+          decoding: None is greedy.
+          seed: of lengths, mixtures and tokens.
+
+        Raises:
+          ValueError: `count < 1`, or lengths that do not fit.
+        """
+        if count < 1:
+            raise ValueError(f"count is {count}; wanted at least 1")
+        drawn = np.random.default_rng(seed).choice(
+            len(self.length_probabilities), size=count, p=self.length_probabilities
+        )
+        chosen = drawn if lengths is None else np.asarray(lengths)
+        if chosen.shape != (count,) or chosen.min() < 1 or chosen.max() > self.max_length:
+            raise ValueError(
+                f"lengths has shape {chosen.shape}, {chosen.min()} to {chosen.max()} tokens; "
+                f"wanted {count} lengths of 1 to {self.max_length}"
+            )
+        run = self.compiled(write_prior, max_length=self.max_length, config=decoding)
+        texts: list[str] = []
+        for start in range(0, count, ROWS):
+            part = np.ones(ROWS, np.int32)
+            part[: len(chosen[start : start + ROWS])] = chosen[start : start + ROWS]
+            key = jax.random.fold_in(jax.random.key(seed), start)
+            texts += self._texts(run(self.params, jnp.asarray(part), key))
+        return texts[:count]
+
+    def interpolate(
+        self,
+        a: str,
+        b: str,
+        *,
+        steps: int = 5,
+        form: str | None = None,
+        decoding: DecodingConfig | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Texts on the way from `a` to `b`: mixtures `(1 - t) a + t b`, t from 0 to 1.
+
+        Raises:
+          ValueError: `steps < 2`, or a text the model does not take.
+        """
+        if steps < 2:
+            raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
+        ends = self.encode([a, b])
+        mixture, form = self.mixture(ends, form=form, seed=seed)
+        first, second = (
+            jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], steps, axis=0), mixture)
+            for i in (0, 1)
+        )
+        path = interpolate(first, second, jnp.linspace(0.0, 1.0, steps))
+        return self.decode(path, form, decoding=decoding, seed=seed)
+
+    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """`function(module, *arrays, **options)` as a jitted `(params, *arrays)`, made once."""
+        name = (function, *sorted(options.items()))
+        if name not in self._compiled:
+            graph = self.graph
+
+            def run(params: Params, *arrays: Any) -> Any:
+                return function(merge(graph, params), *arrays, **options)
+
+            self._compiled[name] = jax.jit(run)
+        return self._compiled[name]
+
+    def _in_batches(self, rows: list[list[int]], run: Callable[..., jax.Array]) -> list[str]:
+        """Group rows by bucket, pad each batch to ROWS, put the texts back in order."""
+        texts = [""] * len(rows)
+        bucket_of = np.searchsorted(self.buckets, [len(row) for row in rows])
+        for bucket, width in enumerate(self.buckets):
+            members = np.flatnonzero(bucket_of == bucket)
+            for start in range(0, len(members), ROWS):
+                part = members[start : start + ROWS]
+                tokens, mask = pad([rows[i] for i in part], width, ROWS)
+                written = self._texts(run(jnp.asarray(tokens), jnp.asarray(mask), start))
+                for i, text in zip(part, written, strict=False):
+                    texts[i] = text
+        return texts
+
+    def _texts(self, ids: jax.Array) -> list[str]:
+        return [self.tokenizer.decode(row[row > 0].tolist()) for row in np.asarray(ids)]
+
+
+def build(config: Config, vocab_size: int, max_length: int) -> NVAE:
+    """The module of a config, freshly initialised from `train.seed`."""
+    return NVAE(
+        config.model,
+        vocab_size=vocab_size,
+        max_length=max_length,
+        rngs=nnx.Rngs(config.train.seed),
+    )
+
+
+def pad(
+    rows: Sequence[Sequence[int]], width: int, count: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged ids -> (tokens int32, mask bool), each (count or len(rows), width)."""
+    tokens = np.zeros((count or len(rows), width), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return tokens, mask
+
+
+def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: Any) -> jax.Array:
+    """Mixture -> ids (B, max_length)."""
+    return generate(model, model.memories(mixture, form), key, **how)
+
+
+def rewrite(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, form: str | None, **how: Any
+) -> jax.Array:
+    """Ids -> posterior -> mixture -> ids (B, max_length)."""
+    mixture, read_form = model.read(model.encode(tokens, mask), form=form, key=key)
+    return write(model, mixture, key, form=read_form, **how)
+
+
+def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
+    """Lengths (B,) -> mixtures of the prior -> ids (B, max_length)."""
+    mixture_key, token_key = jax.random.split(key)
+    mixture = sample_prior(mixture_key, model.nvib.prior, lengths, max_length=model.max_length)
+    return write(model, mixture, token_key, form="exact", **how)

@@ -1,0 +1,95 @@
+"""Where metrics go: JSON lines, TensorBoard files, and one line on the terminal."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class MetricWriter:
+    """Appends every metric to `metrics.jsonl` and to TensorBoard event files.
+
+    Args:
+      run_dir: the run; made if missing.
+    """
+
+    def __init__(self, run_dir: str | Path):
+        from tensorboardX import SummaryWriter
+
+        folder = Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """One record: `{"step": ..., "split": ..., "time": ..., name: value, ...}`."""
+        record = {"step": step, "split": split, "time": round(time.time(), 3), **metrics}
+        self._lines.write(json.dumps(record) + "\n")
+        self._lines.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._lines.close()
+        self._board.close()
+
+
+class TrainingBar:
+    """A progress bar with tokens/s and time left on a terminal; plain lines elsewhere.
+
+    Args:
+      total: steps of the run.
+    """
+
+    def __init__(self, total: int):
+        self.console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("training", total=total, status="")
+
+    def __enter__(self) -> "TrainingBar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, steps: int) -> None:
+        """So many steps done."""
+        self._progress.advance(self._task, steps)
+
+    def log(
+        self, step: int, metrics: dict[str, float], names: dict[str, str], *, split: str = "train"
+    ) -> None:
+        """Print the metrics called in `names` (metric -> how a person reads it)."""
+        parts = [f"{label} {_number(metrics[name])}" for name, label in names.items()]
+        self.print(f"{split:<8} {step:>6}  " + "  ".join(parts))
+        if "tokens_per_second" in metrics:
+            speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
+            self._progress.update(self._task, status=speed)
+
+    def print(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
