@@ -33,12 +33,13 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; wanted at least 1")
     weight_key, noise_key = jax.random.split(key)
-    log_alpha = jnp.tile(posterior.log_alpha - jnp.log(jnp.float32(num_samples)), (1, num_samples))
-    mask = jnp.tile(posterior.mask, (1, num_samples))
+    log_alpha = posterior.log_alpha.astype(jnp.float32) - jnp.log(jnp.float32(num_samples))
+    log_alpha, mask = (jnp.tile(a, (1, num_samples)) for a in (log_alpha, posterior.mask))
     mean, log_variance = (
-        jnp.tile(a, (1, num_samples, 1)) for a in (posterior.mean, posterior.log_variance)
+        jnp.tile(a.astype(jnp.float32), (1, num_samples, 1))
+        for a in (posterior.mean, posterior.log_variance)
     )
-    noise = jax.random.normal(noise_key, mean.shape, mean.dtype)
+    noise = jax.random.normal(noise_key, mean.shape, jnp.float32)
     return Mixture(
         mean=mean + jnp.exp(0.5 * log_variance) * noise,
         log_variance=None,
@@ -67,7 +68,7 @@ def expected(
     """
     posterior.check()
     check_choice("log_weights", log_weights, ("mean", "geometric"))
-    log_alpha = jnp.where(posterior.mask, posterior.log_alpha, -jnp.inf)
+    log_alpha = jnp.where(posterior.mask, posterior.log_alpha, -jnp.inf).astype(jnp.float32)
     if threshold is not None:
         # Compared in log space, where a pseudo-count cannot overflow; negative keeps everything.
         bound = jnp.log(jnp.maximum(jnp.float32(threshold), 0.0))
@@ -78,10 +79,10 @@ def expected(
     if log_weights == "mean":
         weights = log_normalize(log_alpha)
     else:
-        safe = jnp.where(present, log_alpha, -1e30)
-        log_total = jax.nn.logsumexp(safe, axis=-1, keepdims=True)
-        digamma = digamma_of_exp(jnp.where(present, log_alpha, 0.0))
-        weights = jnp.where(present, digamma - digamma_of_exp(log_total), -jnp.inf)
+        log_alpha = jnp.where(present, log_alpha, 0.0)
+        log_total = jax.nn.logsumexp(log_alpha, axis=-1, keepdims=True, where=present)
+        digamma = digamma_of_exp(log_alpha) - digamma_of_exp(log_total)
+        weights = jnp.where(present, digamma, -jnp.inf)
     return Mixture(posterior.mean, posterior.log_variance, weights, posterior.mask)
 
 
@@ -104,7 +105,8 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     if max_length < 0:
         raise ValueError(f"max_length is {max_length}; wanted at least 0")
     shape = (sizes["B"], max_length + 1)
-    mask = jnp.arange(shape[1])[None, :] <= lengths[:, None]
+    lengths = jnp.asarray(lengths, jnp.int32)
+    mask = jnp.arange(shape[1], dtype=jnp.int32)[None, :] <= lengths[:, None]
     atoms = (lengths + 1).astype(jnp.float32)
     log_alpha = prior.log_total(lengths) - jnp.log(atoms)
     weight_key, noise_key = jax.random.split(key)
@@ -129,9 +131,13 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
       A `Mixture` with S_a + S_b components. If only one side has variances, the other's are 0.
 
     Raises:
-      ValueError: batch or width of `a` and `b` differ.
+      ValueError: batch or width of `a` and `b` differ, or `t` is neither () nor (B,).
     """
+    a.check()
+    b.check()
     check_shapes(**{"a.mean": (a.mean, "B Sa D"), "b.mean": (b.mean, "B Sb D")})
+    if jnp.ndim(t) > 0:
+        check_shapes(**{"a.mean": (a.mean, "B Sa D"), "t": (t, "B")})
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), a.mean.shape[:1])[:, None]
     log_variance = None
     if a.log_variance is not None or b.log_variance is not None:

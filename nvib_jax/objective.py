@@ -7,9 +7,10 @@ bound on the likelihood is a sum over the sentence with the exact KLs, and is ke
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.kl import log_beta_gap, prior_atom
 from nvib_jax.random import log_normalize
 from nvib_jax.shapes import check_choice, check_mask, check_shapes
-from nvib_jax.special import stirling_error
+from nvib_jax.special import LOG_HUGE, relative_entropy
 from nvib_jax.types import Mixture, Posterior, Prior
 
 SCHEDULES = ("constant", "linear", "cosine", "cyclic")
@@ -75,7 +76,7 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
       components: S, valid components of each example (the prior's included), shape (B,).
       dim: D for the Gaussian term, None for the Dirichlet term.
     """
-    return kl / (components * (1 if dim is None else dim))
+    return kl / (components.astype(jnp.float32) * (1 if dim is None else dim))
 
 
 def elbo_weights(lambda_gaussian: float, lambda_dirichlet: float, dim: int) -> tuple[float, float]:
@@ -130,44 +131,55 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     Raises:
       ValueError: the mixture's components are no multiple of the posterior's.
     """
+    posterior.check()
+    mixture.check()
     count, rest = divmod(mixture.mean.shape[1], posterior.mean.shape[1])
     if rest or not count:
         raise ValueError(
             f"mixture has {mixture.mean.shape[1]} components; wanted a multiple of the "
             f"posterior's {posterior.mean.shape[1]}"
         )
-    present = posterior.mask & ~jnp.isneginf(posterior.log_alpha)
-    tile = (1, count)
-    drawn = jnp.tile(present, tile)
-    noise = (mixture.mean - jnp.tile(posterior.mean, (*tile, 1))) * jnp.exp(
-        -0.5 * jnp.tile(posterior.log_variance, (*tile, 1))
+    drawn = jnp.tile(posterior.mask & ~jnp.isneginf(posterior.log_alpha), (1, count))
+
+    def tiled(array: jax.Array, fill: jax.Array) -> jax.Array:
+        array = jnp.tile(array.astype(jnp.float32), (1, count, 1))
+        return jnp.where(drawn[..., None], array, fill)  # before the arithmetic, for the gradient
+
+    z = jnp.where(drawn[..., None], mixture.mean, prior.mean)
+    log_variance = tiled(posterior.log_variance, prior.log_variance)
+    noise = (z - tiled(posterior.mean, prior.mean)) * jnp.exp(-0.5 * log_variance)
+    score = jnp.square(z - prior.mean) * jnp.exp(-prior.log_variance)
+    gaussian = 0.5 * (jnp.square(noise) - score + log_variance - prior.log_variance)
+
+    log_alpha = tiled(posterior.log_alpha[..., None], jnp.float32(0.0))[..., 0]
+    return jnp.sum(gaussian, axis=(1, 2)) + _log_dirichlet_ratio(
+        jnp.where(drawn, log_normalize(mixture.log_weights, drawn), 0.0),
+        log_alpha - jnp.log(jnp.float32(count)),
+        prior_atom(posterior, prior, count)[0][:, None],
+        drawn,
     )
-    score = jnp.square(mixture.mean - prior.mean) * jnp.exp(-prior.log_variance)
-    log_scale = jnp.tile(posterior.log_variance, (*tile, 1)) - prior.log_variance
-    gaussian = 0.5 * jnp.sum(jnp.square(noise) - score + log_scale, axis=-1)
-
-    tokens = jnp.sum(posterior.mask[:, 1:], axis=-1)
-    log_k0 = jnp.log(count * (tokens + 1).astype(jnp.float32))
-    log_b = jnp.broadcast_to((prior.log_total(tokens) - log_k0)[:, None], drawn.shape)
-    log_a = jnp.tile(posterior.log_alpha, tile) - jnp.log(jnp.float32(count))
-    log_pi = log_normalize(mixture.log_weights, drawn)
-    dirichlet = _log_dirichlet_density(log_pi, log_b, drawn) - _log_dirichlet_density(
-        log_pi, log_a, drawn
-    )
-    return jnp.sum(jnp.where(drawn, gaussian, 0.0), axis=-1) + dirichlet
 
 
-def _log_dirichlet_density(log_pi: jax.Array, log_alpha: jax.Array, valid: jax.Array) -> jax.Array:
-    """`log Dir(pi; alpha)` over the valid entries, with respect to d log pi (the measure cancels)."""
-    log_alpha = jnp.where(valid, log_alpha, 0.0)
-    log_total = jax.nn.logsumexp(jnp.where(valid, log_alpha, -1e30), axis=-1)
-    each = jnp.exp(log_alpha) * jnp.where(valid, log_pi, 0.0) - _gammaln_of_exp(log_alpha)
-    return _gammaln_of_exp(log_total) + jnp.sum(jnp.where(valid, each, 0.0), axis=-1)
+def _log_dirichlet_ratio(
+    log_pi: jax.Array, log_a: jax.Array, log_b: jax.Array, valid: jax.Array
+) -> jax.Array:
+    """`log Dir(pi; b) - log Dir(pi; a)` over the valid entries, shape (B,).
 
+        log Dir(pi; a) = h(a) - a0 KL(a/a0 || pi) + a term that cancels
 
-def _gammaln_of_exp(log_x: jax.Array) -> jax.Array:
-    x = jnp.exp(log_x)
-    return (x - 0.5) * log_x - x + 0.9189385332046727 + stirling_error(log_x)
+    with `log_beta_gap`'s h; a sum of a_i log pi_i would lose it to rounding at a0 = 1e6.
+    """
+    times = valid.astype(jnp.float32)
+    log_a0 = jax.nn.logsumexp(log_a, axis=-1, keepdims=True, where=valid)
+    log_n = jnp.log(jnp.sum(times, axis=-1, keepdims=True))
+
+    def misfit(log_share: jax.Array, log_total: jax.Array) -> jax.Array:
+        total = jnp.exp(jnp.minimum(log_total, LOG_HUGE))[:, 0]
+        return total * relative_entropy(log_share, log_pi - log_share, times)
+
+    b_share = jnp.broadcast_to(-log_n, log_pi.shape)
+    gap = log_beta_gap(log_a, log_b, log_a0, log_b + log_n, times)
+    return misfit(log_a - log_a0, log_a0) - misfit(b_share, log_b + log_n) - gap
 
 
 def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:

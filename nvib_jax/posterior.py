@@ -48,10 +48,17 @@ def log_pseudo_count(
     for name, weight in (("linear", linear), ("quadratic", quadratic)):
         if weight is not None and jnp.shape(weight) != width:
             raise ValueError(f"{name} has shape {jnp.shape(weight)}; wanted [D] = {width}")
+    if jnp.shape(bias) != ():
+        raise ValueError(f"bias has shape {jnp.shape(bias)}; wanted ()")
+
+    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+        # It reaches hundreds: no bfloat16 passes of a TPU's default float32 product.
+        return jnp.dot(a, b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+
     x = x.astype(jnp.float32)
-    value = x @ linear.astype(jnp.float32) + bias
+    value = dot(x, linear) + jnp.asarray(bias, jnp.float32)
     if quadratic is not None:
-        value = value + (x * x) @ quadratic.astype(jnp.float32)
+        value = value + dot(x * x, quadratic)
     if form != "relu":
         return value
     positive = value > 0
@@ -84,12 +91,19 @@ def make_posterior(
         log_variance=(log_variance, "B N D"),
         log_alpha=(log_alpha, "B N"),
         mask=(mask, "B N"),
-        **{"prior.mean": (prior.mean, "D"), "prior.log_variance": (prior.log_variance, "D")},
+        **{
+            "prior.mean": (prior.mean, "D"),
+            "prior.log_variance": (prior.log_variance, "D"),
+            "prior.log_alpha": (prior.log_alpha, ""),
+        },
     )
     batch, dim = sizes["B"], sizes["D"]
 
     def prepend(first: jax.Array, rest: jax.Array, *shape: int) -> jax.Array:
-        rest = rest if rest.dtype == jnp.bool_ else rest.astype(jnp.float32)
+        if rest.dtype != jnp.bool_:
+            # Padding becomes 0: whatever an encoder leaves there reaches no exp and no gradient.
+            real = jnp.reshape(mask, (*mask.shape, *(1 for _ in shape)))
+            rest = jnp.where(real, rest.astype(jnp.float32), 0.0)
         first = jnp.broadcast_to(first.astype(rest.dtype), (batch, 1, *shape))
         return jnp.concatenate([first, rest], axis=1)
 

@@ -8,14 +8,13 @@ any other: a sample of -inf, a gradient of 0.
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.shapes import check_mask, check_shapes
+from nvib_jax.shapes import check_mask
+from nvib_jax.special import LOG_TINY
 
 # Above this alpha the Wilson-Hilferty cube of a normal cannot be told from a gamma (its relative
 # error is O(alpha^-3/2)), its gradient is exact where the implicit one grows noisy, and it needs
 # log_alpha only, never exp(log_alpha).
 _LOG_LARGE = 6.907755278982137  # log 1000
-_LOG_TINY = -80.0
-_EMPTY = -1e30  # stands in for -inf inside a log-sum-exp, so that its gradient is 0 and not NaN
 
 
 def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
@@ -35,15 +34,15 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     """
     log_alpha = jnp.asarray(log_alpha).astype(jnp.float32)
     empty = jnp.isneginf(log_alpha)
-    log_alpha = jnp.maximum(jnp.where(empty, 0.0, log_alpha), _LOG_TINY)
+    log_alpha = jnp.maximum(jnp.where(empty, 0.0, log_alpha), LOG_TINY)
     gamma_key, boost_key, normal_key = jax.random.split(key, 3)
 
     small = jnp.minimum(log_alpha, _LOG_LARGE)
-    boost = jax.random.exponential(boost_key, log_alpha.shape) * jnp.exp(-small)
+    boost = jax.random.exponential(boost_key, log_alpha.shape, jnp.float32) * jnp.exp(-small)
     drawn = jax.random.loggamma(gamma_key, jnp.exp(small) + 1.0) - boost
 
     inv = jnp.exp(-jnp.maximum(log_alpha, _LOG_LARGE))
-    normal = jax.random.normal(normal_key, log_alpha.shape)
+    normal = jax.random.normal(normal_key, log_alpha.shape, jnp.float32)
     cube = log_alpha + 3.0 * jnp.log1p(normal * jnp.sqrt(inv) / 3.0 - inv / 9.0)
 
     return jnp.where(empty, -jnp.inf, jnp.where(log_alpha > _LOG_LARGE, cube, drawn))
@@ -61,8 +60,11 @@ def log_normalize(log_weights: jax.Array, mask: jax.Array | None = None) -> jax.
     """
     valid = ~jnp.isneginf(log_weights)
     valid = valid if mask is None else valid & mask
-    filled = jnp.where(valid, log_weights, _EMPTY).astype(jnp.float32)
-    total = jax.nn.logsumexp(filled, axis=-1, keepdims=True)
+    filled = jnp.where(valid, log_weights, 0.0).astype(jnp.float32)
+    # The empty entries are left out by `where`, not by a small number: a drawn log weight may be
+    # as low as -1e36. An all-empty row gets a stand-in, or its gradient would be NaN.
+    some = jnp.any(valid, axis=-1, keepdims=True)
+    total = jax.nn.logsumexp(filled, axis=-1, keepdims=True, where=valid | ~some)
     return jnp.where(valid, filled - total, -jnp.inf)
 
 
@@ -82,6 +84,7 @@ def log_dirichlet(key: jax.Array, log_alpha: jax.Array, mask: jax.Array | None =
     """
     check_mask("mask", mask)
     if mask is not None and jnp.shape(mask) != jnp.shape(log_alpha):
-        axes = " ".join("ABCDEFGHIJ"[: jnp.ndim(log_alpha)])
-        check_shapes(log_alpha=(log_alpha, axes), mask=(mask, axes))
+        raise ValueError(
+            f"mask has shape {jnp.shape(mask)}; wanted that of log_alpha, {jnp.shape(log_alpha)}"
+        )
     return log_normalize(loggamma(key, log_alpha), mask)

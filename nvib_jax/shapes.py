@@ -1,4 +1,4 @@
-"""Shape checks: one clear sentence that names the argument, the shape it has and the shape it should have.
+"""Shape checks: one sentence with the argument's name, the shape it has and the one it should have.
 
 Every public function checks its arrays here, at trace time, so the check costs nothing under jit.
 The letters are those of `nvib_jax.types`.
@@ -9,11 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 
 
-def check_shapes(letters: str | None = None, /, **arguments: tuple[Any, str]) -> dict[str, int]:
+def check_shapes(**arguments: tuple[Any, str]) -> dict[str, int]:
     """Bind dimension letters to sizes over several arrays, or raise.
 
     Args:
-      letters: sizes bound before, e.g. `"K=4"`; rarely needed.
       **arguments: name -> (array or None, specification such as `"B S D"`). `None` is skipped.
         A digit in a specification is a fixed size.
 
@@ -23,7 +22,7 @@ def check_shapes(letters: str | None = None, /, **arguments: tuple[Any, str]) ->
     Raises:
       ValueError: naming the argument, its shape and the shape that was wanted.
     """
-    sizes = dict((k, int(v)) for k, v in (x.split("=") for x in (letters or "").split()))
+    sizes: dict[str, int] = {}
     for name, (array, spec) in arguments.items():
         if array is None:
             continue
@@ -41,7 +40,7 @@ def check_shapes(letters: str | None = None, /, **arguments: tuple[Any, str]) ->
 
 
 def check_mask(name: str, mask: Any) -> None:
-    """Masks are boolean, True = valid: a float or integer mask is refused rather than guessed at."""
+    """Masks are boolean, True = valid: a float or integer mask is refused, not guessed at."""
     if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
         raise ValueError(f"{name} has dtype {jnp.asarray(mask).dtype}; wanted bool, True = valid")
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from nvib_jax.shapes import check_mask, check_shapes
+from nvib_jax.special import LOG_TINY
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +72,9 @@ class Prior:
           float32, the shape of `lengths`.
         """
         n = jnp.asarray(lengths).astype(jnp.float32)
-        return jnp.log(jnp.exp(self.log_alpha) + self.alpha_delta * n)
+        # Pretrained priors have log_alpha > 88: exp(log_alpha) is not formed.
+        inverse = jnp.exp(-jnp.maximum(self.log_alpha, LOG_TINY))
+        return self.log_alpha + jnp.log1p(self.alpha_delta * n * inverse)
 
 
 @jax.tree_util.register_dataclass

@@ -10,13 +10,15 @@ With heads u_h = W_k,h^T q_h, and since u_h.x = q_h.(W_k,h x), nearly all of it 
 keys and values only. Two terms do not; their key side is shared by all heads:
 
     out_h = W_v,h [ (sum_i a_i s2_i/t_i) * u_h ] + sum_i a_i W_v,h (r mu_i/t_i)
-    a = softmax_i( q_h . W_k,h (mu_i/t_i)  +  (u_h*u_h) . (-1/(2 t_i))  +  bias_i )
+    a = softmax_i( q_h . W_k,h (mu_i/t_i)  +  (u_h*u_h) . (s2_i/(2 r t_i))  +  bias_i )
 
-Impulses are s2 = 0: both shared terms vanish (one cancels in the softmax, one is zero).
+Every logit has had + 1/2 sum u^2/r + D/2 log r, the same for all keys, added to it: s2/(2 r t) is
+1/(2r) - 1/(2t). What is left of both terms is small where s2 is, and impulses, s2 = 0, need
+neither: hundreds are not subtracted from hundreds.
 
     form             key, value      bias beyond log pi                            shared terms
-    exact            t               - 1/2 sum mu^2/t - 1/2 sum log t              u*u, s2/t
-    published        t               - 1/2 sum mu^2/t - 1/2 sum log t              s2/t
+    exact            t               - 1/2 sum mu^2/t - 1/2 sum log(t/r)           u*u, s2/t
+    published        t               - 1/2 sum mu^2/t - 1/2 sum log(t/r)           s2/t
     simplified       t               - 1/2 sum mu^2/t                              none
     expected_logit   t = r           - 1/2 sum (mu^2 + s2)/r                       none
 """
@@ -29,7 +31,9 @@ import jax.numpy as jnp
 from nvib_jax.types import Mixture
 
 FORMS = ("exact", "published", "simplified", "expected_logit")
-MASK_VALUE = -1e30  # finite, so that no softmax and no gradient ever meets inf - inf
+# Finite, so that no softmax and no gradient ever meets inf - inf; below any log weight that can be
+# drawn (1e-35 pseudo-counts reach -1e36), so that a hidden component never wins.
+MASK_VALUE = -2e38
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +45,7 @@ class Memory:
       key: W_k,h (mu/t), shape (B, S, H, E).
       value: W_v,h (r mu/t), shape (B, S, H, E).
       bias: one number per key, float32, shape (B, S); MASK_VALUE where empty or masked.
-      shared_key: -1/(2t) against u*u, float32, shape (B, S, D), or None.
+      shared_key: s2/(2rt) against u*u, float32, shape (B, S, D), or None.
       shared_value: s2/t, the share of the query that is kept, shape (B, S, D), or None.
       key_kernel: W_k, shape (D, H, E), to pull queries back into R^D; None if no term needs it.
       value_kernel: W_v, shape (D, H, E), likewise.
@@ -71,32 +75,39 @@ def make_memory(
       A `Memory`; linear in S, nothing of it depends on the queries.
     """
     dtype, root = key_kernel.dtype, float(key_kernel.shape[-1]) ** 0.5
-    mean = mixture.mean.astype(jnp.float32)
-    bias = jnp.where(
-        mixture.mask & ~jnp.isneginf(mixture.log_weights), mixture.log_weights, MASK_VALUE
-    ).astype(jnp.float32)
+    f32 = jnp.promote_types(dtype, jnp.float32)
+    mean, variance = moments(mixture, f32)
+    valid = mixture.mask & ~jnp.isneginf(mixture.log_weights)
+    bias = jnp.where(valid, mixture.log_weights.astype(f32), MASK_VALUE)
 
     if mixture.log_variance is None or form == "expected_logit":
-        spread = 0.0 if mixture.log_variance is None else jnp.exp(mixture.log_variance)
-        bias = bias - jnp.sum(jnp.square(mean) + spread, axis=-1) / (2 * root)
+        bias = bias - jnp.sum(jnp.square(mean) + variance, axis=-1) / (2 * root)
         return Memory(
             key=jnp.einsum("bsd,dhe->bshe", (mean / root).astype(dtype), key_kernel),
             value=jnp.einsum("bsd,dhe->bshe", mean.astype(dtype), value_kernel),
             bias=bias,
         )
 
-    variance = jnp.exp(mixture.log_variance.astype(jnp.float32))
     total = variance + root
     bias = bias - 0.5 * jnp.sum(jnp.square(mean) / total, axis=-1)
     if form != "simplified":
-        bias = bias - 0.5 * jnp.sum(jnp.log(total), axis=-1)
+        bias = bias - 0.5 * jnp.sum(jnp.log1p(variance / root), axis=-1)
     interpolates = form != "simplified"
     return Memory(
         key=jnp.einsum("bsd,dhe->bshe", (mean / total).astype(dtype), key_kernel),
         value=jnp.einsum("bsd,dhe->bshe", (root * mean / total).astype(dtype), value_kernel),
         bias=bias,
-        shared_key=-0.5 / total if form == "exact" else None,
+        shared_key=0.5 * variance / (root * total) if form == "exact" else None,
         shared_value=(variance / total).astype(dtype) if interpolates else None,
         key_kernel=key_kernel if interpolates else None,
         value_kernel=value_kernel if interpolates else None,
     )
+
+
+def moments(mixture: Mixture, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Means and variances; 0 where masked, so that padding reaches neither a sum nor a gradient."""
+    visible = mixture.mask[..., None]
+    mean = jnp.where(visible, mixture.mean.astype(dtype), 0.0)
+    if mixture.log_variance is None:
+        return mean, jnp.zeros_like(mean)
+    return mean, jnp.exp(jnp.where(visible, mixture.log_variance.astype(dtype), -jnp.inf))

@@ -1,4 +1,4 @@
-"""Denoising attention as the equation is written, in R^D: slow, plain, and what the rest must equal.
+"""Denoising attention as the equation is written, in R^D: slow, plain, what the rest must equal.
 
 DESIGN 3.5, term by term, with [B, T, H, S, D] never formed but [B, T, H, D] queries and values.
 """
@@ -6,7 +6,7 @@ DESIGN 3.5, term by term, with [B, T, H, S, D] never formed but [B, T, H, D] que
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.attention.inputs import MASK_VALUE
+from nvib_jax.attention.inputs import MASK_VALUE, moments
 from nvib_jax.types import Mixture
 
 
@@ -23,14 +23,9 @@ def attend(
     highest = jax.lax.Precision.HIGHEST
     # float32 at least; float64 stays float64, for tests that need a ground truth.
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    query, key_kernel, value_kernel, mu = (
-        a.astype(dtype) for a in (query, key_kernel, value_kernel, mixture.mean)
-    )
-    root = jnp.asarray(float(query.shape[-1]) ** 0.5, dtype)
-    s2 = jnp.zeros_like(mu)
-    if mixture.log_variance is not None:
-        s2 = jnp.exp(mixture.log_variance.astype(dtype))
-    interpolation = jnp.ones((), dtype)
+    query, key_kernel, value_kernel = (a.astype(dtype) for a in (query, key_kernel, value_kernel))
+    mu, s2 = moments(mixture, dtype)
+    root = float(query.shape[-1]) ** 0.5
     log_weights = mixture.log_weights.astype(dtype)
     if form == "expected_logit":
         log_weights = log_weights - jnp.sum(s2, -1) / (2 * root)
@@ -42,10 +37,8 @@ def attend(
     offset = log_weights - 0.5 * jnp.sum(mu * mu / t, -1)
     if form != "simplified":
         offset = offset - 0.5 * jnp.sum(jnp.log(t), -1)
-    if form in ("exact", "expected_logit"):  # for equal t the term is the same for all keys
+    if form == "exact":
         logits = logits - 0.5 * jnp.einsum("bthd,bsd->bths", u * u, 1 / t, precision=highest)
-    if form == "simplified":
-        interpolation = jnp.zeros((), dtype)
 
     valid = mixture.mask & ~jnp.isneginf(mixture.log_weights)
     logits = logits + jnp.where(valid, offset, 0.0)[:, None, None, :]
@@ -56,5 +49,5 @@ def attend(
 
     kept = jnp.einsum("bths,bsd->bthd", weights, s2 / t, precision=highest)
     moved = jnp.einsum("bths,bsd->bthd", weights, root * mu / t, precision=highest)
-    value = interpolation * kept * u + moved
+    value = moved if form == "simplified" else kept * u + moved
     return jnp.einsum("bthd,dhe->bthe", value, value_kernel, precision=highest)

@@ -52,22 +52,28 @@ def attention_weights(
       (float32 weights, shape (B, H, T, S); the queries pulled back into R^D, float32, shape
       (B, T, H, D), or None where no term of the form needs them).
     """
-    f32 = jnp.float32
+    f32 = _accumulator(query)
     logits = jnp.einsum("bthe,bshe->bhts", query, memory.key, preferred_element_type=f32)
     logits = logits + memory.bias[:, None, None, :]
     pulled = None
     if memory.key_kernel is not None:
         pulled = jnp.einsum("bthe,dhe->bthd", query, memory.key_kernel, preferred_element_type=f32)
     if memory.shared_key is not None and pulled is not None:
-        # Squares of a query reach hundreds: float32 even when the model computes in bfloat16.
-        logits = logits + jnp.einsum("bthd,bsd->bhts", jnp.square(pulled), memory.shared_key)
+        # Squares of a query reach hundreds: float32, and no bfloat16 passes of it on a TPU, even
+        # when the model computes in bfloat16.
+        logits = logits + jnp.einsum(
+            "bthd,bsd->bhts",
+            jnp.square(pulled),
+            memory.shared_key,
+            precision=jax.lax.Precision.HIGHEST,
+        )
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, MASK_VALUE)
     return jax.nn.softmax(logits, axis=-1), pulled
 
 
 def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> jax.Array:
-    dtype, f32 = query.dtype, jnp.float32
+    dtype, f32 = query.dtype, _accumulator(query)
     weights, pulled = attention_weights(query, memory, mask)
     weights = weights.astype(dtype)
     out = jnp.einsum("bhts,bshe->bthe", weights, memory.value, preferred_element_type=f32)
@@ -82,3 +88,7 @@ def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> j
             preferred_element_type=f32,
         )
     return out.astype(dtype)
+
+
+def _accumulator(query: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(query.dtype, jnp.float32)  # float64 stays, as in the reference
