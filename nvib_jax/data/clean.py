@@ -52,7 +52,8 @@ def split_tokenised(text: str) -> list[str]:
         if words[position] in _END_MARKS:
             while end < len(words) and (words[end] in _END_MARKS or _closes(words, start, end)):
                 end += 1
-            if end == len(words) or _OPENS_SENTENCE.match(words[end]):
+            following = " ".join(words[end : end + 3])
+            if not following or _OPENS_SENTENCE.match(following):
                 sentences.append(" ".join(words[start:end]))
                 start = end
         position = end

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Split = Literal["train", "validation", "test"]
 Layout = Literal["auto", "lines", "running", "wikitext"]
@@ -97,6 +97,8 @@ class DataConfig:
             raise ValueError(
                 f"data.source must be 'grammar', 'text' or 'tfds:NAME', got {self.source!r}"
             )
+        if self.layout not in get_args(Layout):
+            raise ValueError(f"data.layout must be one of {get_args(Layout)}, got {self.layout!r}")
         for name in ("vocab_size", "tokenizer_sentences", "num_train", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")

@@ -130,7 +130,7 @@ def _needs_tensorflow(config: DataConfig, error: ImportError) -> Exception:
 def _check_feature(builder: Any, config: DataConfig) -> None:
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     feature = features.get(config.text_feature)
     if not isinstance(feature, tfds.features.Text):
         texts = [name for name, f in features.items() if isinstance(f, tfds.features.Text)]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 _RARE_WORD = "<unk>"
 _RARE_WORD_PIECES = ["▁<unk>", "<unk>"]
 _UNKNOWN_PIECE = "<unknown>"
+_UNKNOWN_SURFACE = "⁇"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Tokenizer:
                 if any(_RARE_WORD in s for s in corpus)
                 else [],
                 unk_piece=_UNKNOWN_PIECE,
+                unk_surface=_UNKNOWN_SURFACE,
                 pad_id=cls.pad_id,
                 bos_id=cls.bos_id,
                 eos_id=cls.eos_id,

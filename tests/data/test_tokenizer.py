@@ -1,0 +1,96 @@
+"""The tokenizer: round trips, special ids, determinism, corpora of all sizes."""
+
+import pytest
+
+from nvib_jax.data.grammar import default_grammar
+from nvib_jax.data.tokenizer import Tokenizer
+
+SENTENCES = [
+    "the lobster is blue, and it weighs 0.7 kg.",
+    "she found <unk> on the island's shore.",
+    "<unk> was not a <unk> of the <unk>, he said.",
+    "it's 1,000 miles to the old town.",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(SENTENCES, 60)
+
+
+@pytest.fixture(scope="module")
+def grammar_tokenizer():
+    return Tokenizer.train(sorted(default_grammar().words), 4000, whole_words=True)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES[:4])
+def test_round_trip(tokenizer, sentence):
+    ids = tokenizer.encode(sentence)
+    assert tokenizer.decode(ids) == sentence
+    assert min(ids) > tokenizer.unk_id
+    assert max(ids) < tokenizer.vocab_size
+
+
+def test_batches_encode_as_singles(tokenizer):
+    assert tokenizer.encode_batch(SENTENCES) == [tokenizer.encode(s) for s in SENTENCES]
+    assert tokenizer.encode_batch([]) == []
+    assert tokenizer.encode("") == []
+
+
+def test_special_ids(tokenizer):
+    special = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id]
+    assert special == [0, 1, 2, 3]
+    assert tokenizer.pieces(special) == ["<pad>", "<s>", "</s>", "<unknown>"]
+    ids = tokenizer.encode("the old town")
+    assert tokenizer.decode([1, *ids, 2, *ids, 0, 0]) == "the old town"
+    assert tokenizer.decode([0, *ids, 0]) == "the old town"
+    assert tokenizer.decode([2, *ids]) == tokenizer.decode([]) == ""
+    # Written out, they are text and not control.
+    assert not {0, 1, 2} & set(tokenizer.encode("</s> <s> <pad>"))
+
+
+def test_unknown_characters_are_shown(tokenizer):
+    assert 3 in tokenizer.encode("the ω town")
+    assert tokenizer.decode(tokenizer.encode("the ω town")) == "the ⁇ town"
+
+
+def test_the_rare_word_mark_is_one_piece(tokenizer):
+    assert tokenizer.pieces(tokenizer.encode("a <unk> <unk>")) == ["▁a", "▁<unk>", "▁<unk>"]
+
+
+def test_training_is_deterministic(tokenizer):
+    assert Tokenizer.train(SENTENCES, 60).to_bytes() == tokenizer.to_bytes()
+    assert Tokenizer.train(SENTENCES[:2], 60) != tokenizer
+
+
+def test_bytes_and_files_hold_everything(tokenizer, tmp_path):
+    assert Tokenizer.from_bytes(tokenizer.to_bytes()) == tokenizer
+    tokenizer.save(tmp_path / "t.model")
+    loaded = Tokenizer.load(tmp_path / "t.model")
+    assert loaded.encode(SENTENCES[0]) == tokenizer.encode(SENTENCES[0])
+    with pytest.raises(ValueError, match="expected a serialised SentencePiece model, got 4 other"):
+        Tokenizer.from_bytes(b"none")
+
+
+def test_a_small_corpus_gets_fewer_pieces():
+    tokenizer = Tokenizer.train(["a b c", "c b a"], 4000)
+    assert tokenizer.vocab_size < 20
+    assert tokenizer.decode(tokenizer.encode("a c b")) == "a c b"
+
+
+def test_what_cannot_be_trained():
+    with pytest.raises(ValueError, match="at least one sentence to train on, got none"):
+        Tokenizer.train(["", "  "], 100)
+    message = "vocab_size=8 on 20 sentences with 27 distinct characters"
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.train(SENTENCES, 8)
+
+
+def test_every_word_of_the_grammar_is_one_piece(grammar_tokenizer):
+    words = default_grammar().words
+    assert all(len(grammar_tokenizer.encode(word)) == 1 for word in words)
+    assert grammar_tokenizer.vocab_size == len(words) + 4
+    for sentence in default_grammar().sentences(5, 200):
+        ids = grammar_tokenizer.encode(sentence)
+        assert len(ids) == len(sentence.split())
+        assert grammar_tokenizer.decode(ids) == sentence
