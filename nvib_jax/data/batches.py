@@ -43,7 +43,6 @@ class Batch(TypedDict):
 class _Plan:
     """One epoch: `rows[b]` are the sentences of batch b (-1 fills up), `lengths[b]` its bucket."""
 
-    epoch: int
     rows: np.ndarray
     lengths: np.ndarray
 
@@ -101,7 +100,7 @@ class Batches:
         bucket_of = np.searchsorted(self.buckets, lengths)
         self._members = [np.flatnonzero(bucket_of == b) for b in range(len(self.buckets))]
         self._plan_lock = threading.Lock()
-        self._cached_plan: _Plan | None = None
+        self._plans: dict[int, _Plan] = {}
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -138,11 +137,14 @@ class Batches:
         return iter(steps.map(self.__getitem__).to_iter_dataset(options))
 
     def _plan(self, epoch: int) -> _Plan:
-        # Prefetching threads meet at the turn of an epoch; each gets the plan of its own.
+        # Prefetching threads meet at the turn of an epoch: two plans are kept, so that threads on
+        # either side of it do not make each other's plan anew.
         with self._plan_lock:
-            if self._cached_plan is None or self._cached_plan.epoch != epoch:
-                self._cached_plan = self._make_plan(epoch)
-            return self._cached_plan
+            if epoch not in self._plans:
+                while len(self._plans) > 1:
+                    del self._plans[min(self._plans)]
+                self._plans[epoch] = self._make_plan(epoch)
+            return self._plans[epoch]
 
     def _make_plan(self, epoch: int) -> _Plan:
         seeds = np.random.SeedSequence([self.seed, epoch])
@@ -156,7 +158,7 @@ class Batches:
             rows.append(filled.reshape(count, self.batch_size))
             lengths.append(np.full(count, bucket))
         batches = rng.permutation(len(self)) if self._shuffle else np.arange(len(self))
-        return _Plan(epoch, np.concatenate(rows)[batches], np.concatenate(lengths)[batches])
+        return _Plan(np.concatenate(rows)[batches], np.concatenate(lengths)[batches])
 
 
 def default_buckets(data: PreparedData) -> tuple[int, ...]:

@@ -13,13 +13,15 @@ import numpy as np
 
 from nvib_jax.data.tokenizer import Tokenizer
 
+# Part of the hash: raise it when the same configuration would give other files, say by a change
+# of the cleaning or of the tokenizer's training.
 FORMAT_VERSION = 1
 METADATA = "metadata.json"
 TOKENIZER = "tokenizer.model"
 RECORD_SUFFIX = ".array_record"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedData:
     """A prepared corpus on disk.
 

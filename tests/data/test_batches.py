@@ -41,6 +41,9 @@ def test_shapes_types_and_masks(data):
             np.int32,
         )
         assert ((batch["tokens"] == 0) == ~batch["mask"]).all()
+        shorter = max((b for b in batches.buckets if b < length), default=0)
+        present = data.lengths["train"][batch["index"][batch["index"] >= 0]]
+        assert (shorter < present).all()
         # Valid tokens come first, and as many as the sentence has.
         lengths = np.where(batch["index"] < 0, 0, data.lengths["train"][batch["index"]])
         assert np.array_equal(batch["mask"], np.arange(length) < lengths[:, None])

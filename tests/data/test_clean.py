@@ -68,11 +68,11 @@ def test_wikitext_lines_from_end_to_end():
         " ",
         " It weighs 0 @.@ 7 – 2 @.@ 2 kg , or 1 @,@ 000 g ( a lot ) . The red @-@ tipped ones "
         "of H. americanus don 't <unk> . ",
-        ' He said " It \'s a café ! " and left . ',
+        ' He said " It \'s a naïve café ! " and left . ',
     ) == [
         "it weighs 0.7 2.2 kg, or 1,000 g a lot.",
         "the red tipped ones of h. americanus don't <unk>.",
-        "he said it's a caf and left.",
+        "he said it's a nave caf and left.",
     ]
 
 

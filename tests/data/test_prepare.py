@@ -217,6 +217,14 @@ def test_nothing_left_after_cleaning(tmp_path, text_config):
     assert not list(Path(text_config.cache_dir).iterdir())
 
 
+def test_unreadable_text_leaves_nothing(tmp_path, text_config):
+    file = tmp_path / "latin.txt"
+    file.write_bytes(b"one fine line.\n" * 500 + b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8: byte 0xe9 at offset 7503"):
+        prepare(dataclasses.replace(text_config, validation=(str(file),)))
+    assert not list(Path(text_config.cache_dir).iterdir())
+
+
 class Interrupted(Exception):
     pass
 

@@ -26,8 +26,9 @@ def file(tmp_path):
 
 def test_lines_of_files_and_globs_in_order(file, tmp_path):
     file("b.txt", "three\r\nfour")
+    file("c.txt", "five\n")
     file("a.txt", "\ufeffone\ntwo\n")
-    lines = ["one", "two", "three", "four"]
+    lines = ["one", "two", "three", "four", "five"]
     assert read(text([tmp_path / "*.txt"], layout="lines")) == lines
     # Named twice, read once.
     assert read(text([tmp_path / "a.txt", tmp_path / "?.txt"], layout="lines")) == lines

@@ -1,6 +1,7 @@
 """TFDS, for real: a builder of our own, prepared in array_record, read without TensorFlow."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -93,6 +94,23 @@ def test_prepared_end_to_end(config):
     assert expected <= set(data.sentences("train"))
     with pytest.raises(ValueError, match=r"no split 'validation', only .'test', 'train'."):
         data.split_lengths("validation")
+
+
+READ_ONLY = """
+import dataclasses, sys
+from nvib_jax.data import DataConfig, prepare
+
+config = DataConfig(source="tfds:nvib_tiny_reviews", tfds_dir=sys.argv[1], cache_dir=sys.argv[2],
+                    vocab_size=120)
+print(prepare(config).metadata["splits"]["train"]["sentences"], "tensorflow" in sys.modules)
+"""
+
+
+def test_prepared_data_need_no_builder(tfds_dir, tmp_path):
+    """In a process that knows nothing of the class, as `nvib prepare` is."""
+    command = [sys.executable, "-c", READ_ONLY, str(tfds_dir), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["240", "False"]
 
 
 def test_an_unprepared_data_set_is_prepared(tmp_path):
