@@ -1,7 +1,7 @@
 """The data's way: source -> clean -> sentences -> tokenizer -> cache -> batches.
 
     config.py     what to read, how to clean, tokenise and batch it
-    sources.py    raw text: the embedded grammar (grammar.py, english.txt), files, TFDS
+    sources.py    raw text: the embedded grammar (grammar.py), files, TFDS
     clean.py      raw text -> sentences
     tokenizer.py  sentences <-> ids
     prepare.py    all of it into a cache on disk, once

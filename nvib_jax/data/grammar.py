@@ -19,26 +19,19 @@ import hashlib
 import importlib.resources
 import itertools
 import math
-import re
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from nvib_jax.data.grammar_text import START, Rule, check_symbols, class_of_words, read
+
 MIN_WORDS = 4
 MAX_WORDS = 24
 
-_START = "sentence"
-_PLACEHOLDERS = {
-    "{n}": ("s", "p"),
-    "{f}": ("s", "p", "d"),
-    "{c}": ("person", "animal", "thing", "place"),
-}
 # Zipf-Mandelbrot: the word of rank r (from 0) weighs 1 / (r + 2) within its class.
 _ZIPF_SHIFT = 2
-
-Rule = list[tuple[float, tuple[str, ...]]]
 
 
 class Grammar:
@@ -52,11 +45,11 @@ class Grammar:
     """
 
     def __init__(self, text: str) -> None:
-        rules, classes = _read(text)
-        _check_symbols(rules, classes)
+        rules, classes = read(text)
+        check_symbols(rules, classes)
         self.rules = {name: _normalise(rule) for name, rule in rules.items()}
         self.classes = {name: _zipf(words) for name, words in classes.items()}
-        self._class_of = _class_of(classes)
+        self._class_of = class_of_words(classes)
         self._root = self._compile()
         self.digest = hashlib.sha256(text.encode()).hexdigest()
 
@@ -106,7 +99,7 @@ class Grammar:
         for name, rule in self.rules.items():
             # A stack pops from its end, so that symbols go in reversed.
             nodes[name][2].extend([nodes[s] for s in reversed(symbols)] for _, symbols in rule)
-        return nodes[_START]
+        return nodes[START]
 
     # ---- scoring
 
@@ -148,7 +141,7 @@ class Grammar:
                 terms = [p * _convolve(lengths, symbols) for p, symbols in rule]
                 lengths[name] = np.sum(terms, axis=0)
             if all(np.array_equal(lengths[name], before[name]) for name in self.rules):
-                return lengths[_START]
+                return lengths[START]
 
     def _derivation_log_prob(self, sentence: str) -> float:
         from lark.exceptions import UnexpectedInput
@@ -221,7 +214,7 @@ class Grammar:
             expansions = (" ".join(spelling.get(s, s) for s in symbols) for _, symbols in rule)
             aliased = (f"{expansion} -> {name}_{i}" for i, expansion in enumerate(expansions))
             lines.append(f"{name}: " + "\n  | ".join(aliased))
-        return Lark("\n".join(lines), start=_START, lexer=PassThrough, **options)
+        return Lark("\n".join(lines), start=START, lexer=PassThrough, **options)
 
 
 @functools.cache
@@ -229,68 +222,6 @@ def default_grammar() -> Grammar:
     """The grammar of `english.txt`, read once."""
     source = importlib.resources.files("nvib_jax.data").joinpath("english.txt")
     return Grammar(source.read_text(encoding="utf-8"))
-
-
-# ---- the format
-
-
-def _read(text: str) -> tuple[dict[str, Rule], dict[str, list[str]]]:
-    """Rules and word classes with the placeholders filled in."""
-    rules: dict[str, Rule] = {}
-    classes: dict[str, list[str]] = {}
-    templates: list[tuple[str, Rule]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.split("#")[0].rstrip()
-        if match := re.fullmatch(r"([a-z{][\w{}]*):", line):
-            templates.append((match[1], []))
-        elif templates and (match := re.fullmatch(r"\s+([\d.]+)((?: +[\w{}]+)*)", line)):
-            templates[-1][1].append((float(match[1]), tuple(match[2].split())))
-        elif match := re.fullmatch(r"([A-Z]\w*(?: [A-Z]\w*)*) \+?= (.+)", line):
-            for forms in match[2].split():
-                for name, form in zip(match[1].split(), forms.split("/"), strict=True):
-                    classes.setdefault(name, []).append(form)
-        elif line:
-            raise ValueError(f"grammar line {number} is neither a rule nor words: {line!r}")
-    for name, rule in templates:
-        for values in _fillings(name):
-            rules[_fill(name, values)] = [
-                (weight, tuple(_fill(symbol, values) for symbol in symbols))
-                for weight, symbols in rule
-            ]
-    return rules, classes
-
-
-def _fillings(name: str) -> Iterable[dict[str, str]]:
-    used = [placeholder for placeholder in _PLACEHOLDERS if placeholder in name]
-    for values in itertools.product(*(_PLACEHOLDERS[placeholder] for placeholder in used)):
-        yield dict(zip(used, values, strict=True))
-
-
-def _fill(symbol: str, values: dict[str, str]) -> str:
-    for placeholder, value in values.items():
-        symbol = symbol.replace(placeholder, value)
-    return symbol
-
-
-def _check_symbols(rules: dict[str, Rule], classes: dict[str, list[str]]) -> None:
-    known = rules.keys() | classes.keys()
-    used = {s for rule in rules.values() for _, symbols in rule for s in symbols} | {_START}
-    if unknown := used - known:
-        raise ValueError(f"the grammar uses symbols that it does not define: {sorted(unknown)}")
-    if unused := known - used:
-        raise ValueError(f"the grammar defines symbols that it does not use: {sorted(unused)}")
-
-
-def _class_of(classes: dict[str, list[str]]) -> dict[str, str]:
-    class_of: dict[str, str] = {}
-    for name, words in classes.items():
-        for word in words:
-            if word in class_of:
-                raise ValueError(
-                    f"the word {word!r} is in two classes: {class_of[word]} and {name}"
-                )
-            class_of[word] = name
-    return class_of
 
 
 # ---- arithmetic

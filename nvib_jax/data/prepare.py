@@ -16,11 +16,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import shutil
-import socket
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,12 @@ from typing import Any
 import numpy as np
 
 from nvib_jax.data import sources
+from nvib_jax.data.cache_folder import (
+    building_name,
+    discard,
+    move_into_place,
+    remove_abandoned,
+)
 from nvib_jax.data.clean import clean_sentences
 from nvib_jax.data.config import SPLITS, DataConfig, Split
 from nvib_jax.data.grammar import default_grammar
@@ -42,8 +44,6 @@ from nvib_jax.data.tokenizer import Tokenizer
 
 _SENTENCES_PER_SHARD = 250_000
 _ENCODED_AT_ONCE = 10_000
-_BUILDING = ".building-"
-_ABANDONED_AFTER = 2 * 24 * 3600
 
 Progress = Callable[[str], None]
 
@@ -68,14 +68,14 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
             return PreparedData.load(final)
         except (FileNotFoundError, ValueError) as error:
             report(f"{error}; preparing it again")
-            _discard(final)
+            discard(final)
     root.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(root)
-    building = root / _building_name(digest)
+    remove_abandoned(root)
+    building = root / building_name(digest)
     building.mkdir()
     try:
         _build(config, digest, building, report)
-        _move(building, final)
+        move_into_place(building, final)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     report(f"prepared {final}")
@@ -250,55 +250,3 @@ def _nothing_left(config: DataConfig, split: Split, count: int) -> ValueError:
         f"{config.source!r}, none of {clean.min_tokens} to {clean.max_tokens} tokens in the "
         f"characters {clean.keep_characters!r}; see data.clean"
     )
-
-
-# ---- the folder
-
-
-def _move(building: Path, final: Path) -> None:
-    """Puts the finished folder in its place, unless another process was first."""
-    try:
-        building.rename(final)
-    except OSError:
-        # The other process prepared the same content, by its hash.
-        if not (final / METADATA).is_file():
-            raise
-
-
-def _building_name(digest: str) -> str:
-    """A name of its own for every call, which says whose it is."""
-    return f"{_BUILDING}{digest}-{uuid.uuid4().hex}-{socket.gethostname()}-{os.getpid()}"
-
-
-def _discard(folder: Path) -> None:
-    """Removes a damaged cache; renamed first, so that nobody sees half of it."""
-    doomed = folder.with_name(_building_name(folder.name))
-    try:
-        folder.rename(doomed)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Removes what interrupted runs left: of dead processes of this machine, or days old."""
-    for folder in root.glob(f"{_BUILDING}*"):
-        name, _, process = folder.name.rpartition("-")
-        here = name.endswith(f"-{socket.gethostname()}")
-        dead = here and process.isdigit() and not _is_alive(int(process))
-        try:
-            old = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
-        except FileNotFoundError:
-            continue
-        if dead or old:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
