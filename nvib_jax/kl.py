@@ -128,6 +128,7 @@ class _Pair:
         log_n = jnp.log(jnp.sum(times, axis=-1, keepdims=True))
         log_a0 = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
         log_mean = log_a0 - log_n + jnp.log(split)
+        log_alpha = jnp.where(present, log_alpha, log_mean)  # exp() of what is absent is not inf
         return cls(
             log_a=log_alpha - jnp.log(split),
             log_b=log_b,

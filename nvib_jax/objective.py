@@ -172,6 +172,7 @@ def _log_dirichlet_ratio(
     times = valid.astype(jnp.float32)
     log_a0 = jax.nn.logsumexp(log_a, axis=-1, keepdims=True, where=valid)
     log_n = jnp.log(jnp.sum(times, axis=-1, keepdims=True))
+    log_a = jnp.where(valid, log_a, log_a0)
 
     def misfit(log_share: jax.Array, log_total: jax.Array) -> jax.Array:
         total = jnp.exp(jnp.minimum(log_total, LOG_HUGE))[:, 0]

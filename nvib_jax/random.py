@@ -35,17 +35,18 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     log_alpha = jnp.asarray(log_alpha).astype(jnp.float32)
     empty = jnp.isneginf(log_alpha)
     log_alpha = jnp.maximum(jnp.where(empty, 0.0, log_alpha), LOG_TINY)
+    large = log_alpha > _LOG_LARGE  # not minimum, maximum: they halve the gradient at a tie
     gamma_key, boost_key, normal_key = jax.random.split(key, 3)
 
-    small = jnp.minimum(log_alpha, _LOG_LARGE)
+    small = jnp.where(large, _LOG_LARGE, log_alpha)
     boost = jax.random.exponential(boost_key, log_alpha.shape, jnp.float32) * jnp.exp(-small)
     drawn = jax.random.loggamma(gamma_key, jnp.exp(small) + 1.0) - boost
 
-    inv = jnp.exp(-jnp.maximum(log_alpha, _LOG_LARGE))
+    root = jnp.exp(-0.5 * jnp.where(large, log_alpha, _LOG_LARGE))  # alpha^-1/2
     normal = jax.random.normal(normal_key, log_alpha.shape, jnp.float32)
-    cube = log_alpha + 3.0 * jnp.log1p(normal * jnp.sqrt(inv) / 3.0 - inv / 9.0)
+    cube = log_alpha + 3.0 * jnp.log1p((normal - root / 3.0) * root / 3.0)
 
-    return jnp.where(empty, -jnp.inf, jnp.where(log_alpha > _LOG_LARGE, cube, drawn))
+    return jnp.where(empty, -jnp.inf, jnp.where(large, cube, drawn))
 
 
 def log_normalize(log_weights: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -49,7 +49,9 @@ class NVAEConfig:
     pseudo_count: Literal["exp_linear", "exp_quadratic", "relu"] = "exp_linear"
     """Map from encoder states to pseudo-counts."""
     initial_alpha: float = 1.0
-    """Pseudo-count of each vector before training."""
+    """Pseudo-count of a vector before training, were all alike."""
+    initial_spread: float = 1.0
+    """How much the pseudo-count map's values differ between vectors before training."""
     initial_variance: float = 0.1
     """Variance of each vector before training."""
     prior_alpha: float = 1.0
@@ -99,6 +101,7 @@ class NVAE(nnx.Module):
             prior=Prior.standard(c.dim, alpha=c.prior_alpha, alpha_delta=c.alpha_delta),
             pseudo_count=c.pseudo_count,
             initial_alpha=c.initial_alpha,
+            initial_spread=c.initial_spread,
             initial_variance=c.initial_variance,
             rngs=rngs,
         )

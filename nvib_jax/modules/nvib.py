@@ -22,7 +22,9 @@ class NVIB(nnx.Module):
       dim: D.
       prior: the Dirichlet process; kept with the parameters and never trained.
       pseudo_count: "exp_linear", "exp_quadratic" or "relu" (`nvib_jax.log_pseudo_count`).
-      initial_alpha: pseudo-count of every component before training.
+      initial_alpha: pseudo-count of a component before training, were all states alike.
+      initial_spread: how far states differ before training: the standard deviation of the map's
+        linear part for states of variance 1.
       initial_variance: variance of every component before training.
       rngs: parameter RNGs.
     """
@@ -34,11 +36,12 @@ class NVIB(nnx.Module):
         prior: Prior,
         pseudo_count: str = "exp_linear",
         initial_alpha: float = 1.0,
+        initial_spread: float = 1.0,
         initial_variance: float = 0.1,
         rngs: nnx.Rngs,
     ):
         start = initial_alpha if pseudo_count == "relu" else math.log(initial_alpha)
-        init = nnx.initializers.lecun_normal()
+        init = nnx.initializers.normal(initial_spread * dim**-0.5)
         self.pseudo_count = pseudo_count
         self.mean = nnx.Linear(dim, dim, rngs=rngs)
         self.log_variance = nnx.Linear(
@@ -48,7 +51,7 @@ class NVIB(nnx.Module):
             bias_init=nnx.initializers.constant(math.log(initial_variance)),
             rngs=rngs,
         )
-        self.alpha_linear = nnx.Param(init(rngs.params(), (dim, 1), jnp.float32)[:, 0])
+        self.alpha_linear = nnx.Param(init(rngs.params(), (dim,), jnp.float32))
         self.alpha_bias = nnx.Param(jnp.float32(start))
         self.alpha_quadratic = (
             nnx.Param(jnp.zeros((dim,), jnp.float32)) if pseudo_count == "exp_quadratic" else None

@@ -38,6 +38,8 @@ class ObjectiveConfig:
     """Steps at factor 0 before the ramp."""
     anneal_steps: int = 0
     """Steps of the ramp."""
+    dirichlet_from_start: bool = False
+    """Anneal the Gaussian KL only: vectors compete for pseudo-counts from the first step."""
     anneal_cycle: int = 0
     """Steps of a cycle, for cyclic."""
 
@@ -47,7 +49,7 @@ class TrainConfig:
     """Optimiser, length, and what is written when."""
 
     run_dir: str = ""
-    """Where checkpoints, metrics and the summary go; empty is runs/PRESET, or the next free name."""
+    """Where checkpoints, metrics and the summary go; empty is runs/PRESET or the next free name."""
     seed: int = 0
     """Seed of parameters, draws, dropout and batch order."""
     steps: int = 1000

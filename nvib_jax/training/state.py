@@ -104,8 +104,10 @@ def loss_and_metrics(
         cycle=objective.anneal_cycle,
     )
     nll = -jnp.sum(jnp.where(real, log_p, 0.0))
-    kl = objective.lambda_gaussian * jnp.sum(per_g) + objective.lambda_dirichlet * jnp.sum(per_d)
-    loss = nll / jnp.maximum(count, 1).astype(jnp.float32) + factor * kl / total.astype(jnp.float32)
+    factor_d = jnp.ones_like(factor) if objective.dirichlet_from_start else factor
+    kl = factor * objective.lambda_gaussian * jnp.sum(per_g)
+    kl = kl + factor_d * objective.lambda_dirichlet * jnp.sum(per_d)
+    loss = nll / jnp.maximum(count, 1).astype(jnp.float32) + kl / total.astype(jnp.float32)
     one = jnp.ones((), jnp.int32)
     return loss, {
         "loss": (loss, one),

@@ -1,0 +1,30 @@
+"""Set up jax before anything imports it: 8 simulated devices, strict promotion."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The recorded arrays beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside this checkout: recorded arrays are not published")
+    return SHARED
+
+
+@pytest.fixture
+def no_leaks():
+    """Fail on a tracer that outlives its transformation."""
+    with jax.checking_leaks():
+        yield
