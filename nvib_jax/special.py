@@ -2,8 +2,8 @@
 
 Enters `log x`, leaves a function of x that stays finite where `exp(log x)` would overflow. Above
 x = 4 the asymptotic series is exact to float32; below it the recurrence leads there, with the pole
-at 0 written out. Derivatives are closed forms: what autodiff makes of the branches is neither finite
-nor accurate.
+at 0 written out. Derivatives are closed forms: what autodiff makes of the branches is neither
+finite nor accurate.
 """
 
 import jax

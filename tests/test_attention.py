@@ -38,9 +38,10 @@ def test_exact_is_the_posterior_mean_by_monte_carlo():
     """
     dim, size = 64, 300_000
     rng = np.random.default_rng(0)
-    mean, s2 = rng.normal(size=(6, dim)), np.exp(rng.normal(size=(6, dim)))
+    mean, s2 = rng.normal(size=(6, dim)), np.exp(rng.normal(size=(6, dim)) * 0.5)
+    s2 *= np.exp(0.7 * rng.normal(size=(6, 1)))
     pi = rng.dirichlet(np.ones(6))
-    q = rng.normal(size=dim) * 0.5
+    q = rng.normal(size=dim) * 1.2
     root = np.sqrt(dim)
     eye = jnp.eye(dim)[:, None, :]
     mix = nvib.Mixture(
@@ -76,7 +77,9 @@ def test_implementations_agree(form, heads, impulses):
     truth = reference64(q, mix, **k, form=form)
     plain = plain_attention(q, mix, **k, form=form)
     for implementation in WRITTEN:
-        assert_as_good_as(attention(q, mix, **k, form=form, implementation=implementation), plain, truth)
+        assert_as_good_as(
+            attention(q, mix, **k, form=form, implementation=implementation), plain, truth
+        )
     hidden = reference64(q, mix, **k, form=form, mask=mask)
     got = attention(q, mix, **k, form=form, mask=mask)
     assert error(got, hidden) < 1e-5
@@ -94,15 +97,16 @@ def test_forms_agree_for_impulses(implementation):
 @pytest.mark.parametrize("implementation", WRITTEN)
 def test_exact_is_published_when_all_variances_are_equal(implementation):
     q, mix, k = query(), mixture(), kernels()
-    same = nvib.Mixture(
-        mix.mean, jnp.full_like(mix.log_variance, 0.7), mix.log_weights, mix.mask
-    )
+    same = nvib.Mixture(mix.mean, jnp.full_like(mix.log_variance, 0.7), mix.log_weights, mix.mask)
     exact, published = (
         attention(q, same, **k, form=f, implementation=implementation)
         for f in ("exact", "published")
     )
     assert_close(exact, published)
-    differ = [attention(q, mix, **k, form=f, implementation=implementation) for f in ("exact", "published")]
+    differ = [
+        attention(q, mix, **k, form=f, implementation=implementation)
+        for f in ("exact", "published")
+    ]
     assert error(*differ) > 1e-3
 
 
@@ -170,7 +174,9 @@ def test_chunks_equal_the_reference_in_value_and_gradient(form, masked):
     q, mix, k = query(2, length), mixture(2), kernels()
     mask = None
     if masked:
-        mask = jnp.asarray(np.random.default_rng(3).random((2, length, 6)) < 0.6).at[..., 0].set(True)
+        mask = (
+            jnp.asarray(np.random.default_rng(3).random((2, length, 6)) < 0.6).at[..., 0].set(True)
+        )
     target = normal(8, *q.shape)
 
     def loss(q, mean, log_variance, log_weights, k, implementation):
@@ -310,7 +316,10 @@ def test_errors():
 
     wrong = [
         ({"form": "nope"}, "form is 'nope'; wanted one of 'exact', 'published', 'simplified', 'ex"),
-        ({"implementation": "gpu"}, "implementation is 'gpu'; wanted one of 'reference', 'xla', 'p"),
+        (
+            {"implementation": "gpu"},
+            "implementation is 'gpu'; wanted one of 'reference', 'xla', 'p",
+        ),
         ({"q": q[0]}, r"query has shape \(4, 2, 4\); wanted \[B, T, H, E\]"),
         ({"q": q[:2]}, r"mixture.mean has shape \(3, 6, 8\); wanted \[B, S, D\] = \(2, S, D\)"),
         (

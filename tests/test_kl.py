@@ -238,7 +238,7 @@ def test_errors(kl):
     floats = nvib.Posterior(
         post.mean, post.log_variance, post.log_alpha, post.mask.astype(jnp.float32)
     )
-    with pytest.raises(ValueError, match="posterior.mask has dtype float32; wanted bool"):
+    with pytest.raises(ValueError, match=r"posterior.mask has dtype float32; wanted bool"):
         kl(floats, base)
 
 

@@ -35,9 +35,9 @@ def assert_as_good_as(got, plain, truth) -> None:
 
 
 def plain_attention(query, mixture, *, key_kernel, value_kernel, form):
-    """softmax(qq kk + bias) vv of DESIGN 3.5, whole tensors, one dtype, float32 bias and softmax."""
+    """softmax(qq kk + bias) vv of DESIGN 3.5: whole tensors, one dtype, float32 bias and softmax."""
     dtype, root = query.dtype, float(query.shape[-1]) ** 0.5
-    f32 = jnp.promote_types(dtype, jnp.float32)
+    f32 = jnp.float64 if dtype == jnp.float64 else jnp.float32
     mean, s2 = mixture.mean.astype(f32), jnp.zeros((), f32)
     if mixture.log_variance is not None:
         s2 = jnp.exp(mixture.log_variance.astype(f32))

@@ -6,7 +6,7 @@ DESIGN 3.5, term by term, with [B, T, H, S, D] never formed but [B, T, H, D] que
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.attention.inputs import MASK_VALUE, moments
+from nvib_jax.attention.inputs import MASK_VALUE, accumulator, moments
 from nvib_jax.types import Mixture
 
 
@@ -21,8 +21,7 @@ def attend(
 ) -> jax.Array:
     """See `nvib_jax.denoising_attention`; shapes are checked there. Returns (B, T, H, E)."""
     highest = jax.lax.Precision.HIGHEST
-    # float32 at least; float64 stays float64, for tests that need a ground truth.
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = accumulator(query.dtype)
     query, key_kernel, value_kernel = (a.astype(dtype) for a in (query, key_kernel, value_kernel))
     mu, s2 = moments(mixture, dtype)
     root = float(query.shape[-1]) ** 0.5

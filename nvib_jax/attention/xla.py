@@ -7,7 +7,7 @@ backward pass too, where they are recomputed; no width-D query exists beyond one
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.attention.inputs import MASK_VALUE, Memory
+from nvib_jax.attention.inputs import MASK_VALUE, Memory, accumulator
 
 CHUNK = 128  # queries at a time
 
@@ -52,7 +52,7 @@ def attention_weights(
       (float32 weights, shape (B, H, T, S); the queries pulled back into R^D, float32, shape
       (B, T, H, D), or None where no term of the form needs them).
     """
-    f32 = _accumulator(query)
+    f32 = accumulator(query.dtype)
     logits = jnp.einsum("bthe,bshe->bhts", query, memory.key, preferred_element_type=f32)
     logits = logits + memory.bias[:, None, None, :]
     pulled = None
@@ -73,7 +73,7 @@ def attention_weights(
 
 
 def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> jax.Array:
-    dtype, f32 = query.dtype, _accumulator(query)
+    dtype, f32 = query.dtype, accumulator(query.dtype)
     weights, pulled = attention_weights(query, memory, mask)
     weights = weights.astype(dtype)
     out = jnp.einsum("bhts,bshe->bthe", weights, memory.value, preferred_element_type=f32)
@@ -88,7 +88,3 @@ def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> j
             preferred_element_type=f32,
         )
     return out.astype(dtype)
-
-
-def _accumulator(query: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(query.dtype, jnp.float32)  # float64 stays, as in the reference

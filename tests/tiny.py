@@ -1,0 +1,77 @@
+"""The smallest model, corpus and run that show everything; made once a test session."""
+
+import atexit
+import dataclasses
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from nvib_jax.data import DataConfig
+from nvib_jax.models.nvae import NVAE, NVAEConfig
+from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
+
+VOCAB, LENGTH = 20, 6
+SMALL: dict[str, Any] = {"dim": 16, "heads": 2, "latent_heads": 2, "hidden": 32}
+
+
+def model(seed: int = 0, **overrides: Any) -> NVAE:
+    """A module of width 16."""
+    config = NVAEConfig(**{**SMALL, "dropout": 0.0, **overrides})
+    return NVAE(config, vocab_size=VOCAB, max_length=LENGTH, rngs=nnx.Rngs(seed))
+
+
+def batch(seed: int = 0, lengths: tuple[int, ...] = (6, 3, 1, 4)) -> dict[str, Any]:
+    """Random ids under a mask; padding is 0."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(LENGTH)[None] < np.array(lengths)[:, None]
+    tokens = np.where(mask, rng.integers(4, VOCAB, mask.shape), 0).astype(np.int32)
+    return {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
+
+
+@functools.cache
+def folder() -> Path:
+    """Where this session's runs and caches are."""
+    path = Path(tempfile.mkdtemp(prefix="nvib_tests_"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def config(name: str = "run", **train: Any) -> Config:
+    """Grammar sentences, a model of width 16, 20 steps."""
+    settings = {"steps": 20, "eval_every": 10, "log_every": 5, "eval_sentences": 16, **train}
+    return Config(
+        data=DataConfig(
+            num_train=300,
+            num_validation=40,
+            num_test=10,
+            batch_size=16,
+            buckets=(24,),
+            cache_dir=str(folder() / "cache"),
+        ),
+        model=NVAEConfig(**SMALL, dropout=0.1),
+        objective=ObjectiveConfig(anneal="linear", anneal_steps=10),
+        train=TrainConfig(
+            run_dir=str(folder() / name), learning_rate=1e-2, warmup_steps=2, **settings
+        ),
+    )
+
+
+def with_train(config: Config, **changes: Any) -> Config:
+    """The config with other training settings."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+@functools.cache
+def trained() -> tuple[Config, dict[str, float]]:
+    """One finished run: its config and what `train` returned. Do not write into its folder."""
+    from nvib_jax.training import loop
+
+    loop.SUMMARY_SAMPLES = 20
+    settings = config("trained", keep_checkpoints=2)
+    return settings, loop.train(settings)
