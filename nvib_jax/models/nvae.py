@@ -48,10 +48,10 @@ class NVAEConfig:
     """Biases in the denoising attention's projections."""
     pseudo_count: Literal["exp_linear", "exp_quadratic", "relu"] = "exp_linear"
     """Map from encoder states to pseudo-counts."""
-    initial_alpha: float = 1.0
-    """Pseudo-count of a vector before training, were all alike."""
-    initial_spread: float = 1.0
-    """How much the pseudo-count map's values differ between vectors before training."""
+    initial_alpha: float | None = None
+    """Mean pseudo-count of a vector before training; None is alpha_delta, or 1 where that is 0."""
+    initial_kept: float = 0.5
+    """Share of the vectors that are not empty before training, for relu."""
     initial_variance: float = 0.1
     """Variance of each vector before training."""
     prior_alpha: float = 1.0
@@ -101,7 +101,7 @@ class NVAE(nnx.Module):
             prior=Prior.standard(c.dim, alpha=c.prior_alpha, alpha_delta=c.alpha_delta),
             pseudo_count=c.pseudo_count,
             initial_alpha=c.initial_alpha,
-            initial_spread=c.initial_spread,
+            initial_kept=c.initial_kept,
             initial_variance=c.initial_variance,
             rngs=rngs,
         )

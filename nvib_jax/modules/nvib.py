@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ class NVIB(nnx.Module):
       dim: D.
       prior: the Dirichlet process; kept with the parameters and never trained.
       pseudo_count: "exp_linear", "exp_quadratic" or "relu" (`nvib_jax.log_pseudo_count`).
-      initial_alpha: pseudo-count of a component before training, were all states alike.
-      initial_spread: how far states differ before training: the standard deviation of the map's
-        linear part for states of variance 1.
+      initial_alpha: mean pseudo-count of a component before training; None is the prior's
+        `alpha_delta` (1 where that is 0), so that the Dirichlet KL starts near 0 and pulls nowhere.
+      initial_kept: share of components with a pseudo-count above 0 before training, for "relu".
       initial_variance: variance of every component before training.
       rngs: parameter RNGs.
     """
@@ -35,13 +36,17 @@ class NVIB(nnx.Module):
         *,
         prior: Prior,
         pseudo_count: str = "exp_linear",
-        initial_alpha: float = 1.0,
-        initial_spread: float = 1.0,
+        initial_alpha: float | None = None,
+        initial_kept: float = 0.5,
         initial_variance: float = 0.1,
         rngs: nnx.Rngs,
     ):
-        start = initial_alpha if pseudo_count == "relu" else math.log(initial_alpha)
-        init = nnx.initializers.normal(initial_spread * dim**-0.5)
+        if initial_alpha is None:
+            initial_alpha = float(prior.alpha_delta) or 1.0
+        start, spread = math.log(initial_alpha), 1.0
+        if pseudo_count == "relu":
+            start, spread = rectified_normal(initial_alpha, initial_kept)
+        init = nnx.initializers.normal(spread * dim**-0.5)
         self.pseudo_count = pseudo_count
         self.mean = nnx.Linear(dim, dim, rngs=rngs)
         self.log_variance = nnx.Linear(
@@ -87,3 +92,22 @@ class NVIB(nnx.Module):
         if previous is not None:
             log_alpha = add_skip(log_alpha, previous)
         return make_posterior(self.mean(x), self.log_variance(x), log_alpha, mask, self.prior)
+
+
+def rectified_normal(mean: float, share: float) -> tuple[float, float]:
+    """(m, s) such that `max(0, N(m, s^2))` has this mean and is positive with this probability.
+
+    Which components start empty is then a random function of the encoder's state: a symmetry that
+    training would otherwise have to break against the noise of equal weights.
+
+    Raises:
+      ValueError: a mean that is not positive, or a share not inside (0, 1).
+    """
+    if mean <= 0 or not 0 < share < 1:
+        raise ValueError(
+            f"initial_alpha, initial_kept are {mean}, {share}; wanted alpha > 0 and 0 < kept < 1"
+        )
+    normal = statistics.NormalDist()
+    edge = -normal.inv_cdf(share)
+    scale = mean / (normal.pdf(edge) - edge * share)
+    return -edge * scale, scale
