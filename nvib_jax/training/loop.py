@@ -16,6 +16,7 @@ from nvib_jax.data.config import Split
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.models.nvae import Params, merge
+from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.checkpoint import FOLDER, Checkpoints
 from nvib_jax.training.config import Config, to_json
@@ -69,6 +70,8 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
     texts = data.sentences(data_split(data), config.train.eval_sentences)
     samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
 
+    weights = effective_weights(config)
+    bar.print(f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}")
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(to_json(config), encoding="utf-8")
     checkpoints = Checkpoints(run_dir, keep=config.train.keep_checkpoints)
@@ -162,6 +165,12 @@ def make_validation(
         return means(total) if total else {}
 
     return validate
+
+
+def effective_weights(config: Config) -> tuple[float, float]:
+    """What both KLs weigh against a sentence's negative log-likelihood at full annealing."""
+    lambdas = config.objective.lambda_gaussian, config.objective.lambda_dirichlet
+    return lambdas if config.objective.units == "elbo" else elbo_weights(*lambdas, config.model.dim)
 
 
 def open_model(config: Config, data: PreparedData) -> TextModel:

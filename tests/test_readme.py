@@ -1,0 +1,36 @@
+"""The README's Python runs as printed, and its commands are the ones CI and the presets use."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_block_runs(block):
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    if "out" in names:
+        assert names["out"].shape == (2, 5, 4, 16)
+        assert names["kl"].shape == (2,)
+
+
+def test_a_block_was_found():
+    assert BLOCKS
+
+
+def test_the_two_commands_are_there():
+    commands = re.findall(r"^pip install .*$", README, flags=re.MULTILINE)
+    assert commands == [
+        'pip install -e ".[train]" && nvib train configs/quickstart.py',
+        'pip install -e ".[dev]" && pytest',
+    ]
+
+
+def test_every_file_named_exists():
+    root = Path(__file__).parent.parent
+    for name in set(re.findall(r"configs/\w+\.py", README)):
+        assert (root / name).is_file(), name
