@@ -1,5 +1,6 @@
 """Everything measured at once, and the page that a run ends with."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,8 +85,8 @@ def summarize(
     return "\n".join(lines)
 
 
-def write_summary(run_dir: str | Path, text: str) -> Path:
-    """Write the page into the run's folder."""
-    path = Path(run_dir) / "summary.txt"
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+def write_summary(run_dir: str | Path, page: str, scores: dict[str, dict[str, float]]) -> None:
+    """Write the page as `summary.txt` and the figures as `scores.json` into the run's folder."""
+    folder = Path(run_dir)
+    (folder / "summary.txt").write_text(page + "\n", encoding="utf-8")
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

@@ -71,7 +71,9 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
     samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
 
     weights = effective_weights(config)
-    bar.print(f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}")
+    bar.print(
+        f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}"
+    )
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(to_json(config), encoding="utf-8")
     checkpoints = Checkpoints(run_dir, keep=config.train.keep_checkpoints)
@@ -87,8 +89,10 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
     scores = evaluate(model, texts, samples=samples, seed=config.train.seed)
     untrained = evaluate(fresh, texts, samples=samples, seed=config.train.seed)
     page = summarize(model, texts, scores, untrained, seed=config.train.seed)
-    path = write_summary(run_dir, page)
-    bar.print(f"\n{page}\n\nwritten to {run_dir}: checkpoints, metrics.jsonl, tensorboard, {path}")
+    write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
+    bar.print(
+        f"\n{page}\n\nwritten to {run_dir}: {', '.join(sorted(p.name for p in run_dir.iterdir()))}"
+    )
     return scores | {"tokens_per_second": speed}
 
 

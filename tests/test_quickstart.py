@@ -1,0 +1,30 @@
+"""The README's main job, whole, as a user runs it: what the preset promises is what comes out."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.long
+def test_quickstart_keeps_its_promise(tmp_path):
+    start = time.monotonic()
+    command = [sys.executable, "-m", "nvib_jax.cli", "train", str(ROOT / "configs/quickstart.py")]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=900)
+    seconds = time.monotonic() - start
+    run = tmp_path / "runs" / "quickstart"
+    scores = json.loads((run / "scores.json").read_text())
+    print(f"{seconds:.0f} s, {scores}")
+    # The figures are of one seed on any CPU, so a little below what the preset says.
+    assert scores["trained"]["exact"] > 0.88
+    assert scores["trained"]["kept_hard"] < 0.5
+    assert scores["trained"]["kept_soft"] < 0.5
+    assert scores["trained"]["in_language"] > 0.45
+    assert scores["untrained"]["exact"] < 0.01
+    assert scores["untrained"]["in_language"] < 0.05
+    assert "Half way between pairs" in (run / "summary.txt").read_text()
