@@ -35,16 +35,17 @@ def assert_as_good_as(got, plain, truth) -> None:
 
 
 def plain_attention(query, mixture, *, key_kernel, value_kernel, form):
-    """softmax(qq kk + bias) vv of DESIGN 3.5: whole tensors, one dtype, float32 bias and softmax."""
+    """softmax(qq kk + bias) vv of DESIGN 3.5: whole tensors, one dtype; bias, softmax float32."""
     dtype, root = query.dtype, float(query.shape[-1]) ** 0.5
     f32 = jnp.float64 if dtype == jnp.float64 else jnp.float32
-    mean, s2 = mixture.mean.astype(f32), jnp.zeros((), f32)
+    mean = mixture.mean.astype(f32)
+    s2 = jnp.zeros_like(mean)
     if mixture.log_variance is not None:
         s2 = jnp.exp(mixture.log_variance.astype(f32))
     bias = mixture.log_weights.astype(f32)
     if form == "expected_logit":
-        bias, s2 = bias - jnp.sum(s2, -1) / (2 * root), jnp.zeros((), f32)
-    t = jnp.broadcast_to(s2 + root, mean.shape)
+        bias, s2 = bias - jnp.sum(s2, -1) / (2 * root), jnp.zeros_like(mean)
+    t = s2 + root
     bias = bias - 0.5 * jnp.sum(mean**2 / t, -1)
     if form in ("exact", "published"):
         bias = bias - 0.5 * jnp.sum(jnp.log(t), -1)

@@ -25,6 +25,14 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
+class LayerNorm(nnx.LayerNorm):
+    """Statistics in float32 whatever the input; Flax's own promote bfloat16 implicitly."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (..., D) -> (..., D) in the compute dtype."""
+        return super().__call__(x.astype(jnp.float32))
+
+
 class _Block(nnx.Module):
     """What both layers share: the residual with its norm (before or after) and the MLP."""
 
@@ -32,7 +40,7 @@ class _Block(nnx.Module):
         check_choice("norm", norm, NORMS)
         self.norm, self.dropout_rate = norm, dropout_rate
         self.norms = nnx.List(
-            [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(sublayers)]
+            [LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(sublayers)]
         )
         self.up = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
@@ -139,7 +147,7 @@ class Encoder(nnx.Module):
                 for _ in range(layers)
             ]
         )
-        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
 
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x (B, N, D), mask (B, N) -> (B, N, D)."""
@@ -160,7 +168,7 @@ class Decoder(nnx.Module):
                 for _ in range(layers)
             ]
         )
-        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
         """One memory a layer, computed once for a mixture."""

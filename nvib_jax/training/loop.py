@@ -85,7 +85,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
         writer.close()
 
     bar.print("measuring on held-out sentences, beside the same model untrained")
-    fresh = TextModel.create(config, model.tokenizer, model.buckets, model.length_probabilities)
+    fresh = dataclasses.replace(model, params=open_model(config, data).params)  # compiled once
     scores = evaluate(model, texts, samples=samples, seed=config.train.seed)
     untrained = evaluate(fresh, texts, samples=samples, seed=config.train.seed)
     page = summarize(model, texts, scores, untrained, seed=config.train.seed)
