@@ -26,11 +26,15 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Statistics in float32 whatever the input; Flax's own promote bfloat16 implicitly."""
+    """Layer norm in float32; Flax's own, given a compute dtype, promotes bfloat16 implicitly."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __init__(self, dim: int, *, dtype, rngs: nnx.Rngs):
+        super().__init__(dim, rngs=rngs)
+        self.out_dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """x (..., D) -> (..., D) in the compute dtype."""
-        return super().__call__(x.astype(jnp.float32))
+        return super().__call__(x.astype(jnp.float32)).astype(self.out_dtype)
 
 
 class _Block(nnx.Module):
