@@ -95,9 +95,9 @@ def elbo(
     log_likelihood: jax.Array,
     kl_gaussian: jax.Array,
     kl_dirichlet: jax.Array,
-    log_prob_length: jax.Array,
+    log_prob_count: jax.Array,
 ) -> jax.Array:
-    """`log p(x) >= log p(n) + E_q log p(x | F) - KL_G - KL_D`, nats per sentence.
+    """`log p(x) >= log p(m) + E_q log p(x | F) - KL_G - KL_D`, nats per sentence.
 
     It bounds the likelihood only with the exact KLs and a *drawn* mixture in the first term.
 
@@ -105,13 +105,13 @@ def elbo(
       log_likelihood: of a drawn mixture, shape (B,).
       kl_gaussian: `kl_gaussian(..., form="exact")`, shape (B,).
       kl_dirichlet: `kl_dirichlet(..., form="exact")`, shape (B,).
-      log_prob_length: `log p(n)`, what it costs to tell the decoder the number of components,
+      log_prob_count: `log p(m)`, what it costs to tell the decoder the number of components,
         shape (B,).
 
     Returns:
       shape (B,).
     """
-    return log_likelihood + log_prob_length - kl_gaussian - kl_dirichlet
+    return log_likelihood + log_prob_count - kl_gaussian - kl_dirichlet
 
 
 def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> jax.Array:
@@ -187,7 +187,7 @@ def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:
     """`log 1/k sum_j p(x | F_j) p(F_j) / q(F_j | x)`, the importance-weighted bound.
 
     Args:
-      log_weights: `log p(n) + log p(x | F_j) + log_density_ratio`, k of them along `axis`.
+      log_weights: `log p(m) + log p(x | F_j) + log_density_ratio`, k of them along `axis`.
       axis: the axis of the k draws.
 
     Returns:

@@ -5,6 +5,7 @@ line and the evaluation call these and nothing else. Sentences are batched into 
 so that each method compiles once a shape.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,9 @@ class TextModel:
       params: flat dict of arrays.
       tokenizer: text <-> ids.
       buckets: padded lengths, rising; the last is the longest sentence the model takes.
-      length_probabilities: p(n) of the training sentences, n tokens, shape (max + 1,).
+      count_probabilities: p(m), the share of training sentences with m vectors, (max_length + 1,).
+        It is the distribution of lengths where no vector is ever empty; a `relu` model drops some,
+        and its decoder is told m, not n, so that prior draws and bounds must count m too.
     """
 
     config: Config
@@ -42,7 +45,7 @@ class TextModel:
     params: Params
     tokenizer: Tokenizer
     buckets: tuple[int, ...]
-    length_probabilities: np.ndarray
+    count_probabilities: np.ndarray
     _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -67,19 +70,30 @@ class TextModel:
         config: Config,
         tokenizer: Tokenizer,
         buckets: Sequence[int],
-        length_probabilities: np.ndarray,
+        count_probabilities: np.ndarray,
         params: Params | None = None,
     ) -> "TextModel":
         """A model of this config, with fresh parameters unless given some."""
         model = build(config, tokenizer.vocab_size, buckets[-1])
         graph, fresh = split(model)
         params = fresh if params is None else params
-        return cls(config, graph, params, tokenizer, tuple(buckets), length_probabilities)
+        return cls(config, graph, params, tokenizer, tuple(buckets), count_probabilities)
 
     @property
     def max_length(self) -> int:
         """Longest sentence in tokens."""
         return self.buckets[-1]
+
+    def counted(self, texts: Sequence[str]) -> "TextModel":
+        """This model with `count_probabilities` as measured on these training sentences."""
+        log_alpha = self.encode(texts).log_alpha[:, 1:]
+        lengths = np.array([len(row) for row in self.tokenize(texts)])
+        present = ~np.isneginf(np.asarray(log_alpha))
+        real = np.arange(self.max_length)[None] < lengths[:, None]
+        # A sentence may keep nothing but the prior's vector; a prior draw has one more at least.
+        counts = np.maximum((present & real).sum(axis=1), 1)
+        shares = np.bincount(counts, minlength=self.max_length + 1) / len(texts)
+        return dataclasses.replace(self, count_probabilities=shares)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text.
@@ -170,9 +184,10 @@ class TextModel:
 
         Args:
           count: how many.
-          lengths: tokens each mixture stands for; None draws them as long as training sentences.
+          lengths: vectors in each mixture, the prior's own left out; None draws them from
+            `count_probabilities`.
           decoding: None is greedy.
-          seed: of lengths, mixtures and tokens.
+          seed: of numbers of vectors, mixtures and tokens.
 
         Raises:
           ValueError: `count < 1`, or lengths that do not fit.
@@ -180,12 +195,12 @@ class TextModel:
         if count < 1:
             raise ValueError(f"count is {count}; wanted at least 1")
         drawn = np.random.default_rng(seed).choice(
-            len(self.length_probabilities), size=count, p=self.length_probabilities
+            len(self.count_probabilities), size=count, p=self.count_probabilities
         )
         chosen = drawn if lengths is None else np.asarray(lengths)
         if chosen.shape != (count,) or chosen.min() < 1 or chosen.max() > self.max_length:
             raise ValueError(
-                f"lengths has shape {chosen.shape}, {chosen.min()} to {chosen.max()} tokens; "
+                f"lengths has shape {chosen.shape}, {chosen.min()} to {chosen.max()} vectors; "
                 f"wanted {count} lengths of 1 to {self.max_length}"
             )
         run = self.compiled(write_prior, max_length=self.max_length, config=decoding)

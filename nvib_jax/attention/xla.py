@@ -78,12 +78,13 @@ def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> j
     weights = weights.astype(dtype)
     out = jnp.einsum("bhts,bshe->bthe", weights, memory.value, preferred_element_type=f32)
     if memory.shared_value is not None and pulled is not None:
+        # In the order the product leaves it: XLA on CPUs has no bfloat16 product into "bthd".
         kept = jnp.einsum(
-            "bhts,bsd->bthd", weights, memory.shared_value, preferred_element_type=f32
+            "bhts,bsd->bhtd", weights, memory.shared_value, preferred_element_type=f32
         )
         out = out + jnp.einsum(
             "bthd,dhe->bthe",
-            (kept * pulled).astype(dtype),
+            (jnp.swapaxes(kept, 1, 2) * pulled).astype(dtype),
             memory.value_kernel,
             preferred_element_type=f32,
         )

@@ -1,8 +1,8 @@
-"""A bound on the likelihood of text: `log p(x) >= log p(n) + E log p(x|F) - KL_G - KL_D`.
+"""A bound on the likelihood of text: `log p(x) >= log p(m) + E log p(x|F) - KL_G - KL_D`.
 
-Exact KLs, one drawn mixture a sentence, and the cost of telling the decoder the number of
-components. Where a pseudo-count map gives exact zeros, those components are in neither density: the
-bound is then conditional on which vectors were kept. DESIGN 3.7.
+Exact KLs, one drawn mixture a sentence, and the cost of telling the decoder the number m of
+components. Where a pseudo-count map gives exact zeros, those components are in neither density and
+m counts the rest; which tokens they came from costs nothing, since a mixture is a set. DESIGN 3.7.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
 
     Returns:
       "elbo_sentence", "elbo_token" (a ratio of sums; end-of-sentence is a token), its parts a
-      sentence "log_likelihood", "kl_gaussian", "kl_dirichlet", "log_prob_length", and
+      sentence "log_likelihood", "kl_gaussian", "kl_dirichlet", "log_prob_count", and
       "reconstruction_token", the likelihood part a token.
     """
     rows = model.tokenize(texts)
@@ -39,10 +39,10 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
             model.params, jnp.asarray(tokens), jnp.asarray(mask), jax.random.fold_in(key, start)
         )
         parts.append([np.asarray(t)[: len(part)] for t in terms])
-    log_p, kl_g, kl_d = (np.concatenate(t) for t in zip(*parts, strict=True))
+    log_p, kl_g, kl_d, present = (np.concatenate(t) for t in zip(*parts, strict=True))
     lengths = np.array([len(row) for row in rows])
-    log_length = log_length_probability(model.length_probabilities, lengths)
-    bound = np.asarray(elbo(log_p, kl_g, kl_d, log_length))
+    log_count = log_count_probability(model.count_probabilities, present)
+    bound = np.asarray(elbo(log_p, kl_g, kl_d, log_count))
     count = float(np.sum(lengths + 1))
     return {
         "elbo_sentence": float(bound.mean()),
@@ -51,14 +51,14 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
         "log_likelihood": float(log_p.mean()),
         "kl_gaussian": float(kl_g.mean()),
         "kl_dirichlet": float(kl_d.mean()),
-        "log_prob_length": float(log_length.mean()),
+        "log_prob_count": float(log_count.mean()),
     }
 
 
 def bound_terms(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(log p(x|F) of a drawn F, exact KL_G, exact KL_D), nats, each (B,)."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(log p(x|F) of a drawn F, exact KL_G, exact KL_D) in nats and vectors present, each (B,)."""
     posterior, prior = model.encode(tokens, mask), model.nvib.prior
     inputs, targets, counted = decoder_io(tokens, mask)
     logits = model.decode(model.memories(model.draw(posterior, key), "exact"), inputs)
@@ -67,10 +67,11 @@ def bound_terms(
         log_likelihood(logits, targets, counted),
         kl_gaussian(posterior, prior, num_samples=draws, form="exact"),
         kl_dirichlet(posterior, prior, num_samples=draws, form="exact"),
+        jnp.sum(~jnp.isneginf(posterior.log_alpha[:, 1:]) & mask, axis=-1),
     )
 
 
-def log_length_probability(probabilities: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`log p(n)` with a thousandth of the mass spread evenly, so that no length is impossible."""
+def log_count_probability(probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`log p(m)` with a thousandth of the mass spread evenly, so that no count is impossible."""
     smoothed = 0.999 * probabilities + 0.001 / len(probabilities)
-    return np.log(smoothed[np.minimum(lengths, len(smoothed) - 1)]).astype(np.float32)
+    return np.log(smoothed[counts]).astype(np.float32)

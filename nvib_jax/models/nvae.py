@@ -69,6 +69,24 @@ class NVAEConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters, softmax, biases and KLs stay float32."""
 
+    def __post_init__(self) -> None:
+        def check(right: bool, name: str, wanted: str) -> None:
+            if not right:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")
+
+        for name in ("dim", "hidden", "decoder_layers", "num_samples"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("encoder_layers", "alpha_delta"):
+            check(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("initial_variance", "prior_alpha"):
+            check(getattr(self, name) > 0, name, "more than 0")
+        check(self.initial_alpha is None or self.initial_alpha > 0, "initial_alpha", "more than 0")
+        check(0 < self.initial_kept < 1, "initial_kept", "0 < initial_kept < 1")
+        for name in ("heads", "latent_heads"):
+            heads = getattr(self, name)
+            check(heads >= 1 and self.dim % heads == 0, name, f"a divisor of model.dim, {self.dim}")
+        check(0 <= self.dropout < 1, "dropout", "0 <= dropout < 1")
+
 
 class NVAE(nnx.Module):
     """Transformer encoder, NVIB layer, Transformer decoder with denoising cross-attention.
@@ -131,7 +149,11 @@ class NVAE(nnx.Module):
 
         Returns:
           A float32 `Posterior`, S = N + 1.
+
+        Raises:
+          ValueError: N beyond `max_length`.
         """
+        _check_positions("tokens", tokens, self.max_length)
         first, rest = split_key(key, 2)
         positions = jnp.arange(tokens.shape[1])
         x = self._embed(self.encoder_embedding, tokens)
@@ -180,7 +202,11 @@ class NVAE(nnx.Module):
 
         Returns:
           float32, shape (B, T, V).
+
+        Raises:
+          ValueError: T beyond `max_length + 1`.
         """
+        _check_positions("inputs", inputs, self.max_length + 1)
         first, rest = split_key(key, 2)
         x = dropout(self._decoder_input(inputs, 0), self.config.dropout, first)
         return self._logits(self.decoder(x, memories, rest))
@@ -224,6 +250,12 @@ class NVAE(nnx.Module):
             return self.output(x).astype(jnp.float32)
         table = self.decoder_embedding[...].astype(self.dtype)
         return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+
+
+def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
+    """jax clamps an index beyond a table, silently."""
+    if tokens.shape[1] > most:
+        raise ValueError(f"{name} has {tokens.shape[1]} positions; wanted at most {most}")
 
 
 def decoder_io(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -121,7 +121,7 @@ def load_model(run_dir: str | Path, *, which: str = "best") -> TextModel:
             _config(meta, folder),
             Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"])),
             meta["buckets"],
-            np.asarray(meta["length_probabilities"]),
+            np.asarray(meta["count_probabilities"]),
         )
         abstract = jax.tree.map(_abstract, model.params)
         params = manager.restore(
@@ -149,7 +149,7 @@ def _meta(model: TextModel) -> dict[str, Any]:
         "config": to_json(model.config),
         "tokenizer": base64.b64encode(model.tokenizer.to_bytes()).decode(),
         "buckets": list(model.buckets),
-        "length_probabilities": [float(p) for p in model.length_probabilities],
+        "count_probabilities": [float(p) for p in model.count_probabilities],
     }
 
 

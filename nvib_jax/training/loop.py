@@ -40,6 +40,7 @@ _LINE = {
     "share_kept": "kept",
     "tokens_per_second": "tokens/s",
 }
+_COUNTED = 1024  # training sentences from which the number of vectors is learned
 SUMMARY_SAMPLES = 1000  # prior samples scored at the end, where the language is known
 
 
@@ -86,6 +87,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
 
     bar.print("measuring on held-out sentences, beside the same model untrained")
     fresh = dataclasses.replace(model, params=open_model(config, data).params)  # compiled once
+    fresh = fresh.counted(data.sentences("train", _COUNTED))
     scores = evaluate(model, texts, samples=samples, seed=config.train.seed)
     untrained = evaluate(fresh, texts, samples=samples, seed=config.train.seed)
     page = summarize(model, texts, scores, untrained, seed=config.train.seed)
@@ -117,6 +119,7 @@ def _fit(
     step_function = make_train_step(model.graph, optimizer, config.objective)
     validate = make_validation(config, model, data)
     key = jax.random.key(settings.seed)
+    texts = data.sentences("train", _COUNTED)
 
     start = int(state.step)
     batches = _batches(config, data, "train").iterate(start)
@@ -141,7 +144,8 @@ def _fit(
                 values = validate(state.params)
                 writer.write(step, "validation", values)
                 bar.log(step, values, {name: _LINE[name] for name in values}, split="held-out")
-                model = dataclasses.replace(model, params=jax.tree.map(jnp.copy, state.params))
+                params = jax.tree.map(jnp.copy, state.params)  # the state's are donated
+                model = dataclasses.replace(model, params=params).counted(texts)
                 checkpoints.save(state, model, values["loss"])
                 since = time.monotonic()
     return model, float(np.median(speeds)) if speeds else 0.0

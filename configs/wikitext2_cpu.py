@@ -1,0 +1,50 @@
+"""WikiText-2 sentences on a laptop.
+
+    nvib train configs/wikitext2_cpu.py --data.train PATH/train.txt --data.validation PATH/valid.txt
+"""
+
+from nvib_jax.data.config import DataConfig
+from nvib_jax.models.nvae import NVAEConfig
+from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
+
+
+def config() -> Config:
+    return Config(
+        data=DataConfig(
+            source="text",
+            train=("wikitext2/train.txt",),
+            validation=("wikitext2/valid.txt",),
+            test=("wikitext2/test.txt",),
+            layout="wikitext",
+            vocab_size=4000,
+            batch_size=64,
+            buckets=(16, 24, 34, 49),
+        ),
+        model=NVAEConfig(
+            dim=192,
+            heads=4,
+            latent_heads=1,
+            hidden=512,
+            dropout=0.0,
+            pseudo_count="relu",
+            alpha_delta=1.0,
+            initial_kept=0.5,
+        ),
+        objective=ObjectiveConfig(
+            units="elbo",
+            lambda_gaussian=0.03,
+            lambda_dirichlet=3.0,
+            gaussian_form="exact",
+            anneal="linear",
+            anneal_start=500,
+            anneal_steps=3000,
+            dirichlet_from_start=True,
+        ),
+        train=TrainConfig(
+            steps=8000,
+            learning_rate=2e-3,
+            warmup_steps=300,
+            log_every=200,
+            eval_every=2000,
+        ),
+    )
