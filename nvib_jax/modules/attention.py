@@ -16,6 +16,12 @@ def _check_heads(dim: int, heads: int) -> int:
     return dim // heads
 
 
+def _dot_product(q: jax.Array, k: jax.Array, v: jax.Array, **how) -> jax.Array:
+    # In bfloat16 jax's own code promotes implicitly, which a strict caller forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(q, k, v, **how)
+
+
 class DenoisingAttention(nnx.Module):
     """Cross-attention to a `Mixture` (`nvib_jax.denoising_attention` with projections).
 
@@ -98,11 +104,11 @@ class SelfAttention(nnx.Module):
         """
         q, k, v = self._heads(x)
         if mask is None:
-            out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+            out = _dot_product(q, k, v, is_causal=True)
         else:
             # A row of padding alone attends to position 0: an empty softmax has no value.
             mask = jnp.asarray(mask).at[:, 0].set(True)
-            out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+            out = _dot_product(q, k, v, mask=mask[:, None, None, :])
         return self.out(out.reshape(x.shape))
 
     def step(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
@@ -113,5 +119,5 @@ class SelfAttention(nnx.Module):
             for old, new in zip(cache, (k, v), strict=True)
         )
         seen = (jnp.arange(keys.shape[1]) <= position)[None, None, None, :]
-        out = jax.nn.dot_product_attention(q, keys, values, mask=seen)
+        out = _dot_product(q, keys, values, mask=seen)
         return self.out(out.reshape(x.shape)), (keys, values)
