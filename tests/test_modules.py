@@ -228,7 +228,9 @@ def test_pseudo_counts_by_hand(form):
     np.testing.assert_allclose(found[valid], want[valid], rtol=1e-5, atol=1e-5)
     assert form != "relu" or np.isneginf(found[valid]).any()
     assert posterior.mean.shape == (2, 6, D)
-    np.testing.assert_array_equal(posterior.mask, jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1))
+    np.testing.assert_array_equal(
+        posterior.mask, jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
+    )
 
 
 @pytest.mark.parametrize("form", ["exp_linear", "relu"])
@@ -259,7 +261,9 @@ def test_nvib_starts_at_the_priors_pseudo_count():
 
 @pytest.mark.parametrize(("alpha", "kept"), [(0.0, 0.5), (1.0, 0.0), (1.0, 1.0)])
 def test_a_start_that_cannot_be_is_named(alpha, kept):
-    with pytest.raises(ValueError, match=rf"initial_alpha, initial_kept are {alpha}, {kept}; wanted"):
+    with pytest.raises(
+        ValueError, match=rf"initial_alpha, initial_kept are {alpha}, {kept}; wanted"
+    ):
         rectified_normal(alpha, kept)
 
 

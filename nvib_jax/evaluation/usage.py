@@ -46,20 +46,24 @@ def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def usage(
-    model: NVAE, tokens: jax.Array, mask: jax.Array, mixture_key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def usage(model: NVAE, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(hard, soft) share of each sentence, shapes (B,); see `vector_usage`."""
     posterior = model.encode(tokens, mask)
-    form = None if model.config.evaluation_form != "drawn" else "exact"
-    mixture, read_form = model.read(posterior, form=form, key=mixture_key)
+    # A draw has no attention of its own to measure: its mean is read.
+    form = "exact" if model.config.evaluation_form == "drawn" else None
+    mixture, read_form = model.read(posterior, form=form)
     inputs, _, counted = decoder_io(tokens, mask)
     attention = model.attention(model.memories(mixture, read_form), inputs)
-    weights = jnp.where(counted[..., None], attention, 0.0)
-    mean = jnp.sum(weights, axis=1) / jnp.maximum(jnp.sum(counted, axis=-1), 1)[:, None]
-    entropy = -jnp.sum(jnp.where(mean > 0, mean * jnp.log(jnp.maximum(mean, 1e-30)), 0.0), axis=-1)
     lengths = jnp.sum(mask, axis=-1).astype(jnp.float32)
-    return kept(model, posterior.log_alpha, mask, mixture), jnp.exp(entropy) / (lengths + 1)
+    soft = effective_number(attention, counted) / (lengths + 1)
+    return kept(model, posterior.log_alpha, mask, mixture), soft
+
+
+def effective_number(attention: jax.Array, counted: jax.Array) -> jax.Array:
+    """`exp(H(mean attention))`: attention (B, T, S), the positions that count (B, T) -> (B,)."""
+    positions = jnp.maximum(jnp.sum(counted, axis=-1), 1).astype(jnp.float32)
+    mean = jnp.sum(jnp.where(counted[..., None], attention, 0.0), axis=1) / positions[:, None]
+    return jnp.exp(-jnp.sum(jnp.where(mean > 0, mean * jnp.log(mean), 0.0), axis=-1))
 
 
 def kept(model: NVAE, log_alpha: jax.Array, mask: jax.Array, mixture: Mixture) -> jax.Array:
@@ -68,4 +72,4 @@ def kept(model: NVAE, log_alpha: jax.Array, mask: jax.Array, mixture: Mixture) -
     above = log_alpha[:, 1:] > jnp.log(THRESHOLD if threshold is None else max(threshold, 0.0))
     given = ~jnp.isneginf(mixture.log_weights[:, 1:])
     count = jnp.sum(above & given & mask, axis=-1).astype(jnp.float32)
-    return count / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+    return count / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(jnp.float32)

@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
         caches: tuple[Cache, ...],
         position: jax.Array,
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """One position of `__call__`: x (B, 1, D); returns the output and the caches, longer by one."""
+        """One position of `__call__`, x (B, 1, D): the output and the caches, longer by one."""
         new = []
         for layer, memory, cache in zip(self.layers, memories, caches, strict=True):
             x, cache = layer.step(x, memory, cache, position)

@@ -37,16 +37,20 @@ class Checkpoints:
     Args:
       run_dir: the run.
       keep: how many of the last to keep beside the best.
+      read_only: leave the folder as it is, whoever writes to it.
     """
 
-    def __init__(self, run_dir: str | Path, *, keep: int = 1):
+    def __init__(self, run_dir: str | Path, *, keep: int = 1, read_only: bool = False):
         self.folder = (Path(run_dir) / FOLDER).absolute()
         best = policies.BestN(get_metric_fn=_objective, reverse=True, n=1)
         policy = policies.AnyPreservationPolicy([policies.LatestN(n=max(keep, 1)), best])
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, best_fn=_objective, best_mode="min"
+                preservation_policy=policy,
+                best_fn=_objective,
+                best_mode="min",
+                read_only=read_only,
             ),
             item_names=("params", "optimizer", "meta"),
         )
@@ -71,19 +75,28 @@ class Checkpoints:
             metrics={METRIC: objective},
         )
 
-    def restore(self, state: TrainState, config: Config) -> TrainState:
+    def restore(self, state: TrainState, model: TextModel) -> TrainState:
         """The last state, in the shapes and placements of `state`.
 
         Raises:
           FileNotFoundError: nothing to resume from.
-          ValueError: the checkpoint is of another config; names the fields that differ.
+          ValueError: the checkpoint is of another config than `model`, the fields that differ are
+            named, or of other data.
         """
         steps = self.steps()
         if not steps:
-            raise FileNotFoundError(f"{self.folder} has no checkpoint; train without --resume")
+            raise FileNotFoundError(f"{self.folder} has no checkpoint")
         step = steps[-1]
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        _check_same(config, _config(meta.meta, self.folder), self.folder)
+        meta = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
+        _check_same(model.config, _config(meta, self.folder), self.folder)
+        now = _meta(model)
+        if differ := [n for n in ("tokenizer", "buckets") if now[n] != meta[n]]:
+            raise ValueError(
+                f"{self.folder} is of other data: its {' and '.join(differ)} differ; "
+                "has the text changed since?"
+            )
         abstract = jax.tree.map(_abstract, state)
         restored = self._manager.restore(
             step,
@@ -103,6 +116,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def saved_steps(run_dir: str | Path) -> list[int]:
+    """Steps of a run's whole checkpoints, rising; touches nothing."""
+    return sorted(int(p.name) for p in (Path(run_dir) / FOLDER).glob("*") if p.name.isdigit())
+
+
 def load_model(run_dir: str | Path, *, which: str = "best") -> TextModel:
     """The model of a run; see `TextModel.load`."""
     folder = Path(run_dir) / FOLDER
@@ -110,7 +128,7 @@ def load_model(run_dir: str | Path, *, which: str = "best") -> TextModel:
         raise FileNotFoundError(f"{run_dir} is no run: it has no folder {FOLDER}")
     if which not in ("best", "last"):
         raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")
-    checkpoints = Checkpoints(run_dir)
+    checkpoints = Checkpoints(run_dir, read_only=True)
     try:
         manager = checkpoints._manager
         step = manager.best_step() if which == "best" else manager.latest_step()

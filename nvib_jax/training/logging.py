@@ -14,15 +14,22 @@ class MetricWriter:
 
     Args:
       run_dir: the run; made if missing.
+      after: the step that is continued. Records beyond it are of steps that were lost with a
+        crash and will be run again: they are dropped.
     """
 
-    def __init__(self, run_dir: str | Path):
+    def __init__(self, run_dir: str | Path, *, after: int = 0):
         from tensorboardX import SummaryWriter
 
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+        path = folder / "metrics.jsonl"
+        old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(r for r in old if _step(r) <= after), encoding="utf-8")
+        self._lines = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=after + 1, write_to_disk=True
+        )
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """One record: `{"step": ..., "split": ..., "time": ..., name: value, ...}`."""
@@ -89,6 +96,13 @@ class TrainingBar:
     def print(self, text: str) -> None:
         """A line above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+
+def _step(record: str) -> float:
+    try:
+        return json.loads(record)["step"]
+    except ValueError:  # cut off in the middle
+        return float("inf")
 
 
 def _number(value: float) -> str:

@@ -1,6 +1,7 @@
 """The training run, top to bottom: data, model, steps, evaluation, checkpoints, summary."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.models.nvae import Params, merge
 from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.checkpoint import FOLDER, Checkpoints
+from nvib_jax.training.checkpoint import Checkpoints, saved_steps
 from nvib_jax.training.config import Config, to_json
+from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.logging import MetricWriter, TrainingBar
 from nvib_jax.training.sharding import data_mesh, place
 from nvib_jax.training.state import (
@@ -58,15 +60,14 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
     Raises:
       FileExistsError: the run has checkpoints and `resume` is False.
       FileNotFoundError: `resume` without a checkpoint.
+      FloatingPointError: the loss is not finite; the checkpoints before are kept.
+      KeyboardInterrupt: after a last checkpoint; `resume` goes on from there.
       ValueError: a config that does not fit the data or the checkpoint.
     """
-    run_dir = Path(config.train.run_dir)
-    if not resume and any((run_dir / FOLDER).glob("[0-9]*")):
-        raise FileExistsError(
-            f"{run_dir} holds a run already; --resume continues it, --train.run-dir names another"
-        )
+    run_dir = _check_run_dir(config, resume)
     bar = TrainingBar(config.train.steps)
     data = prepare(config.data, progress=bar.print)
+    _check_batches(config, data)
     model = open_model(config, data)
     texts = data.sentences(data_split(data), config.train.eval_sentences)
     samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
@@ -75,10 +76,8 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
     bar.print(
         f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}"
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.json").write_text(to_json(config), encoding="utf-8")
     checkpoints = Checkpoints(run_dir, keep=config.train.keep_checkpoints)
-    writer = MetricWriter(run_dir)
+    writer = MetricWriter(run_dir, after=max(saved_steps(run_dir), default=0))
     try:
         model, speed = _fit(config, data, model, checkpoints, writer, bar, resume=resume)
     finally:
@@ -112,19 +111,21 @@ def _fit(
     settings, mesh = config.train, data_mesh(config.data.batch_size)
     optimizer = make_optimizer(settings)
     state = TrainState(jnp.int32(0), model.params, optimizer.init(model.params))
+    texts = data.sentences("train", _COUNTED)
     if resume:
-        state = checkpoints.restore(state, config)
+        state = checkpoints.restore(state, model)
+        model = _with_params(model, state, texts)
         bar.print(f"resumed at step {int(state.step)}")
+    (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
     state = place(state, mesh)
     step_function = make_train_step(model.graph, optimizer, config.objective)
     validate = make_validation(config, model, data)
     key = jax.random.key(settings.seed)
-    texts = data.sentences("train", _COUNTED)
 
     start = int(state.step)
     batches = _batches(config, data, "train").iterate(start)
     window, tokens, since, speeds = None, 0, time.monotonic(), []
-    with bar:
+    with bar, Interrupt() as interrupt:
         bar.advance(start)
         for step in range(start + 1, settings.steps + 1):
             batch = next(batches)
@@ -132,7 +133,7 @@ def _fit(
             window = add_metrics(window, metrics)
             tokens += int(batch["mask"].sum() + (batch["index"] >= 0).sum())
             bar.advance(1)
-            last = step == settings.steps
+            last = step == settings.steps or interrupt.asked
             if step % settings.log_every == 0 or last:
                 values = means(window)  # waits for the device, so that the clock is right
                 speeds.append(tokens / (time.monotonic() - since))
@@ -141,14 +142,50 @@ def _fit(
                 bar.log(step, values, _LINE)
                 window, tokens, since = None, 0, time.monotonic()
             if step % settings.eval_every == 0 or last:
+                jax.block_until_ready(state)
+                paused = time.monotonic()
                 values = validate(state.params)
+                if not np.isfinite(values["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is {values['loss']} at step {step}, no checkpoint of it is "
+                        "kept; lower train.learning_rate or train.clip"
+                    )
                 writer.write(step, "validation", values)
                 bar.log(step, values, {name: _LINE[name] for name in values}, split="held-out")
-                params = jax.tree.map(jnp.copy, state.params)  # the state's are donated
-                model = dataclasses.replace(model, params=params).counted(texts)
+                model = _with_params(model, state, texts)
                 checkpoints.save(state, model, values["loss"])
-                since = time.monotonic()
+                since += time.monotonic() - paused
+            if interrupt.asked and step < settings.steps:
+                bar.print(f"interrupted at step {step}; the same command with --resume continues")
+                raise KeyboardInterrupt
     return model, float(np.median(speeds)) if speeds else 0.0
+
+
+def _check_run_dir(config: Config, resume: bool) -> Path:
+    """The run's folder, once it is known to be free, or to hold what is to be continued."""
+    if not config.train.run_dir:
+        raise ValueError("train.run_dir is empty; wanted the folder of the run")
+    run_dir = Path(config.train.run_dir)
+    saved = saved_steps(run_dir)
+    if saved and not resume:
+        raise FileExistsError(
+            f"{run_dir} holds a run already; --resume continues it, --train.run-dir names another"
+        )
+    if resume and not saved:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint; train without --resume")
+    return run_dir
+
+
+def _check_batches(config: Config, data: PreparedData) -> None:
+    """Everything that does not fit the data or the devices, before a run is written."""
+    data_mesh(config.data.batch_size)
+    for split in {"train", data_split(data)}:
+        _batches(config, data, split)
+
+
+def _with_params(model: TextModel, state: TrainState, texts: list[str]) -> TextModel:
+    params = jax.tree.map(jnp.copy, state.params)  # the state's are donated
+    return dataclasses.replace(model, params=params).counted(texts)
 
 
 def make_validation(
@@ -165,12 +202,12 @@ def make_validation(
         still = merge(graph, params)
         return loss_and_metrics(still, batch, key, jnp.int32(0), objective, train=False)[1]
 
+    def part(params: Params, i: int) -> Metrics:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), i)
+        return measure(params, _arrays(batches[i]), key)
+
     def validate(params: Params) -> dict[str, float]:
-        total: Metrics | None = None
-        for i in chosen:
-            key = jax.random.fold_in(jax.random.key(config.train.seed), i)
-            total = add_metrics(total, measure(params, _arrays(batches[i]), key))
-        return means(total) if total else {}
+        return means(functools.reduce(add_metrics, (part(params, i) for i in chosen)))
 
     return validate
 

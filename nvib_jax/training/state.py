@@ -44,7 +44,9 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     rate = optax.join_schedules([warmup, after], [config.warmup_steps])
     if config.optimizer == "adamw":
         # Vectors (norms, biases, the prior) are not decayed.
-        matrices = lambda params: {name: p.ndim > 1 for name, p in params.items()}  # noqa: E731
+        def matrices(params: Params) -> dict[str, bool]:
+            return {n: p.ndim > 1 and not n.endswith("bias") for n, p in params.items()}
+
         optimizer = optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay, mask=matrices)
     else:
         optimizer = {"adam": optax.adam, "radam": optax.radam}[config.optimizer](rate)
@@ -142,9 +144,10 @@ def make_train_step(
             return loss_and_metrics(merge(graph, params), batch, step_key, state.step, objective)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones((), jnp.int32))
+        metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones((), jnp.int32))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)
