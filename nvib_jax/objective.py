@@ -7,10 +7,10 @@ bound on the likelihood is a sum over the sentence with the exact KLs, and is ke
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.kl import log_beta_gap, prior_atom
+from nvib_jax import dirichlet
+from nvib_jax.kl import prior_atom
 from nvib_jax.random import log_normalize
 from nvib_jax.shapes import check_choice, check_mask, check_shapes
-from nvib_jax.special import LOG_HUGE, relative_entropy
 from nvib_jax.types import Mixture, Posterior, Prior
 
 SCHEDULES = ("constant", "linear", "cosine", "cyclic")
@@ -152,35 +152,12 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     gaussian = 0.5 * (jnp.square(noise) - score + log_variance - prior.log_variance)
 
     log_alpha = tiled(posterior.log_alpha[..., None], jnp.float32(0.0))[..., 0]
-    return jnp.sum(gaussian, axis=(1, 2)) + _log_dirichlet_ratio(
+    return jnp.sum(gaussian, axis=(1, 2)) + dirichlet.log_density_ratio(
         jnp.where(drawn, log_normalize(mixture.log_weights, drawn), 0.0),
         log_alpha - jnp.log(jnp.float32(count)),
         prior_atom(posterior, prior, count)[0][:, None],
         drawn,
     )
-
-
-def _log_dirichlet_ratio(
-    log_pi: jax.Array, log_a: jax.Array, log_b: jax.Array, valid: jax.Array
-) -> jax.Array:
-    """`log Dir(pi; b) - log Dir(pi; a)` over the valid entries, shape (B,).
-
-        log Dir(pi; a) = h(a) - a0 KL(a/a0 || pi) + a term that cancels
-
-    with `log_beta_gap`'s h; a sum of a_i log pi_i would lose it to rounding at a0 = 1e6.
-    """
-    times = valid.astype(jnp.float32)
-    log_a0 = jax.nn.logsumexp(log_a, axis=-1, keepdims=True, where=valid)
-    log_n = jnp.log(jnp.sum(times, axis=-1, keepdims=True))
-    log_a = jnp.where(valid, log_a, log_a0)
-
-    def misfit(log_share: jax.Array, log_total: jax.Array) -> jax.Array:
-        total = jnp.exp(jnp.minimum(log_total, LOG_HUGE))[:, 0]
-        return total * relative_entropy(log_share, log_pi - log_share, times)
-
-    b_share = jnp.broadcast_to(-log_n, log_pi.shape)
-    gap = log_beta_gap(log_a, log_b, log_a0, log_b + log_n, times)
-    return misfit(log_a - log_a0, log_a0) - misfit(b_share, log_b + log_n) - gap
 
 
 def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:

@@ -16,7 +16,7 @@ PURE = (
     "kl",
     "attention",
     "objective",
-    "special",
+    "special", "dirichlet",
     "shapes",
 )
 HEAVY = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "sentencepiece", "grain"}
