@@ -6,20 +6,23 @@ sentence has. DESIGN 3.8.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention import Memory
 from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
+from nvib_jax.shapes import check_choice
+
+Method = Literal["greedy", "sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
     """How the next token is chosen."""
 
-    method: Literal["greedy", "sample"] = "greedy"
+    method: Method = "greedy"
     """greedy takes the likeliest token; sample draws, within top_k and top_p if given."""
     temperature: float = 1.0
     """Logits are divided by this before sampling."""
@@ -29,6 +32,7 @@ class DecodingConfig:
     """Sample among the fewest tokens that hold this much probability."""
 
     def __post_init__(self) -> None:
+        check_choice("method", self.method, get_args(Method))
         if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"temperature, top_k, top_p are {self.temperature}, {self.top_k}, {self.top_p}; "

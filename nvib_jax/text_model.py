@@ -99,8 +99,10 @@ class TextModel:
         """Ids of each text.
 
         Raises:
-          ValueError: an empty text, or one longer than `max_length`, named.
+          ValueError: no texts, an empty one, or one longer than `max_length`, named.
         """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts is {texts!r}; wanted a list of at least one text")
         rows = self.tokenizer.encode_batch(list(texts))
         for text, row in zip(texts, rows, strict=True):
             if not 1 <= len(row) <= self.max_length:
@@ -198,10 +200,9 @@ class TextModel:
             len(self.count_probabilities), size=count, p=self.count_probabilities
         )
         chosen = drawn if lengths is None else np.asarray(lengths)
-        if chosen.shape != (count,) or chosen.min() < 1 or chosen.max() > self.max_length:
+        if chosen.shape != (count,) or not all(1 <= n <= self.max_length for n in chosen):
             raise ValueError(
-                f"lengths has shape {chosen.shape}, {chosen.min()} to {chosen.max()} vectors; "
-                f"wanted {count} lengths of 1 to {self.max_length}"
+                f"lengths is {chosen.tolist()}; wanted {count} of 1 to {self.max_length}"
             )
         run = self.compiled(write_prior, max_length=self.max_length, config=decoding)
         texts: list[str] = []
@@ -259,7 +260,8 @@ class TextModel:
             for start in range(0, len(members), ROWS):
                 part = members[start : start + ROWS]
                 tokens, mask = pad([rows[i] for i in part], width, ROWS)
-                written = self._texts(run(jnp.asarray(tokens), jnp.asarray(mask), start))
+                # The first member names the batch: no two draw the same noise.
+                written = self._texts(run(jnp.asarray(tokens), jnp.asarray(mask), int(part[0])))
                 for i, text in zip(part, written, strict=False):
                     texts[i] = text
         return texts

@@ -72,7 +72,11 @@ def config(name: str = "run", **train: Any) -> Config:
         model=NVAEConfig(**SMALL, dropout=0.1),
         objective=ObjectiveConfig(anneal="linear", anneal_steps=10),
         train=TrainConfig(
-            run_dir=str(folder() / name), learning_rate=1e-2, warmup_steps=2, **settings
+            run_dir=str(folder() / name),
+            learning_rate=1e-2,
+            schedule="constant",
+            warmup_steps=2,
+            **settings,
         ),
     )
 

@@ -7,8 +7,11 @@ counts as a step is whole.
 """
 
 import base64
+import contextlib
 import dataclasses
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +47,24 @@ class Checkpoints:
         self.folder = (Path(run_dir) / FOLDER).absolute()
         best = policies.BestN(get_metric_fn=_objective, reverse=True, n=1)
         policy = policies.AnyPreservationPolicy([policies.LatestN(n=max(keep, 1)), best])
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=_objective,
-                best_mode="min",
-                read_only=read_only,
-            ),
-            item_names=("params", "optimizer", "meta"),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=_objective,
+            best_mode="min",
+            read_only=read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,
         )
+        with _without_warnings():  # that the folder is read-only, as was asked
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={
+                    "params": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+            )
 
     def steps(self) -> list[int]:
         """Steps that can be restored, rising."""
@@ -142,6 +153,7 @@ def load_model(run_dir: str | Path, *, which: str = "best") -> TextModel:
             np.asarray(meta["count_probabilities"]),
         )
         abstract = jax.tree.map(_abstract, model.params)
+        _check_shapes(abstract, manager.item_metadata(step).params, folder)
         params = manager.restore(
             step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         ).params
@@ -157,6 +169,28 @@ def _objective(metrics: Any) -> float:
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     x = jnp.asarray(x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_shapes(wanted: dict[str, Any], saved: Any, folder: Path) -> None:
+    shapes = {name: tuple(array.shape) for name, array in saved.items()}
+    differ = [
+        f"{name} is saved as {shapes.get(name)}, the config makes it {array.shape}"
+        for name, array in wanted.items()
+        if shapes.get(name) != array.shape
+    ]
+    if differ:
+        raise ValueError(f"{folder} is of another model: {'; '.join(differ)}")
 
 
 def _meta(model: TextModel) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def _with_nearest_field(message: str) -> str:
 
 def sections() -> list[type]:
     """`Config` and every dataclass inside it."""
-    found, todo = [], [Config]
+    found: list[type] = []
+    todo: list[Any] = [Config]
     while todo:
         part = todo.pop()
         found.append(part)

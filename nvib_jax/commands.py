@@ -1,0 +1,230 @@
+"""What each `nvib` command does.
+
+Each is a frozen dataclass whose fields are its options; tyro shows them with their defaults under
+`--help`. `train` and `prepare` take a preset file and the fields of `Config`.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from nvib_jax.generate import DecodingConfig
+from nvib_jax.training.config import Config, load_preset
+
+Form = Literal["exact", "published", "simplified", "expected_logit", "drawn"]
+Which = Literal["best", "last"]
+Run = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+Texts = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]]
+Files = tyro.conf.UseAppendAction[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH")]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where sentences come from and where results go."""
+
+    file: Files = ()
+    """A file with one sentence a line, beside those given as arguments; - is standard input.
+    May be given several times."""
+    jsonl: bool = False
+    """Write one JSON object a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Encode sentences and write them again."""
+
+    run: Run
+    """Folder of a run."""
+    text: Texts = ()
+    """Sentences; none here and none in --file means standard input."""
+    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
+    form: Form | None = None
+    """How the posterior is read; None is what the config says."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    seed: int = 0
+    """Seed of draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Write sentences of mixtures drawn from the prior."""
+
+    run: Run
+    """Folder of a run."""
+    count: int = 10
+    """How many."""
+    length: int | None = None
+    """Vectors in each mixture; None draws their number as the training sentences have it."""
+    decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(method="sample"))
+    jsonl: bool = False
+    """Write one JSON object a line."""
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    seed: int = 0
+    """Seed of mixtures and tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolate:
+    """Write the sentences on the way from one to another."""
+
+    run: Run
+    """Folder of a run."""
+    text: Texts = ()
+    """Two sentences, or four for two pairs, and so on; none means --file or standard input."""
+    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
+    steps: int = 5
+    """Points on the way, both ends included."""
+    form: Form | None = None
+    """How the posterior is read; None is what the config says."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    seed: int = 0
+    """Seed of draws."""
+
+
+def _config(
+    command: str, arguments: list[str], flags: Iterable[str] = ()
+) -> tuple[Config, set[str]]:
+    """CONFIG.py and overrides -> (config, the flags that were there)."""
+    given = {flag for flag in flags if flag in arguments}
+    arguments = [a for a in arguments if a not in given]
+    paths = [a for a in arguments if not a.startswith("-")][:1]
+    preset = Config()
+    if paths and arguments[0] == paths[0]:
+        preset, arguments = load_preset(paths[0]), arguments[1:]
+    elif "-h" not in arguments and "--help" not in arguments:
+        raise ValueError(f"wanted a config first, as in: nvib {command} configs/quickstart.py")
+    more = "".join(f" [{flag}]" for flag in flags)
+    config = tyro.cli(
+        Config,
+        default=preset,
+        args=arguments,
+        prog=f"nvib {command} CONFIG.py{more}",
+        description=f"nvib {command}: every field can be overridden; defaults are the preset's.",
+    )
+    if not config.train.run_dir:
+        name = Path(paths[0]).stem if paths else "run"
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, run_dir=str(_free("runs", name, given)))
+        )
+    return config, given
+
+
+def _free(parent: str, name: str, flags: set[str]) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, -3 ... without a run; with --resume the last used."""
+    paths = [Path(parent) / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
+    used = [path for path in paths if (path / "config.json").exists()]
+    if "--resume" in flags:
+        return used[-1] if used else paths[0]
+    return next(path for path in paths if path not in used)
+
+
+def _train(arguments: list[str]) -> None:
+    config, flags = _config("train", arguments, ("--resume",))
+    from nvib_jax.training.loop import train
+
+    train(config, resume="--resume" in flags)
+
+
+def _prepare(arguments: list[str]) -> None:
+    config, _ = _config("prepare", arguments)
+    from nvib_jax.data import prepare
+
+    data = prepare(config.data, progress=print)
+    counts = ", ".join(f"{len(n):,} {split}" for split, n in data.lengths.items())
+    print(f"{data.path}: {counts} sentences, vocabulary {data.vocab_size:,}")
+
+
+def _reconstruct(arguments: list[str]) -> None:
+    options = _parse(Reconstruct, arguments)
+    texts = _texts(options.text, options.inputs)
+    model = _load(options.run, options.checkpoint)
+    outputs = model.reconstruct(
+        texts, form=options.form, decoding=options.decoding, seed=options.seed
+    )
+    for text, output in zip(texts, outputs, strict=True):
+        _show(output, {"text": text, "reconstruction": output}, options.inputs.jsonl)
+
+
+def _sample(arguments: list[str]) -> None:
+    options = _parse(Sample, arguments)
+    model = _load(options.run, options.checkpoint)
+    lengths = None if options.length is None else [options.length] * options.count
+    outputs = model.sample(
+        options.count, lengths=lengths, decoding=options.decoding, seed=options.seed
+    )
+    for output in outputs:
+        _show(output, {"sample": output}, options.jsonl)
+
+
+def _interpolate(arguments: list[str]) -> None:
+    options = _parse(Interpolate, arguments)
+    texts = _texts(options.text, options.inputs)
+    if len(texts) % 2:
+        raise ValueError(f"interpolate got {len(texts)} sentences; wanted pairs")
+    model = _load(options.run, options.checkpoint)
+    for a, b in zip(texts[::2], texts[1::2], strict=True):
+        path = model.interpolate(
+            a,
+            b,
+            steps=options.steps,
+            form=options.form,
+            decoding=options.decoding,
+            seed=options.seed,
+        )
+        for i, output in enumerate(path):
+            t = i / (options.steps - 1)
+            _show(
+                f"{t:.2f} {output}", {"a": a, "b": b, "t": t, "text": output}, options.inputs.jsonl
+            )
+
+
+def _parse(command: type[T], arguments: list[str]) -> T:
+    name = f"nvib {command.__name__.lower()}"
+    return tyro.cli(command, args=arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _load(run: str, which: str) -> Any:
+    from nvib_jax.text_model import TextModel
+
+    return TextModel.load(run, which=which)
+
+
+def _texts(given: Sequence[str], inputs: Inputs) -> list[str]:
+    """Sentences of arguments, files and standard input, blank lines left out."""
+    lines = list(given)
+    for path in inputs.file or (() if given else (Path("-"),)):
+        name = "standard input" if str(path) == "-" else str(path)
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        try:
+            lines += raw.decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8 at byte {error.start}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise ValueError("no sentence was given; wanted arguments, --file, or standard input")
+    return texts
+
+
+def _show(text: str, record: dict[str, Any], jsonl: bool) -> None:
+    print(json.dumps(record, ensure_ascii=False) if jsonl else text, flush=True)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "prepare": _prepare,
+    "reconstruct": _reconstruct,
+    "sample": _sample,
+    "interpolate": _interpolate,
+}

@@ -1,0 +1,187 @@
+"""Decoding: the same tokens as without a cache, the choice of a token, and where it ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from nvib_jax.generate import DecodingConfig, choose, filter_logits, generate
+from nvib_jax.models.nvae import BOS, EOS, PAD
+
+LOGITS = jnp.log(jnp.array([[0.05, 0.05, 0.1, 0.2, 0.25, 0.35]]))  # ids 0, 1 are PAD and BOS
+KEY = jax.random.key(0)
+
+
+def kept(logits, **how):
+    return np.flatnonzero(np.isfinite(np.asarray(filter_logits(logits, **how)[0]))).tolist()
+
+
+# ---- which tokens
+
+
+@pytest.mark.parametrize(("top_k", "want"), [(0, 6), (1, 1), (2, 2), (6, 6), (100, 6)])
+def test_top_k_keeps_the_likeliest(top_k, want):
+    assert kept(LOGITS, top_k=top_k) == list(range(6 - want, 6))
+
+
+def test_top_k_keeps_ties_with_the_last():
+    assert kept(jnp.array([[1.0, 3.0, 2.0, 2.0]]), top_k=2) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "want"), [(0.01, [5]), (0.34, [5]), (0.36, [4, 5]), (0.59, [4, 5]), (0.61, [3, 4, 5]),
+                        (0.85, [2, 3, 4, 5]), (1.0, [0, 1, 2, 3, 4, 5])]
+)  # fmt: skip
+def test_top_p_keeps_the_fewest_with_the_mass(top_p, want):
+    assert kept(LOGITS, top_p=top_p) == want
+
+
+def test_top_p_is_of_what_top_k_left():
+    # Among the last three the shares are .25, .3125, .4375.
+    assert kept(LOGITS, top_k=3, top_p=0.7) == [4, 5]
+    assert kept(LOGITS, top_p=0.7) == [3, 4, 5]
+
+
+def test_rows_are_filtered_alone():
+    logits = jnp.stack([LOGITS[0], LOGITS[0, ::-1]])
+    out = np.isfinite(np.asarray(filter_logits(logits, top_k=2)))
+    np.testing.assert_array_equal(out[1], out[0, ::-1])
+
+
+def test_greedy_takes_the_likeliest_that_may_be_said():
+    logits = jnp.array([[9.0, 8.0, 1.0, 2.0], [9.0, 8.0, 3.0, 2.0]])
+    np.testing.assert_array_equal(choose(logits, KEY, DecodingConfig()), [3, 2])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampling_has_the_right_frequencies(temperature):
+    """20,000 draws a temperature; five standard deviations a token: false alarm 3e-6 each."""
+    count = 20_000
+    config = DecodingConfig(method="sample", temperature=temperature)
+    drawn = choose(jnp.tile(LOGITS, (count, 1)), jax.random.key(1), config)
+    weights = np.exp(np.asarray(LOGITS[0])) ** (1 / temperature)
+    weights[[PAD, BOS]] = 0
+    weights /= weights.sum()
+    shares = np.bincount(drawn, minlength=6) / count
+    np.testing.assert_array_less(
+        np.abs(shares - weights), 5 * np.sqrt(weights * (1 - weights) / count) + 1e-12
+    )
+    assert shares[PAD] == shares[BOS] == 0
+
+
+def test_pad_and_bos_have_no_share_of_the_nucleus():
+    """They are forbidden before the filter, or all of a nucleus could be forbidden."""
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.1, 0.06, 0.04]]))
+    config = DecodingConfig(method="sample", top_p=0.2, top_k=1)
+    np.testing.assert_array_equal(choose(logits, KEY, config), [2])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0},
+              {"top_p": 1.5}, {"method": "beam"}]
+)  # fmt: skip
+def test_a_choice_that_cannot_be_is_named(wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"{name}.*{value}.*wanted"):
+        DecodingConfig(**wrong)
+
+
+# ---- sentences
+
+
+def scripted(*rows):
+    """A model that says `rows` whatever it reads, and counts its steps."""
+    script = jnp.array(rows)
+
+    class Scripted:
+        max_length = script.shape[1]
+
+        def empty_caches(self, batch, length):
+            return jnp.int32(0)
+
+        def decode_step(self, memories, caches, token, position):
+            said = jax.lax.dynamic_index_in_dim(script, position, axis=1, keepdims=False)
+            jax.debug.callback(lambda p, t: steps.append((int(p), t.tolist())), position, token)
+            return jax.nn.one_hot(said, 12), caches + 1
+
+    steps: list = []
+    memory = type("Memory", (), {"bias": jnp.zeros((len(rows), 1))})()
+    return Scripted(), (memory,), steps
+
+
+def test_sentences_end_at_their_ends_and_the_loop_at_the_last():
+    model, memories, steps = scripted([5, 6, EOS, 9, 9, 9], [7, EOS, 8, 8, 8, 8])
+    out = generate(model, memories, KEY, max_length=6)
+    np.testing.assert_array_equal(out, [[5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0]])
+    jax.effects_barrier()
+    # Three steps, not six; each is fed what the one before said, first the beginning.
+    assert steps == [(0, [BOS, BOS]), (1, [5, 7]), (2, [6, PAD])]
+
+
+def test_max_length_cuts_what_does_not_end():
+    model, memories, steps = scripted([5, 6, 7, 8], [5, EOS, 7, 8])
+    out = generate(model, memories, KEY, max_length=3)
+    np.testing.assert_array_equal(out, [[5, 6, 7], [5, 0, 0]])
+    jax.effects_barrier()
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize("length", [0, 7])
+def test_max_length_within_the_models(length):
+    model, memories, _ = scripted([5, 6, 7, 8, 9, 9])
+    with pytest.raises(ValueError, match=f"max_length is {length}; wanted 1 to 6"):
+        generate(model, memories, KEY, max_length=length)
+
+
+def memories_of(module, data):
+    mixture, form = module.read(module.encode(data["tokens"], data["mask"]))
+    return module.memories(mixture, form)
+
+
+@pytest.mark.parametrize(("layers", "norm"), [(1, "post"), (3, "pre")])
+def test_greedy_is_the_argmax_without_a_cache(layers, norm):
+    """Every token is what teacher forcing on all before it would choose."""
+    module = tiny.model(decoder_layers=layers, norm=norm)
+    module.output.kernel[...] *= 3  # sharper, and end-of-sentence likelier in some rows
+    data = tiny.batch(lengths=(6, 3, 1, 4, 5, 2))
+
+    @jax.jit
+    def run():
+        memories = memories_of(module, data)
+        out = generate(module, memories, KEY, max_length=6)
+        inputs = jnp.concatenate([jnp.full((6, 1), BOS, jnp.int32), out], axis=1)
+        return out, module.decode(memories, inputs)
+
+    out, logits = run()
+    best = np.asarray(logits.at[..., jnp.array([PAD, BOS])].set(-jnp.inf).argmax(-1))
+    out = np.asarray(out)
+    for row, (said, wanted) in enumerate(zip(out, best, strict=True)):
+        length = int((said != PAD).sum())
+        np.testing.assert_array_equal(said[:length], wanted[:length], err_msg=str(row))
+        assert length == 6 or wanted[length] == EOS
+        assert (said[length:] == PAD).all()
+    assert len({tuple(row) for row in out}) > 1
+
+
+def test_a_row_does_not_depend_on_the_others():
+    module, data = tiny.model(), tiny.batch()
+    run = jax.jit(lambda d: generate(module, memories_of(module, d), KEY, max_length=6))
+    out = run(data)
+    for i in range(4):
+        alone = run({n: v[i : i + 1] for n, v in data.items()})
+        np.testing.assert_array_equal(alone[0], out[i])
+
+
+def test_sampling_depends_on_its_key_only():
+    module, data = tiny.model(), tiny.batch()
+    config = DecodingConfig(method="sample")
+    run = jax.jit(
+        lambda key: generate(module, memories_of(module, data), key, max_length=6, config=config)
+    )
+    one, again, other = (np.asarray(run(jax.random.key(s))) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+    assert not np.isin(one, [BOS, EOS]).any()
+    # Rows differ, and so do the positions of a row: no key is used twice.
+    assert len({tuple(row) for row in one}) == 4
