@@ -17,6 +17,22 @@ from nvib_jax.data.config import DataConfig
 from nvib_jax.models.nvae import NVAEConfig
 
 
+def _at_least(section: str, config: Any, least: int, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= least:
+            value = getattr(config, name)
+            raise ValueError(f"{section}.{name} is {value}; wanted at least {least}")
+
+
+def _check_choices(section: str, config: Any) -> None:
+    """Python does not hold anyone to a `Literal`."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        choices = typing.get_args(hint)
+        if typing.get_origin(hint) is Literal and getattr(config, name) not in choices:
+            value = getattr(config, name)
+            raise ValueError(f"{section}.{name} is {value!r}; wanted one of {choices}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """The loss: cross-entropy plus two weighted, annealed KLs (DESIGN 3.7)."""
@@ -42,6 +58,12 @@ class ObjectiveConfig:
     """Anneal the Gaussian KL only: vectors compete for pseudo-counts from the first step."""
     anneal_cycle: int = 0
     """Steps of a cycle, for cyclic."""
+
+    def __post_init__(self) -> None:
+        _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet")
+        _at_least("objective", self, 0, "anneal_start", "anneal_steps")
+        if self.anneal == "cyclic":
+            _at_least("objective", self, max(self.anneal_steps, 1), "anneal_cycle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +97,14 @@ class TrainConfig:
     keep_checkpoints: int = 1
     """Last checkpoints kept beside the best."""
 
+    def __post_init__(self) -> None:
+        _at_least("train", self, 1, "steps", "log_every", "eval_every")
+        _at_least("train", self, 1, "eval_sentences", "keep_checkpoints")
+        _at_least("train", self, 0, "seed", "warmup_steps", "weight_decay")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; wanted more than 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -88,6 +118,10 @@ class Config:
     """The loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimiser and run."""
+
+    def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            _check_choices(section.name, getattr(self, section.name))
 
 
 def load_preset(path: str | Path) -> Config:
@@ -109,8 +143,10 @@ def load_preset(path: str | Path) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.config()
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"config {path}: {_with_nearest_field(str(error))}") from error
+    except Exception as error:  # whatever a preset's own code may raise
+        raise ValueError(
+            f"config {path}: {type(error).__name__}: {_with_nearest_field(str(error))}"
+        ) from error
     if not isinstance(config, Config):
         raise ValueError(f"config() of {path} gives {type(config).__name__}; wanted Config")
     return config
@@ -146,12 +182,18 @@ def from_json(text: str) -> Config:
     """The inverse of `to_json`.
 
     Raises:
-      ValueError: a field that this version does not have, the nearest one named.
+      ValueError: no JSON object, or a field that this version does not have, the nearest one named.
     """
-    return _build(Config, json.loads(text), "config")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"config is no JSON object: {error}") from error
+    return _build(Config, values, "config")
 
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is no JSON object but {values!r}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     for name in values:

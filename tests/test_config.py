@@ -1,0 +1,186 @@
+"""Configuration: presets, JSON, typos, and that no field is there for nothing."""
+
+import ast
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+import nvib_jax
+from nvib_jax.data import DataConfig
+from nvib_jax.models.nvae import NVAEConfig
+from nvib_jax.training.config import (
+    Config,
+    ObjectiveConfig,
+    TrainConfig,
+    from_json,
+    load_preset,
+    sections,
+    to_json,
+)
+
+ROOT = Path(nvib_jax.__file__).parent
+PRESETS = sorted((ROOT.parent / "configs").glob("*.py"))
+
+
+# ---- presets
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_every_preset_loads_and_opens_with_its_command(path):
+    config = load_preset(path)
+    assert from_json(to_json(config)) == config
+    assert f"nvib train configs/{path.name}" in path.read_text(encoding="utf-8")[:200]
+
+
+def test_there_are_presets():
+    assert {p.stem for p in PRESETS} >= {"quickstart", "wikitext2", "wikitext2_cpu"}
+
+
+def preset(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+MAKE = "from nvib_jax.training.config import *\ndef config():\n    return "
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (MAKE + "Config(train=TrainConfig(step=3))", r"unexpected keyword.*'step'; did you mean 'steps'"),
+        (MAKE + "Config(modell=None)", r"'modell'; did you mean 'model'"),
+        (MAKE + "TrainConfig()", r"config\(\) of .*mine.py gives TrainConfig; wanted Config"),
+        (MAKE + "Config(train=TrainConfig(steps=0))", r"train.steps is 0; wanted at least 1"),
+        ("x = 1", r"mine.py: .*no attribute 'config'"),
+        ("import nowhere", r"mine.py: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def config(:", r"mine.py: SyntaxError"),
+        (MAKE + "undefined", r"mine.py: NameError: name 'undefined'"),
+    ],
+)  # fmt: skip
+def test_a_preset_that_is_wrong(tmp_path, text, match):
+    with pytest.raises(ValueError, match=match):
+        load_preset(preset(tmp_path, text))
+
+
+def test_a_preset_that_is_not_there_names_those_that_are(tmp_path):
+    preset(tmp_path, "")
+    with pytest.raises(FileNotFoundError, match=r"other.py does not exist; .* has mine.py"):
+        load_preset(tmp_path / "other.py")
+    with pytest.raises(FileNotFoundError, match=r"nowhere/other.py does not exist$"):
+        load_preset(tmp_path / "nowhere" / "other.py")
+
+
+def test_a_preset_that_is_no_python_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"config.json is no Python file"):
+        load_preset(path)
+
+
+# ---- JSON
+
+
+def test_json_keeps_every_value_and_type():
+    config = Config(
+        data=DataConfig(source="text", train=("a", "b"), buckets=(4, 8)),
+        model=NVAEConfig(threshold=0.25, dropout=0.0),
+        train=TrainConfig(seed=3),
+    )
+    again = from_json(to_json(config))
+    assert again == config
+    assert isinstance(again.data.buckets, tuple)
+    assert set(json.loads(to_json(config))["train"]) == {
+        field.name for field in dataclasses.fields(TrainConfig)
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda v: v["train"].update(lerning_rate=1), r"config.train has no field 'lerning_rate'; did you mean 'learning_rate'"),
+        (lambda v: v.update(zzz=1), r"config has no field 'zzz'$"),
+        (lambda v: v["data"]["clean"].update(lower=1), r"config.data.clean has no field 'lower'; did you mean 'lowercase'"),
+    ],
+)  # fmt: skip
+def test_json_with_an_unknown_field(change, match):
+    values = json.loads(to_json(Config()))
+    change(values)
+    with pytest.raises(ValueError, match=match):
+        from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_json_that_is_none(text):
+    with pytest.raises(ValueError, match=r"config is no JSON object"):
+        from_json(text)
+
+
+# ---- values
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        *[
+            (lambda name=name: TrainConfig(**{name: 0}), rf"train.{name} is 0; wanted at least 1")
+            for name in ("steps", "log_every", "eval_every", "eval_sentences", "keep_checkpoints")
+        ],
+        (lambda: Config(train=TrainConfig(optimizer="sgd")),
+         r"train.optimizer is 'sgd'; wanted one of \('adam', 'adamw', 'radam'\)"),
+        (lambda: Config(model=NVAEConfig(dtype="float16")), r"model.dtype is 'float16'; wanted"),
+        (lambda: TrainConfig(learning_rate=0.0), r"train.learning_rate is 0.0; wanted more than 0"),
+        (lambda: TrainConfig(learning_rate=float("nan")), r"train.learning_rate is nan"),
+        (lambda: TrainConfig(clip=-1.0), r"train.clip is -1.0"),
+        (lambda: TrainConfig(warmup_steps=-1), r"train.warmup_steps is -1; wanted at least 0"),
+        (lambda: ObjectiveConfig(lambda_gaussian=-1.0), r"objective.lambda_gaussian is -1.0"),
+        (lambda: ObjectiveConfig(anneal="cyclic", anneal_steps=10, anneal_cycle=5),
+         r"objective.anneal_cycle is 5; wanted at least 10"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_named(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+# ---- fields
+
+
+def attribute_reads() -> set[str]:
+    """Every attribute that the package reads, and every name it asks `getattr` for."""
+    names: set[str] = set()
+    for file in ROOT.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        # A check of a field in its own __post_init__ is no use of it.
+        checks = [n for n in ast.walk(tree) if getattr(n, "name", "") == "__post_init__"]
+        skip = {id(inner) for check in checks for inner in ast.walk(check)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and id(node) not in skip:
+                names.add(node.attr)
+    return names
+
+
+def test_every_field_is_read_by_something():
+    reads = attribute_reads()
+    idle = [
+        f"{part.__name__}.{field.name}"
+        for part in sections()
+        for field in dataclasses.fields(part)
+        if field.name not in reads
+    ]
+    # Read as a group, `getattr(config, split)`, by the data's sources.
+    assert set(idle) <= {"DataConfig.validation", "DataConfig.test"}
+    assert "anneal_steps" in reads
+    assert "a_field_that_is_not_there" not in reads
+
+
+def test_every_field_has_a_help_text():
+    for part in sections():
+        body = ast.parse(inspect.getsource(part)).body[0].body
+        for node, after in zip(body, body[1:], strict=False):
+            if isinstance(node, ast.AnnAssign):
+                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert text, f"{part.__name__}.{ast.unparse(node.target)}"
