@@ -26,15 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command in ("", "-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    if command not in _NAMES:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command not in (*_NAMES, "-h", "--help"):
         print(f"nvib: no command {command!r}; there are {', '.join(_NAMES)}", file=sys.stderr)
         return 2
     try:
         _run(command, rest)
+        sys.stdout.flush()
     except BrokenPipeError:  # `nvib sample RUN | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -50,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> None:
+    if command not in _NAMES:
+        print(USAGE, end="")
+        return
     try:
         from nvib_jax.commands import COMMANDS
     except ModuleNotFoundError as error:

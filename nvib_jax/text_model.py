@@ -200,7 +200,8 @@ class TextModel:
             len(self.count_probabilities), size=count, p=self.count_probabilities
         )
         chosen = drawn if lengths is None else np.asarray(lengths)
-        if chosen.shape != (count,) or not all(1 <= n <= self.max_length for n in chosen):
+        allowed = np.isin(chosen, np.arange(1, self.max_length + 1))
+        if chosen.shape != (count,) or not allowed.all():
             raise ValueError(
                 f"lengths is {chosen.tolist()}; wanted {count} of 1 to {self.max_length}"
             )

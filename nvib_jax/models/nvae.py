@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nvib_jax.attention import Memory
+from nvib_jax.attention import FORMS, Memory
 from nvib_jax.mixture import expected, sample
 from nvib_jax.modules import NVIB, Decoder, Encoder
 from nvib_jax.modules.attention import Cache
 from nvib_jax.modules.transformer import dropout, split_key
+from nvib_jax.shapes import check_choice
 from nvib_jax.types import Mixture, Posterior, Prior
 
 Params = dict[str, jax.Array]
@@ -176,9 +177,10 @@ class NVAE(nnx.Module):
           key: for form "drawn" only.
 
         Raises:
-          ValueError: form "drawn" without a key.
+          ValueError: an unknown form, or "drawn" without a key.
         """
         form = form or self.config.evaluation_form
+        check_choice("form", form, (*FORMS, "drawn"))
         if form == "drawn":
             if key is None:
                 raise ValueError("form is 'drawn' and key is None; a draw needs a key")

@@ -1,0 +1,319 @@
+"""The `nvib` command as a person types it: help, texts in and out, errors in one line."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from nvib_jax import cli, commands
+from nvib_jax.text_model import TextModel
+from nvib_jax.training.config import Config, to_json
+
+TEXTS = ["the dog sleeps", "a cat that often waits runs"]
+COMMANDS = ["train", "prepare", "reconstruct", "sample", "interpolate"]
+
+
+@pytest.fixture(scope="module")
+def run():
+    return tiny.trained()[0].train.run_dir
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return TextModel.load(run)
+
+
+@pytest.fixture(autouse=True)
+def one_model(model, monkeypatch):
+    """Loaded once, since compiling is slow; `_load` has a test of its own."""
+    load = commands._load
+    monkeypatch.setattr(
+        commands, "_load", lambda run, which: model if run == "RUN" else load(run, which)
+    )
+
+
+def nvib(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+def stdin(monkeypatch, data: bytes):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_usage(arguments, capsys):
+    assert nvib(*arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"nvib {name} " in out for name in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_unknown_command(capsys):
+    assert nvib("trian") == 2
+    assert capsys.readouterr().err == (
+        "nvib: no command 'trian'; there are train, prepare, reconstruct, sample, interpolate\n"
+    )
+
+
+def test_the_usage_names_every_command():
+    assert list(commands.COMMANDS) == list(cli._NAMES) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_option_with_its_default(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        nvib(name, "--help")
+    assert stop.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    shown = {
+        "train": ["--train.steps INT", "(default: 1000)", "--data.clean.lowercase", "[--resume]"],
+        "prepare": ["--data.vocab-size INT", "(default: 4000)"],
+        "reconstruct": ["RUN", "TEXT ...", "--file PATH", "--jsonl", "(default: best)"],
+        "sample": ["RUN", "--count INT", "(default: 10)", "(default: sample)"],
+        "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
+    }[name]
+    assert [text for text in shown if text not in out] == []
+
+
+def test_help_of_a_preset_shows_its_values(capsys):
+    preset = Path(__file__).parent.parent / "configs" / "quickstart.py"
+    with pytest.raises(SystemExit):
+        nvib("train", preset, "--help")
+    assert f"(default: {commands.load_preset(preset).train.steps})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["nvib_jax", "nvib_jax.cli"])
+def test_as_a_module_and_without_the_slow_imports(module):
+    code = (
+        f"import sys, runpy; sys.argv = ['nvib']\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "slow = {'tyro', 'flax', 'optax', 'orbax', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: nvib COMMAND")
+
+
+# ---- texts
+
+
+def test_load_is_the_runs_model(run, model):
+    assert commands._load(run, "last").config == model.config
+
+
+def test_reconstruct_from_arguments(model, capsys):
+    assert nvib("reconstruct", "RUN", *TEXTS) == 0
+    assert capsys.readouterr().out.splitlines() == model.reconstruct(TEXTS)
+
+
+def test_reconstruct_from_files_arguments_and_standard_input(model, capsys, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(TEXTS[0] + "\r\n\n  \n")
+    stdin(monkeypatch, (TEXTS[1] + "\n").encode())
+    command = ["reconstruct", "RUN", "the queen waits", "--file", tmp_path / "a.txt", "--file", "-"]
+    assert nvib(*command, "--jsonl") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["text"] for r in records] == ["the queen waits", *TEXTS]
+    assert [r["reconstruction"] for r in records] == model.reconstruct([r["text"] for r in records])
+
+
+def test_standard_input_where_nothing_is_given(capsys, monkeypatch):
+    stdin(monkeypatch, "\n".join(TEXTS).encode())
+    assert nvib("reconstruct", "RUN", "--jsonl") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_options_reach_the_model(model, capsys):
+    options = ["--form", "drawn", "--decoding.method", "sample", "--decoding.top-k", "3"]
+    assert nvib("reconstruct", "RUN", TEXTS[0], *options, "--seed", 5) == 0
+    how = commands.DecodingConfig(method="sample", top_k=3)
+    want = model.reconstruct(TEXTS[:1], form="drawn", decoding=how, seed=5)
+    assert capsys.readouterr().out.splitlines() == want
+
+
+def test_sample(model, capsys):
+    assert nvib("sample", "RUN", "--count", 3, "--length", 4, "--jsonl") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    how = commands.DecodingConfig(method="sample")
+    assert [r["sample"] for r in records] == model.sample(3, lengths=[4] * 3, decoding=how)
+
+
+def test_interpolate(model, capsys):
+    assert nvib("interpolate", "RUN", *TEXTS, "--steps", 3) == 0
+    lines = capsys.readouterr().out.splitlines()
+    path = model.interpolate(*TEXTS, steps=3)
+    want = [f"{t:.2f} {text}" for t, text in zip((0, 0.5, 1), path, strict=True)]
+    assert lines == want
+
+
+def test_interpolate_several_pairs(capsys, tmp_path):
+    (tmp_path / "pairs.txt").write_text("\n".join(TEXTS * 2))
+    assert nvib("interpolate", "RUN", "--file", tmp_path / "pairs.txt", "--jsonl") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["t"] for r in records] == [0, 0.25, 0.5, 0.75, 1] * 2
+    assert {(r["a"], r["b"]) for r in records} == {tuple(TEXTS)}
+
+
+# ---- errors: one line on standard error, exit status 1, nothing on standard output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "match"),
+    [
+        (["reconstruct", "nowhere", "hi"], b"", "nowhere is no run: it has no folder checkpoints"),
+        (["sample", "nowhere"], b"", "nowhere is no run"),
+        (["reconstruct", "RUN"], b" \n\n", "no sentence was given"),
+        (["reconstruct", "RUN"], b"caf\xe9", "standard input is not UTF-8 at byte 3"),
+        (["reconstruct", "RUN", "--file", "no.txt"], b"", "No such file or directory: 'no.txt'"),
+        (["reconstruct", "RUN", "the dog " * 30], b"", "has 60 tokens; wanted 1 to 24"),
+        (["interpolate", "RUN", "the dog"], b"", "got 1 sentences; wanted pairs"),
+        (["interpolate", "RUN", "the dog", "a cat", "--steps", "1"], b"", "steps is 1; wanted at"),
+        (["sample", "RUN", "--count", "0"], b"", "count is 0; wanted at least 1"),
+        (["sample", "RUN", "--count", "2", "--length", "99"], b"", "[99, 99]; wanted 2 of 1 to 24"),
+        (["train"], b"", "wanted a config first, as in: nvib train configs/quickstart.py"),
+        (["train", "--train.steps", "3"], b"", "wanted a config first"),
+        (["train", "no.py"], b"", "config no.py does not exist"),
+        (["prepare", "no.py"], b"", "config no.py does not exist"),
+    ],
+)
+def test_errors(arguments, data, match, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    stdin(monkeypatch, data)
+    assert nvib(*arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"nvib {arguments[0]}: ")
+    assert err.count("\n") == 1
+    assert match in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_an_option_cannot_have(capsys):
+    with pytest.raises(SystemExit) as stop:
+        nvib("sample", "RUN", "--decoding.temperature", 0)
+    assert stop.value.code == 2
+    assert "wanted temperature > 0" in " ".join(capsys.readouterr().err.split())
+
+
+def test_debug_gives_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        nvib("sample", tmp_path / "nowhere", "--debug")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["--train.step", "3"], "--train.steps INT"),
+        (["--model.pseudo-counts", "x"], "--model.pseudo-count"),
+    ],
+)
+def test_a_typo_names_the_nearest_field(preset, arguments, near, capsys):
+    with pytest.raises(SystemExit) as stop:
+        nvib("train", preset, *arguments)
+    assert stop.value.code == 2
+    assert near in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    """`nvib ... | head -1`"""
+    command = f"(sleep 1; {sys.executable} -m nvib_jax --help) | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_pipe_is_silent(monkeypatch, capfd):
+    def broken(name, rest):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_run", broken)
+    stdout = os.dup(1)
+    try:
+        assert nvib("sample", "RUN") == 1
+    finally:
+        os.dup2(stdout, 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_without_the_extra_the_cure_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "nvib_jax.commands")
+    assert nvib("sample", "RUN") == 1
+    assert "pip install 'nvib-jax[train]'" in capsys.readouterr().err
+
+
+# ---- train and prepare
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """A preset file of the tiny config."""
+    config = to_json(tiny.config())
+    path = tmp_path / "little.py"
+    path.write_text(
+        "from nvib_jax.training.config import from_json\n"
+        f"def config():\n    return from_json({config!r})\n"
+    )
+    return path
+
+
+def test_overrides_reach_the_training(preset, monkeypatch):
+    seen = []
+    monkeypatch.setattr("nvib_jax.training.loop.train", lambda *a, **k: seen.append((a, k)))
+    assert nvib("train", preset, "--train.steps", 7, "--data.buckets", 8, 24, "--resume") == 0
+    (config,), how = seen[0]
+    assert isinstance(config, Config)
+    assert (config.train.steps, config.data.buckets) == (7, (8, 24))
+    assert config.train.run_dir == tiny.config().train.run_dir
+    assert how == {"resume": True}
+
+
+def test_a_run_without_a_name_gets_a_free_one(preset, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("nvib_jax.training.loop.train", lambda c, **k: seen.append(c.train.run_dir))
+    nvib("train", preset, "--train.run-dir", "")
+    for name in ("little", "little-2"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.json").write_text("{}")
+    nvib("train", preset, "--train.run-dir", "")
+    nvib("train", preset, "--train.run-dir", "", "--resume")
+    assert seen == ["runs/little", "runs/little-3", "runs/little-2"]
+
+
+def test_prepare_says_what_it_made(preset, capsys):
+    assert nvib("prepare", preset) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "300 train, 40 validation, 10 test sentences, vocabulary " in last
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(name, rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert nvib("train", "x.py") == 130
+    assert capsys.readouterr().err == "nvib train: interrupted\n"
+
+
+def test_the_installed_command(run):
+    """From another process, as installed, with a pipe: the whole way once."""
+    command = shutil.which("nvib", path=os.path.dirname(sys.executable))
+    if command is None:
+        pytest.skip("nvib is not installed beside this python")
+    done = subprocess.run(
+        [command, "reconstruct", run, "--jsonl"],
+        input=TEXTS[0], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["text"] == TEXTS[0]
+    assert done.stderr == ""  # nothing of what the libraries below have to say
