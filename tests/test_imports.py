@@ -16,7 +16,8 @@ PURE = (
     "kl",
     "attention",
     "objective",
-    "special", "dirichlet",
+    "special",
+    "dirichlet",
     "shapes",
 )
 HEAVY = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "sentencepiece", "grain"}
