@@ -1,6 +1,7 @@
 """Everything measured at once, and the page that a run ends with."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def summarize(
     lines = [f"{'':<48}{'trained':>10}{'untrained':>12}"]
     for name, label, form in _ROWS:
         if name in scores:
-            cells = (form.format(scores[name]), form.format(untrained[name]))
+            values = scores[name], untrained[name]
+            cells = ["-" if math.isnan(v) else form.format(v) for v in values]
             lines.append(f"{label:<48}{cells[0]:>10}{cells[1]:>12}")
     lines += ["", "Reconstructions of held-out sentences (= is exact)"]
     for text, back in zip(texts[:6], model.reconstruct(texts[:6], seed=seed), strict=True):
