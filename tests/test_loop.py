@@ -1,0 +1,269 @@
+"""A run from text to a summary: what is written, what comes back, and how it stops."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from tensorboardX.proto.event_pb2 import Event
+
+from nvib_jax.data import DataConfig, prepare
+from nvib_jax.data.config import CleanConfig
+from nvib_jax.text_model import TextModel
+from nvib_jax.training import loop
+from nvib_jax.training.checkpoint import saved_steps
+from nvib_jax.training.config import from_json
+from nvib_jax.training.interrupt import Interrupt
+from nvib_jax.training.logging import MetricWriter, TrainingBar
+
+
+def records(run):
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def board(run):
+    """(tag, step) -> value of a run's TensorBoard files, read by their framing."""
+    found = {}
+    for file in sorted((Path(run) / "tensorboard").iterdir()):
+        data = file.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            data = data[12 + size + 4 :]
+    return found
+
+
+@pytest.fixture
+def short_end(monkeypatch):
+    """What is measured after the last step is another test's business."""
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
+    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "page")
+
+
+# ---- what a run leaves
+
+
+def test_everything_is_written():
+    config, _ = tiny.trained()
+    run = Path(config.train.run_dir)
+    assert {p.name for p in run.iterdir()} == {
+        "checkpoints", "config.json", "metrics.jsonl", "scores.json", "summary.txt", "tensorboard",
+    }  # fmt: skip
+    assert from_json((run / "config.json").read_text()) == config
+    assert saved_steps(run) == [10, 20]
+
+
+def test_metrics_are_at_the_steps_that_were_asked_for():
+    found = records(tiny.trained()[0].train.run_dir)
+    assert [(r["step"], r["split"]) for r in found] == [
+        (5, "train"), (10, "train"), (10, "validation"), (15, "train"), (20, "train"),
+        (20, "validation"),
+    ]  # fmt: skip
+    for record in found:
+        assert record["cross_entropy"] > 0
+        assert 0 <= record["share_kept"] <= 1
+        assert ("tokens_per_second" in record) == (record["split"] == "train")
+    assert found[-1]["cross_entropy"] < found[2]["cross_entropy"]
+
+
+def test_tensorboard_holds_the_same():
+    run = tiny.trained()[0].train.run_dir
+    found = board(run)
+    for record in records(run):
+        for name, value in record.items():
+            if name not in ("step", "split", "time"):
+                tag = (f"{record['split']}/{name}", record["step"])
+                np.testing.assert_allclose(found[tag], value, rtol=1e-6)
+
+
+def test_the_figures_come_back():
+    config, scores = tiny.trained()
+    saved = json.loads((Path(config.train.run_dir) / "scores.json").read_text())
+    assert set(saved) == {"trained", "untrained"}
+    for name in ("exact", "bleu", "kept_hard", "kept_soft", "elbo_token", "in_language"):
+        assert scores[name] == saved["trained"][name]
+        assert name in saved["untrained"]
+    assert scores["tokens_per_second"] > 0
+    assert saved["trained"]["elbo_token"] > saved["untrained"]["elbo_token"]
+
+
+def test_training_beats_no_training():
+    """Through everything: the data's batches, the step, and what is given back."""
+    config, _ = tiny.trained()
+    data = prepare(config.data)
+    validate = loop.make_validation(config, loop.open_model(config, data), data)
+    trained = TextModel.load(config.train.run_dir)
+    before = validate(loop.open_model(config, data).params)
+    after = validate(trained.params)
+    assert after["cross_entropy"] < before["cross_entropy"] - 0.2
+    assert validate(trained.params) == after  # the same draws always
+    assert records(config.train.run_dir)[-1]["loss"] == pytest.approx(after["loss"], rel=1e-4)
+
+
+# ---- other data
+
+
+def test_text_without_a_validation_split(tmp_path, short_end):
+    """Prepared unasked; training watches its own sentences where there are no others."""
+    names, verbs = ("ann", "bob", "the old cat"), ("sees", "likes", "hears")
+    lines = [f"{a} {v} {b} and {c} ." for a in names for v in verbs for b in names for c in names]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    config = tiny.config()
+    config = dataclasses.replace(
+        tiny.with_train(config, run_dir=str(tmp_path / "run"), steps=3, eval_every=3),
+        data=DataConfig(
+            source="text", train=(str(tmp_path / "train.txt"),), layout="lines", vocab_size=60,
+            clean=CleanConfig(min_tokens=2), cache_dir=str(tmp_path / "cache"), batch_size=16,
+            buckets=(49,),
+        ),
+    )  # fmt: skip
+    loop.train(config)
+    assert [r["step"] for r in records(tmp_path / "run") if r["split"] == "validation"] == [3]
+    assert (
+        "in_language" not in json.loads((tmp_path / "run" / "scores.json").read_text())["trained"]
+    )
+    assert loop.data_split(prepare(config.data)) == "train"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"buckets": (8,)}, ValueError, r"longest sentence.*longest bucket"),
+        ({"batch_size": 12}, ValueError, r"batch_size is 12; wanted a multiple of the 8 devices"),
+        ({"source": "text", "train": ("nowhere.txt",)}, FileNotFoundError, r"nowhere.txt"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path, change, error, match):
+    config = tiny.with_train(tiny.config(), run_dir=str(tmp_path / "run"))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **change))
+    with pytest.raises(error, match=match):
+        loop.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_needs_a_folder():
+    with pytest.raises(ValueError, match=r"train.run_dir is empty"):
+        loop.train(tiny.with_train(tiny.config(), run_dir=""))
+
+
+# ---- stopping
+
+
+def at_batch(monkeypatch, step, act):
+    """Call `act` when training takes batch number `step`."""
+    plain = loop._arrays
+    taken = []
+
+    def arrays(batch):
+        taken.append(0)
+        if len(taken) == step:
+            act()
+        return plain(batch)
+
+    monkeypatch.setattr(loop, "_arrays", arrays)
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys, short_end):
+    config = tiny.with_train(tiny.trained()[0], run_dir=str(tiny.folder() / "interrupted"))
+    with monkeypatch.context() as patch:
+        at_batch(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config)
+    out = capsys.readouterr().out
+    assert "interrupted at step 3; the same command with --resume continues" in out
+    assert saved_steps(config.train.run_dir) == [3]
+    assert [(r["step"], r["split"]) for r in records(config.train.run_dir)] == [
+        (3, "train"), (3, "validation"),
+    ]  # fmt: skip
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    loop.train(config, resume=True)
+    assert saved_steps(config.train.run_dir)[-1] == 20
+    whole = TextModel.load(tiny.trained()[0].train.run_dir, which="last")
+    again = TextModel.load(config.train.run_dir, which="last")
+    for name, value in whole.params.items():
+        np.testing.assert_array_equal(again.params[name], value, err_msg=name)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(monkeypatch, tmp_path):
+    config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"))
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr(loop, "make_validation", lambda *a: lambda params: {"loss": next(losses)})
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 20, .*learning_rate"):
+        loop.train(config)
+    assert saved_steps(tmp_path / "run") == [10]
+
+
+def test_interrupt_asks_once_then_stops():
+    with Interrupt() as interrupt:
+        assert not interrupt.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_outside_the_main_thread():
+    seen = []
+
+    def work():
+        with Interrupt() as interrupt:
+            seen.append(interrupt.asked)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+# ---- logging
+
+
+def test_a_writer_drops_what_will_be_run_again(tmp_path):
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        writer = MetricWriter(tmp_path, after=start)
+        for step in steps:
+            writer.write(step, "train", {"loss": float(10 * start + step)})
+        writer.close()
+    assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [
+        (1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0),
+    ]  # fmt: skip
+
+
+def test_lines_are_plain_where_there_is_no_terminal(capsys):
+    with TrainingBar(10) as bar:
+        bar.log(5, {"loss": 1234.5, "x": 0.12345}, {"loss": "loss", "x": "[kept]"})
+        bar.advance(5)
+    assert capsys.readouterr().out == "train         5  loss 1,234  [kept] 0.123\n"
+
+
+def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
+    """A slow evaluation between two log lines is not in tokens/s."""
+    import time
+
+    config = tiny.with_train(
+        tiny.trained()[0], run_dir=str(tmp_path / "run"), steps=8, log_every=4, eval_every=6
+    )
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
+    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "")
+
+    def slow(params):
+        time.sleep(3)
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(loop, "make_validation", lambda *a: slow)
+    loop.train(config)
+    second = [r for r in records(tmp_path / "run") if r["split"] == "train"][1]
+    batches = loop._batches(config, prepare(config.data), "train")
+    tokens = sum(
+        int(batches[i]["mask"].sum() + (batches[i]["index"] >= 0).sum()) for i in range(4, 8)
+    )
+    assert tokens / second["tokens_per_second"] < 3
+    assert jax.device_count() == 8
