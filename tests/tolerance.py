@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FACTOR = 2.0
-FLOAT32_ROUNDINGS = 4 * float(np.finfo(np.float32).eps)
+FLOAT32_ROUNDINGS = 8 * float(np.finfo(np.float32).eps)
 
 
 def error(got, want) -> float:
