@@ -7,7 +7,6 @@ import signal
 import threading
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -91,7 +90,7 @@ def test_the_figures_come_back():
         assert scores[name] == saved["trained"][name]
         assert name in saved["untrained"]
     assert scores["tokens_per_second"] > 0
-    assert saved["trained"]["elbo_token"] > saved["untrained"]["elbo_token"]
+    assert saved["trained"]["reconstruction_token"] > saved["untrained"]["reconstruction_token"]
 
 
 def test_training_beats_no_training():
@@ -126,9 +125,7 @@ def test_text_without_a_validation_split(tmp_path, short_end):
     )  # fmt: skip
     loop.train(config)
     assert [r["step"] for r in records(tmp_path / "run") if r["split"] == "validation"] == [3]
-    assert (
-        "in_language" not in json.loads((tmp_path / "run" / "scores.json").read_text())["trained"]
-    )
+    assert (tmp_path / "run" / "summary.txt").read_text() == "page\n"
     assert loop.data_split(prepare(config.data)) == "train"
 
 
@@ -262,8 +259,6 @@ def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
     loop.train(config)
     second = [r for r in records(tmp_path / "run") if r["split"] == "train"][1]
     batches = loop._batches(config, prepare(config.data), "train")
-    tokens = sum(
-        int(batches[i]["mask"].sum() + (batches[i]["index"] >= 0).sum()) for i in range(4, 8)
-    )
+    seen = [batches[i] for i in range(4, 8)]
+    tokens = sum(int(b["mask"].sum() + (b["index"] >= 0).sum()) for b in seen)
     assert tokens / second["tokens_per_second"] < 3
-    assert jax.device_count() == 8

@@ -43,9 +43,7 @@ class _Block(nnx.Module):
     def __init__(self, dim, hidden, sublayers, *, norm, dropout_rate, dtype, rngs):
         check_choice("norm", norm, NORMS)
         self.norm, self.dropout_rate = norm, dropout_rate
-        self.norms = nnx.List(
-            [LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(sublayers)]
-        )
+        self.norms = nnx.List([LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(sublayers)])
         self.up = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
 
@@ -139,19 +137,23 @@ class DecoderLayer(_Block):
         return self.residual(2, x, self.mlp, keys[2]), seen
 
 
-class Encoder(nnx.Module):
-    """A stack of `EncoderLayer`, with a last norm where the layers are pre-norm."""
+class _Stack(nnx.Module):
+    """Layers of one kind, with a last norm where they are pre-norm."""
+
+    def __init__(self, kind, layers, dim, *args, norm, dtype, rngs, **kw):
+        self.layers = nnx.List(
+            [kind(dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw) for _ in range(layers)]
+        )
+        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+
+
+class Encoder(_Stack):
+    """A stack of `EncoderLayer`."""
 
     def __init__(
         self, layers: int, dim: int, *args, norm: str = "pre", dtype=jnp.float32, rngs, **kw
     ):
-        self.layers = nnx.List(
-            [
-                EncoderLayer(dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
-                for _ in range(layers)
-            ]
-        )
-        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        super().__init__(EncoderLayer, layers, dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
 
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x (B, N, D), mask (B, N) -> (B, N, D)."""
@@ -160,19 +162,13 @@ class Encoder(nnx.Module):
         return x if self.norm is None else self.norm(x)
 
 
-class Decoder(nnx.Module):
+class Decoder(_Stack):
     """A stack of `DecoderLayer`, all reading the same mixture with projections of their own."""
 
     def __init__(
         self, layers: int, dim: int, *args, norm: str = "pre", dtype=jnp.float32, rngs, **kw
     ):
-        self.layers = nnx.List(
-            [
-                DecoderLayer(dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
-                for _ in range(layers)
-            ]
-        )
-        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        super().__init__(DecoderLayer, layers, dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
         """One memory a layer, computed once for a mixture."""
