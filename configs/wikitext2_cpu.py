@@ -21,7 +21,7 @@ def config() -> Config:
             buckets=(16, 24, 34, 49),
         ),
         model=NVAEConfig(
-            dim=192,
+            dim=128,
             heads=4,
             latent_heads=1,
             hidden=512,
@@ -29,6 +29,7 @@ def config() -> Config:
             pseudo_count="relu",
             alpha_delta=0.3,
             initial_kept=0.4,
+            threshold=0.1,
         ),
         objective=ObjectiveConfig(
             units="elbo",
@@ -41,10 +42,10 @@ def config() -> Config:
             dirichlet_from_start=True,
         ),
         train=TrainConfig(
-            steps=6000,
+            steps=7000,
             learning_rate=2e-3,
             warmup_steps=300,
             log_every=200,
-            eval_every=2000,
+            eval_every=3500,
         ),
     )
