@@ -29,14 +29,14 @@ def config() -> Config:
             gaussian_form="exact",
             anneal="linear",
             anneal_start=200,
-            anneal_steps=2000,
+            anneal_steps=1800,
             dirichlet_from_start=True,
         ),
         train=TrainConfig(
-            steps=4000,
+            steps=3600,
             learning_rate=2e-3,
             warmup_steps=100,
             log_every=500,
-            eval_every=2000,
+            eval_every=1800,
         ),
     )

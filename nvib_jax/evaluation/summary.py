@@ -91,4 +91,8 @@ def write_summary(run_dir: str | Path, page: str, scores: dict[str, dict[str, fl
     """Write the page as `summary.txt` and the figures as `scores.json` into the run's folder."""
     folder = Path(run_dir)
     (folder / "summary.txt").write_text(page + "\n", encoding="utf-8")
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    known = {  # JSON has no NaN: a figure that does not exist is null
+        name: {k: v if math.isfinite(v) else None for k, v in figures.items()}
+        for name, figures in scores.items()
+    }
+    (folder / "scores.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
