@@ -1,4 +1,4 @@
-"""Cached decoding: memories of a mixture -> token ids.
+"""Cached decoding: a mixture, and what makes one -> token ids.
 
 Nothing of the prefix is recomputed (keys and values of self-attention are cached, those of the
 mixture computed once), one compiled step serves every position, and the loop ends when every
@@ -6,14 +6,16 @@ sentence has. DESIGN 3.8.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention import Memory
+from nvib_jax.mixture import sample_prior
 from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
 from nvib_jax.shapes import check_choice
+from nvib_jax.types import Mixture
 
 Method = Literal["greedy", "sample"]
 
@@ -122,3 +124,23 @@ def generate(
         jnp.zeros((batch,), bool),
     )
     return jax.lax.while_loop(unfinished, step, start)[3]
+
+
+def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: Any) -> jax.Array:
+    """Mixture -> ids (B, max_length)."""
+    return generate(model, model.memories(mixture, form), key, **how)
+
+
+def rewrite(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, form: str | None, **how: Any
+) -> jax.Array:
+    """Ids -> posterior -> mixture -> ids (B, max_length)."""
+    mixture, read_form = model.read(model.encode(tokens, mask), form=form, key=key)
+    return write(model, mixture, key, form=read_form, **how)
+
+
+def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
+    """Lengths (B,) -> mixtures of the prior -> ids (B, max_length)."""
+    mixture_key, token_key = jax.random.split(key)
+    mixture = sample_prior(mixture_key, model.nvib.prior, lengths, max_length=model.max_length)
+    return write(model, mixture, token_key, form="exact", **how)

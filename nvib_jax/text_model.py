@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from nvib_jax.data.tokenizer import Tokenizer
-from nvib_jax.generate import DecodingConfig, generate
-from nvib_jax.mixture import interpolate, sample_prior
+from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
+from nvib_jax.mixture import interpolate
 from nvib_jax.models.nvae import NVAE, Params, merge, split
 from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
@@ -291,23 +291,3 @@ def pad(
         tokens[i, : len(row)] = row
         mask[i, : len(row)] = True
     return tokens, mask
-
-
-def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: Any) -> jax.Array:
-    """Mixture -> ids (B, max_length)."""
-    return generate(model, model.memories(mixture, form), key, **how)
-
-
-def rewrite(
-    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, form: str | None, **how: Any
-) -> jax.Array:
-    """Ids -> posterior -> mixture -> ids (B, max_length)."""
-    mixture, read_form = model.read(model.encode(tokens, mask), form=form, key=key)
-    return write(model, mixture, key, form=read_form, **how)
-
-
-def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
-    """Lengths (B,) -> mixtures of the prior -> ids (B, max_length)."""
-    mixture_key, token_key = jax.random.split(key)
-    mixture = sample_prior(mixture_key, model.nvib.prior, lengths, max_length=model.max_length)
-    return write(model, mixture, token_key, form="exact", **how)
