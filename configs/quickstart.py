@@ -1,6 +1,12 @@
-"""Sentences through a few vectors: an NVAE on the embedded grammar.
+"""Sentences of the embedded grammar through two fifths of their vectors.
 
     nvib train configs/quickstart.py
+
+Measured on 2 CPU cores (shared machine, jax 0.10.2, seed 0), from a cold start with compilation and
+data: 2 min 46 s, 27,000 training tokens/s. On 512 held-out sentences: 92.2 % reconstructed exactly
+(untrained 0), vectors kept .43 (pseudo-count above .1, the rest not given to the decoder), .40 by
+attention. Of 1,000 prior samples 55.6 % are in the language (untrained 0), all different. ELBO -7.3
+nats a token.
 """
 
 from nvib_jax.data.config import DataConfig
@@ -29,14 +35,14 @@ def config() -> Config:
             gaussian_form="exact",
             anneal="linear",
             anneal_start=200,
-            anneal_steps=1800,
+            anneal_steps=2000,
             dirichlet_from_start=True,
         ),
         train=TrainConfig(
-            steps=3600,
+            steps=4000,
             learning_rate=2e-3,
             warmup_steps=100,
             log_every=500,
-            eval_every=1800,
+            eval_every=4000,
         ),
     )
