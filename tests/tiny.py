@@ -2,7 +2,10 @@
 
 import atexit
 import dataclasses
+import fcntl
 import functools
+import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -46,15 +49,27 @@ def batch(seed: int = 0, lengths: tuple[int, ...] = (6, 3, 1, 4)) -> dict[str, A
 
 @functools.cache
 def folder() -> Path:
-    """Where this session's runs and caches are."""
-    path = Path(tempfile.mkdtemp(prefix="nvib_tests_"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    """Where this session's runs, caches and compiled code are, for all pytest workers alike."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    path = Path(tempfile.gettempdir()) / f"nvib_tests_{session}"
+    path.mkdir(exist_ok=True)
+    users = (path / "users.lock").open("w")
+    fcntl.flock(users, fcntl.LOCK_SH)
+
+    def leave() -> None:
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the last one out
+        except BlockingIOError:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+
+    atexit.register(leave)
     return path
 
 
 # A step compiles for seconds, mostly its random draws; the tests that train anew compile it once.
 jax.config.update("jax_compilation_cache_dir", str(folder() / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def config(name: str = "run", **train: Any) -> Config:
@@ -91,6 +106,10 @@ def trained() -> tuple[Config, dict[str, float]]:
     """One finished run: its config and what `train` returned. Do not write into its folder."""
     from nvib_jax.training import loop
 
-    loop.SUMMARY_SAMPLES = 20
-    settings = config("trained", keep_checkpoints=2)
-    return settings, loop.train(settings)
+    settings, kept = config("trained", keep_checkpoints=2), folder() / "trained.json"
+    with (folder() / "trained.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # one worker trains, the others wait for it
+        if not kept.exists():
+            loop.SUMMARY_SAMPLES = 20
+            kept.write_text(json.dumps(loop.train(settings)))
+    return settings, json.loads(kept.read_text())
