@@ -2,10 +2,9 @@
 
     nvib train configs/wikitext2.py
 
-Hardware: one GPU or TPU chip. Time and metrics: not measured yet (no accelerator was at hand); the
-published run with these weights has reconstruction BLEU 70.9 (median) to 97.3 (best) with .19 of the
-vectors kept (DESIGN 6). The files are WikiText-2's `wiki.*.tokens`; `--data.train PATH` names
-others.
+Hardware: one GPU or TPU chip. Time and metrics: not measured yet (no accelerator was at hand). The
+published run with these weights has reconstruction BLEU 70.9 (median) to 97.3 (best) and .19 of the
+vectors kept. The files are WikiText-2's `wiki.*.tokens`; `--data.train PATH` names others.
 """
 
 from nvib_jax.data.config import DataConfig
