@@ -167,6 +167,15 @@ def at_batch(monkeypatch, step, act):
     monkeypatch.setattr(loop, "_arrays", arrays)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own Ctrl-C: a shell's background job, CI's perhaps, starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys, short_end):
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tiny.folder() / "interrupted"))
     with monkeypatch.context() as patch:
@@ -197,6 +206,17 @@ def test_a_loss_that_is_no_number_stops_the_run(monkeypatch, tmp_path):
     assert saved_steps(tmp_path / "run") == [10]
 
 
+def test_ctrl_c_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not interrupt.asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupt_asks_once_then_stops():
     with Interrupt() as interrupt:
         assert not interrupt.asked

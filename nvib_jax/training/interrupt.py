@@ -10,7 +10,8 @@ class Interrupt:
     """Within it, the first Ctrl-C sets `asked`; a second one stops at once, as ever.
 
     The step in progress owns the donated state: an exception out of it would leave nothing to save.
-    Outside the main thread, where signals cannot be caught, Ctrl-C is left as it is.
+    Outside the main thread, where signals cannot be caught, and where Ctrl-C is ignored, as under
+    nohup, it is left as it is.
     """
 
     def __init__(self) -> None:
@@ -18,7 +19,8 @@ class Interrupt:
         self._before: Any = None
 
     def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self
 
