@@ -1,6 +1,6 @@
 """The two KL terms of the bottleneck, in nats per example.
 
-Enters a `Posterior` and its `Prior`, leaves [B]. DESIGN 3.6; Henderson & Fehr (2023), eqs. 9-10.
+Enters a `Posterior` and its `Prior`, leaves [B]. DESIGN 3.6; Henderson & Fehr (2023).
 `k0 = S K` counts the valid components (padding excluded), K draws each. Each term has two forms:
 
 - `expected_count`, the published loss: components weighted by their expected counts, and a

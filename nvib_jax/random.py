@@ -30,7 +30,7 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     Returns:
       float32 samples, the shape of `log_alpha`.
 
-    Source: DESIGN 3.4; the boost is Marsaglia & Tsang (2000), section 6.
+    Source: DESIGN 3.4; the boost is Marsaglia & Tsang (2000).
     """
     log_alpha = jnp.asarray(log_alpha).astype(jnp.float32)
     empty = jnp.isneginf(log_alpha)

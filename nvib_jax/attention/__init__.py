@@ -94,7 +94,7 @@ def denoising_attention(
       ValueError: naming the argument, the shape it has and the shape it should have.
       NotImplementedError: a named implementation that cannot do what is asked.
 
-    Source: Henderson & Fehr (2023), section 2; DESIGN 3.5.
+    Source: Henderson & Fehr (2023); DESIGN 3.5.
     """
     check_choice("form", form, FORMS)
     check_mask("mask", mask)
