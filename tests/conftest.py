@@ -30,3 +30,12 @@ def no_leaks():
     """Fail on a tracer that outlives its transformation."""
     with jax.checking_leaks():
         yield
+
+
+@pytest.fixture
+def simulated_tpu():
+    """Pallas's TPU kernels run in its simulation of a TPU, uninitialised memory full of NaN."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    with pltpu.force_tpu_interpret_mode():
+        yield

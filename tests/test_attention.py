@@ -17,8 +17,12 @@ from tolerance import (
 import nvib_jax as nvib
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS, attention_weights, xla
 
-WRITTEN = ("reference", "xla")
-attention = jax.jit(nvib.denoising_attention, static_argnames=("form", "implementation"))
+# What computes here; the TPU's kernel in Pallas's simulation of a TPU (tests/test_pallas_tpu.py
+# has its sizes and blocks). The GPU's are in tests/test_pallas_gpu.py.
+WRITTEN = ("reference", "xla", "pallas_tpu")
+IN_FLOAT64 = ("reference", "xla")
+pytestmark = pytest.mark.usefixtures("simulated_tpu")
+attention = jax.jit(nvib.denoising_attention, static_argnames=("form", "implementation", "causal"))
 
 
 def reference64(q, mix, **options):
@@ -79,6 +83,7 @@ def test_implementations_agree(form, heads, impulses):
         assert_as_good_as(
             attention(q, mix, **k, form=form, implementation=implementation), plain, truth
         )
+    assert_close(attention(q, mix, **k, form=form), truth)  # whatever None takes
     hidden = reference64(q, mix, **k, form=form, mask=mask)
     got = attention(q, mix, **k, form=form, mask=mask)
     assert error(got, hidden) < 1e-5
@@ -157,8 +162,10 @@ def test_bfloat16_errs_at_most_twice_the_plain_formulation(form, impulses):
         return jnp.sum(jnp.square(out.astype(jnp.float32)))
 
     grad = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
-    got, want = grad(q, k, "xla"), grad(q, k, "reference")
-    jax.tree.map(lambda a, b: assert_close(a, b, 0.05), got, want)  # 2^-8 through a few products
+    want = grad(q, k, "reference")
+    for implementation in WRITTEN[1:]:
+        got = grad(q, k, implementation)  # 2^-8 through a few products
+        jax.tree.map(lambda a, b: assert_close(a, b, 0.05), got, want)
     low = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(half), mix)
     assert error(attention(q, low, **k, form=form), truth) < 0.1
 
@@ -167,9 +174,11 @@ def test_float64_stays_float64():
     with jax.enable_x64(True):
         q, mix, k = as_float64((query(), mixture(), kernels()))
         for form in FORMS:
-            out = [attention(q, mix, **k, form=form, implementation=i) for i in WRITTEN]
+            out = [attention(q, mix, **k, form=form, implementation=i) for i in IN_FLOAT64]
             assert out[1].dtype == jnp.float64
             assert_close(out[1], out[0], 1e-12)
+        with pytest.raises(NotImplementedError, match="float64; the TPU kernel takes float32 and"):
+            attention(q, mix, **k, implementation="pallas_tpu")
 
 
 @pytest.mark.parametrize("form", ["exact", "expected_logit"])
@@ -195,8 +204,9 @@ def test_chunks_equal_the_reference_in_value_and_gradient(form, masked):
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)), static_argnums=5)
     weights = jnp.where(mix.mask, mix.log_weights, 0.0)
     args = (q, mix.mean, mix.log_variance, weights, k)
-    got, want = run(*args, "xla"), run(*args, "reference")
-    assert_trees_close(got, want, 2e-5)
+    want = run(*args, "reference")
+    for implementation in WRITTEN[1:]:
+        assert_trees_close(run(*args, implementation), want, 2e-5)
     assert all(float(jnp.max(jnp.abs(g))) > 1e-3 for g in jax.tree.leaves(want[1]))
 
 
@@ -226,6 +236,34 @@ def test_gradient_memory_is_linear_and_holds_no_whole_tensor():
     assert large < 0.5 * 4 * batch * heads * length * 1024
     # Queries in R^D for all heads would alone be 4 B H T D bytes.
     assert temporaries(8) < 4 * batch * heads * length * dim
+
+
+@pytest.mark.parametrize("implementation", WRITTEN)
+@pytest.mark.parametrize(("length", "components"), [(5, 6), (4, 6), (6, 4), (1, 6)])
+def test_causal_is_the_mask_that_it_says(implementation, length, components):
+    """Component 0, and those up to t + S - T; on top of a mask; T beyond one chunk below."""
+    q, mix, k = query(length=length), mixture(tokens=components - 1), kernels()
+    seen = np.zeros((length, components), bool)
+    for t in range(length):
+        seen[t, : max(t + components - length + 1, 1)] = True
+    options = {"implementation": implementation, "causal": True}
+    want = attention(q, mix, **k, mask=jnp.broadcast_to(seen, (3, *seen.shape)))
+    assert_close(attention(q, mix, **k, **options), want)
+    if length > 1:
+        assert error(attention(q, mix, **k), want) > 1e-3
+    if components > 4:
+        hole = jnp.ones((3, length, components), bool).at[..., 2].set(False)
+        want = attention(q, mix, **k, mask=hole & seen)
+        assert_close(attention(q, mix, **k, **options, mask=hole), want)
+
+
+def test_causal_over_several_chunks():
+    length = xla.CHUNK + 9
+    q, mix, k = query(1, length), mixture(1, length), kernels()
+    seen = np.tri(length, length + 1, 1, dtype=bool)[None]
+    want = attention(q, mix, **k, mask=seen, implementation="reference")
+    for implementation in WRITTEN:
+        assert_close(attention(q, mix, **k, causal=True, implementation=implementation), want)
 
 
 def test_memory_is_made_once_and_attended_many_times():
@@ -358,4 +396,8 @@ def test_errors():
         nvib.attend(q[:2], memory)
     with pytest.raises(ValueError, match="mask has dtype int32; wanted bool"):
         nvib.attend(q, memory, mask=jnp.ones((3, 4, 6), jnp.int32))
-    assert IMPLEMENTATIONS[:2] == WRITTEN
+    with pytest.raises(NotImplementedError, match="'reference' takes no memory"):
+        nvib.attend(q, memory, implementation="reference")
+    with pytest.raises(NotImplementedError, match="has kernels for TPU and GPU; this is cpu"):
+        call(implementation="pallas")
+    assert set(WRITTEN) < set(IMPLEMENTATIONS)

@@ -1,14 +1,18 @@
 """Denoising attention: `Mixture` and queries -> the expected denoised vector of each query.
 
-`denoising_attention` checks and dispatches; `inputs` holds the algebra; `reference` is the
-equation as written; `xla` the chunked primitive.
+`denoising_attention` checks and dispatches; `inputs` holds the algebra that makes every form one
+primitive over a `Memory`; `reference` is the equation as written; `xla`, `pallas_tpu` and
+`pallas_gpu` compute the primitive; `choice` says which is taken where.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention import reference, xla
-from nvib_jax.attention.inputs import FORMS, Memory, make_memory
+from nvib_jax.attention.choice import fastest
+from nvib_jax.attention.inputs import FORMS, Memory, causal_mask, make_memory
 from nvib_jax.attention.xla import attention_weights
 from nvib_jax.shapes import check_choice, check_mask, check_shapes
 from nvib_jax.types import Mixture
@@ -19,11 +23,14 @@ __all__ = [
     "Memory",
     "attend",
     "attention_weights",
+    "causal_mask",
     "denoising_attention",
     "make_memory",
 ]
 
-IMPLEMENTATIONS = ("reference", "xla", "pallas")
+# "pallas" is the kernel of the platform at hand; named with its platform it can be compiled for a
+# TPU or a GPU that is not there.
+IMPLEMENTATIONS = ("reference", "xla", "pallas", "pallas_tpu", "pallas_gpu", "cudnn")
 
 
 def attend(
@@ -32,6 +39,8 @@ def attend(
     *,
     value_bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    causal: bool = False,
+    implementation: str | None = None,
 ) -> jax.Array:
     """Attend to a `Memory` made once: what cached decoding repeats at every step.
 
@@ -40,12 +49,15 @@ def attend(
       memory: from `make_memory`.
       value_bias: shape (H, E), or None.
       mask: bool, shape (B, T, S), or None. At least one component a query must be visible.
+      causal: query t sees component 0 and the components up to t + S - T, on top of the mask.
+      implementation: as in `denoising_attention`, "reference" left out: it takes no memory.
 
     Returns:
       shape (B, T, H, E).
 
     Raises:
       ValueError: naming the argument, the shape it has and the shape it should have.
+      NotImplementedError: a named implementation that cannot do what is asked.
     """
     check_mask("mask", mask)
     check_shapes(
@@ -56,7 +68,10 @@ def attend(
             "mask": (mask, "B T S"),
         }
     )
-    out = xla.attend(query, memory, mask)
+    if implementation is not None:
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
+    run = _primitive(implementation, memory)
+    out = run(query, memory, None if mask is None else jnp.asarray(mask), causal=causal)
     return out if value_bias is None else out + value_bias.astype(out.dtype)
 
 
@@ -68,6 +83,7 @@ def denoising_attention(
     value_kernel: jax.Array,
     value_bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    causal: bool = False,
     form: str = "exact",
     implementation: str | None = None,
 ) -> jax.Array:
@@ -82,10 +98,15 @@ def denoising_attention(
       value_bias: shape (H, E), or None.
       mask: bool, shape (B, T, S), True = visible, on top of `mixture.mask`. At least one component
         a query must be visible (component 0 always is, unless you hide it).
+      causal: query t sees component 0 and the components up to t + S - T, on top of the masks:
+        with S = T + 1, a token's own component and those before it.
       form: "exact" is the definition; "published" drops a query term, as released code does;
         "simplified" drops the log-determinant and the interpolation; "expected_logit" averages
         the logit of a draw. The same for impulses. `nvib_jax.attention.inputs` has the equations.
-      implementation: "reference", "xla", "pallas", or None for the fastest that can.
+      implementation: "reference" (the equation as written), "xla" (in chunks, anywhere), "pallas"
+        (the kernel for the TPU or GPU at hand; "pallas_tpu" and "pallas_gpu" name it),
+        "cudnn" (NVIDIA's library, forms of head width), or None for the fastest that can
+        (`nvib_jax.attention.choice`).
 
     Returns:
       shape (B, T, H, E), the query's dtype; softmax and biases are float32 throughout.
@@ -109,16 +130,51 @@ def denoising_attention(
             "mask": (mask, "B T S"),
         }
     )
-    if implementation is not None:
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
     kernels = {"key_kernel": key_kernel, "value_kernel": value_kernel}
-    if implementation == "pallas":
-        raise NotImplementedError("implementation='pallas' is not written yet; use 'xla' or None")
     if implementation == "reference":
+        if causal:
+            seen = causal_mask(query.shape[1], mixture.mean.shape[1])[None]
+            mask = seen if mask is None else seen & mask
         out = reference.attend(query, mixture, **kernels, mask=mask, form=form).astype(query.dtype)
         return out if value_bias is None else out + value_bias.astype(out.dtype)
     kernels = {name: kernel.astype(query.dtype) for name, kernel in kernels.items()}
-    memory = make_memory(mixture, **kernels, form=form)
     return attend(
-        query, memory, value_bias=value_bias, mask=jnp.asarray(mask) if mask is not None else None
+        query,
+        make_memory(mixture, **kernels, form=form),
+        value_bias=value_bias,
+        mask=mask,
+        causal=causal,
+        implementation=implementation,
     )
+
+
+def _primitive(name: str | None, memory: Memory) -> Any:
+    """`attend` of the module that goes by this name, on the platform at hand where it matters."""
+    platform = jax.default_backend()
+    if name is None:
+        components, wide = memory.key.shape[1], memory.shared_value is not None
+        name = fastest(jax.devices()[0].device_kind, components, wide)
+    if name == "reference":
+        raise NotImplementedError(
+            "implementation 'reference' takes no memory; call denoising_attention with the mixture"
+        )
+    if name == "pallas":
+        if platform not in ("tpu", "gpu"):
+            raise NotImplementedError(
+                f"implementation 'pallas' has kernels for TPU and GPU; this is {platform}"
+            )
+        name = f"pallas_{platform}"
+    # Pallas takes a third of a second to import, and who computes on a CPU never needs it.
+    if name == "pallas_tpu":
+        from nvib_jax.attention import pallas_tpu
+
+        return pallas_tpu.attend
+    if name == "pallas_gpu":
+        from nvib_jax.attention import pallas_gpu
+
+        return pallas_gpu.attend
+    if name == "cudnn":
+        from nvib_jax.attention import cudnn
+
+        return cudnn.attend
+    return xla.attend

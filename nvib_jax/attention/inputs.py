@@ -104,6 +104,27 @@ def make_memory(
     )
 
 
+def causal_mask(
+    queries: int, components: int, *, start: int | jax.Array = 0, rows: int | None = None
+) -> jax.Array:
+    """Component 0 and the components up to t + S - T: what query t may see of a growing mixture.
+
+    With S = T + 1, the prior's component in front, a query sees its own token and all before it.
+
+    Args:
+      queries: T.
+      components: S.
+      start: first query of the rows that are wanted.
+      rows: how many; None is all T.
+
+    Returns:
+      bool, shape (rows, S).
+    """
+    t = jnp.arange(queries if rows is None else rows)[:, None] + start
+    s = jnp.arange(components)[None]
+    return (s == 0) | (s <= t + (components - queries))
+
+
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     """float32 at least; float64 stays float64, for tests that need a ground truth."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

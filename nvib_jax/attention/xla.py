@@ -7,25 +7,35 @@ backward pass too, where they are recomputed; no width-D query exists beyond one
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.attention.inputs import MASK_VALUE, Memory, accumulator
+from nvib_jax.attention.inputs import MASK_VALUE, Memory, accumulator, causal_mask
 
 CHUNK = 128  # queries at a time
 
 
-def attend(query: jax.Array, memory: Memory, mask: jax.Array | None = None) -> jax.Array:
+def attend(
+    query: jax.Array, memory: Memory, mask: jax.Array | None = None, *, causal: bool = False
+) -> jax.Array:
     """Attend to a memory.
 
     Args:
       query: projected, unscaled, shape (B, T, H, E).
       memory: from `make_memory`.
       mask: bool, shape (B, T, S), or None.
+      causal: query t sees component 0 and components up to t + S - T.
 
     Returns:
       shape (B, T, H, E), the query's dtype, without the value bias.
     """
-    length = query.shape[1]
+    length, components = query.shape[1], memory.key.shape[1]
+
+    def visible(mask: jax.Array | None, start: int | jax.Array, rows: int) -> jax.Array | None:
+        if not causal:
+            return mask
+        seen = causal_mask(length, components, start=start, rows=rows)[None]
+        return seen if mask is None else seen & mask
+
     if length <= CHUNK:
-        return _attend_chunk(query, memory, mask)
+        return _attend_chunk(query, memory, visible(mask, 0, length))
 
     chunks = -(-length // CHUNK)
     padding = chunks * CHUNK - length
@@ -35,10 +45,13 @@ def attend(query: jax.Array, memory: Memory, mask: jax.Array | None = None) -> j
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, CHUNK, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def body(xs: tuple[jax.Array, jax.Array | None]) -> jax.Array:
-        return _attend_chunk(xs[0], memory, xs[1])
+    def body(xs: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+        start, chunk, seen = xs
+        return _attend_chunk(chunk, memory, visible(seen, start, CHUNK))
 
-    out = jax.lax.map(body, (to_chunks(query), None if mask is None else to_chunks(mask)))
+    starts = CHUNK * jnp.arange(chunks)
+    seen = None if mask is None else to_chunks(mask)
+    out = jax.lax.map(body, (starts, to_chunks(query), seen))
     out = jnp.moveaxis(out, 0, 1)
     return out.reshape(out.shape[0], chunks * CHUNK, *out.shape[3:])[:, :length]
 

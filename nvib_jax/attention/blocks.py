@@ -1,0 +1,108 @@
+"""How many queries and keys a TPU kernel takes at a time, by generation and by sizes.
+
+Larger blocks read the keys less often (a pass over the queries reads every key T / queries times)
+and keep the matrix unit busy between the softmax's passes of the vector unit; what bounds them is
+vector memory. So: the first of `CANDIDATES` whose buffers fit in what the generation has.
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+from nvib_jax.attention.inputs import Memory
+
+MIB = 1 << 20
+LANES = 128
+# Vector memory of a core, as jax's own table has it (`pltpu.get_tpu_info`), less a quarter for what
+# the compiler spills and pipelines. The key is the device kind. None: no TPU at hand (compilation
+# ahead of time), the least of them, which all can run.
+VMEM = {
+    "TPU v4": 12 * MIB,
+    "TPU v5 lite": 96 * MIB,
+    "TPU v5e": 96 * MIB,
+    "TPU v5": 48 * MIB,
+    "TPU v5p": 48 * MIB,
+    "TPU v6 lite": 96 * MIB,
+    "TPU v6e": 96 * MIB,
+    "TPU7x": 48 * MIB,
+    None: 12 * MIB,
+}
+# Falling; more keys than queries, because the softmax is rescaled once a block of keys. Beyond 512
+# by 1,024 the logits alone, float32, fill what the vector registers can be kept fed from.
+CANDIDATES = ((512, 1024), (512, 512), (256, 512), (256, 256), (128, 256), (128, 128))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Block sizes of the TPU kernels.
+
+    Attributes:
+      queries: queries a block, a multiple of 128.
+      keys: keys a block, a multiple of 128.
+      vmem_bytes: vector memory the compiler may use.
+    """
+
+    queries: int
+    keys: int
+    vmem_bytes: int = 16 * MIB
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "keys"):
+            size = getattr(self, name)
+            if size < LANES or size % LANES:
+                raise ValueError(f"blocks.{name} is {size}; wanted a multiple of {LANES}")
+
+    def within(self, queries: int, keys: int) -> "Blocks":
+        """No larger than the sizes, rounded up to lanes."""
+        return Blocks(
+            min(self.queries, _round(queries)), min(self.keys, _round(keys)), self.vmem_bytes
+        )
+
+
+def choose_blocks(query: jax.Array, memory: Memory, kind: str | None = None) -> Blocks:
+    """The largest candidate whose buffers fit.
+
+    Args:
+      query: shape (B, T, H, E).
+      memory: what is attended to.
+      kind: device kind; None is the TPU at hand, or the least of all where there is none.
+
+    Raises:
+      NotImplementedError: not even the smallest fits; names the sizes and the memory.
+    """
+    if kind is None and jax.default_backend() == "tpu":
+        kind = jax.devices()[0].device_kind
+    have = VMEM.get(kind, VMEM[None])
+    length, components = query.shape[1], memory.key.shape[1]
+    for rows, cols in CANDIDATES:
+        blocks = Blocks(rows, cols, have).within(length, components)
+        need = buffer_bytes(blocks, query, memory)
+        if need <= have:
+            return blocks
+    width = 0 if memory.shared_value is None else memory.shared_value.shape[-1]
+    raise NotImplementedError(
+        f"the TPU kernel needs {need / MIB:.0f} MiB of vector memory at E = {query.shape[-1]}, "
+        f"D = {width}, {query.dtype}; {kind or 'a TPU'} has {have / MIB:.0f} to use"
+    )
+
+
+def buffer_bytes(blocks: Blocks, query: jax.Array, memory: Memory) -> int:
+    """Bytes of the larger of the two backward kernels: blocks twice (pipelined), scratch once."""
+    rows, cols, size = blocks.queries, blocks.keys, query.dtype.itemsize
+    key, value = (_round(x.shape[-1]) for x in (memory.key, memory.value))
+    heads = rows * (key + value) + cols * (key + value)
+    blocks_in, logits = 2 * size * heads, 4 * 4 * rows * cols
+    by_query = 2 * size * rows * key + 4 * rows * key
+    by_key = (2 * size + 4) * cols * (key + value) + 4 * LANES * cols
+    if memory.shared_value is not None:
+        dim = _round(memory.shared_value.shape[-1])
+        shared = cols * dim * (size + (4 if memory.shared_key is not None else 0))
+        kernels = dim * (key + value)
+        blocks_in += 2 * shared + 2 * size * kernels
+        by_query += 2 * 4 * kernels + (4 + 3) * 4 * rows * dim  # scratch, and what du is made of
+        by_key += 2 * shared + 2 * 4 * cols * dim + 4 * 4 * rows * dim
+    return blocks_in + logits + max(by_query, by_key)
+
+
+def _round(size: int) -> int:
+    return -(-size // LANES) * LANES

@@ -1,0 +1,70 @@
+"""The primitive through NVIDIA's cuDNN, for the forms whose keys and values have head width.
+
+cuDNN's flash attention takes no bias of one number per key, only a whole [B, H, T, S] one. So the
+bias becomes three more columns of the keys, met by ones in the queries: three bfloat16 numbers hold
+the 24 bits of a float32, where a single one would err by a half at a bias of -300.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.attention.inputs import Memory
+
+COLUMNS = 3
+_WIDTH = 8  # cuDNN wants head widths that are multiples of this
+
+
+def attend(
+    query: jax.Array, memory: Memory, mask: jax.Array | None = None, *, causal: bool = False
+) -> jax.Array:
+    """Attend to a memory; shapes as in `nvib_jax.attention.xla.attend`.
+
+    Raises:
+      NotImplementedError: float32, a mask, causality, a form with terms of width D, or no GPU.
+    """
+    if memory.shared_value is not None:
+        raise NotImplementedError(
+            "cudnn has no terms of width D; forms 'exact' and 'published' need 'xla' or 'pallas'"
+        )
+    if query.dtype != jnp.bfloat16:
+        raise NotImplementedError(f"query has dtype {query.dtype}; cudnn takes bfloat16")
+    if mask is not None or causal:
+        raise NotImplementedError("cudnn takes a mask of size T x S only as a tensor; use 'xla'")
+    if jax.default_backend() != "gpu":
+        raise NotImplementedError(f"cudnn runs on NVIDIA GPUs; this is {jax.default_backend()}")
+    q, k, v = fold(query, memory)
+    out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+    return out[..., : memory.value.shape[-1]]
+
+
+def fold(query: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(q, k, v) of one width, such that q.k is the whole logit, bias included.
+
+    Returns:
+      shapes (B, T, H, W), (B, S, H, W), (B, S, H, W), W a multiple of 8 of at least E + 3.
+    """
+    parts = split_columns(memory.bias)[:, :, None]
+    columns = jnp.broadcast_to(parts, (*memory.key.shape[:3], COLUMNS))
+    width = max(query.shape[-1] + COLUMNS, memory.value.shape[-1])
+    width = -(-width // _WIDTH) * _WIDTH
+
+    def widen(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])])
+
+    ones = jnp.ones((*query.shape[:3], COLUMNS), query.dtype)
+    return (
+        widen(jnp.concatenate([query, ones], -1)),
+        widen(jnp.concatenate([memory.key, columns], -1)),
+        widen(memory.value),
+    )
+
+
+def split_columns(bias: jax.Array) -> jax.Array:
+    """float32 (...) -> bfloat16 (..., 3) whose sum it is; the gradient arrives in the first."""
+    columns = []
+    for _ in range(COLUMNS):
+        # Not a cast there and back, which XLA may take for nothing.
+        column = jax.lax.reduce_precision(bias, exponent_bits=8, mantissa_bits=7)
+        columns.append(column.astype(jnp.bfloat16))
+        bias = bias - column
+    return jnp.stack(columns, -1)
