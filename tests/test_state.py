@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from tolerance import assert_trees_close
 
 import nvib_jax as nvib
 from nvib_jax.models.nvae import decoder_io, merge, split
@@ -269,6 +270,49 @@ def test_eight_devices_give_what_one_gives(stepping):
             error[16:32] = 0
         assert error.max() < 1e-3, name  # a tenth of one step's learning rate
     assert many.params["output.kernel"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("units", ["published", "elbo"])
+def test_parts_of_a_batch_give_its_gradient(still, units):
+    """Lengths differ between the parts, one sentence is filler: still the whole batch's step."""
+    graph, params = still[:2]
+    data = tiny.batch(lengths=(6, 3, 1, 0))
+    optimizer, how = optax.sgd(1.0), ObjectiveConfig(units=units)
+
+    def run(accumulate):
+        state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+        return make_train_step(graph, optimizer, how, accumulate=accumulate)(state, data, KEY)
+
+    (whole, wanted), (parts, got) = run(1), run(2)
+    assert_trees_close(parts.params, whole.params, 1e-5)
+    assert_trees_close(parts.params, run(4)[0].params, 1e-5)
+    assert set(got) == set(wanted)
+    for name, value in means(wanted).items():
+        assert means(got)[name] == pytest.approx(value, rel=1e-5), name
+    assert means(wanted)["gradient_norm"] > 1e-2
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_remat_changes_memory_and_nothing_else(norm):
+    """The same gradient, dropout included, from fewer stored arrays."""
+
+    def run(remat):
+        graph, params = split(
+            tiny.model(tiny.Still, remat=remat, dropout=0.2, encoder_layers=3, norm=norm)
+        )
+
+        def loss(params):
+            model = merge(graph, params)
+            return loss_and_metrics(model, tiny.batch(), KEY, jnp.int32(0), ObjectiveConfig())[0]
+
+        _, backward = jax.vjp(loss, params)
+        kept = sum(x.size for x in jax.tree.leaves(backward))
+        return jax.jit(jax.value_and_grad(loss))(params), kept
+
+    (value, kept), (again, less) = run(False), run(True)
+    assert_trees_close(again, value, 1e-6)
+    parameters = sum(x.size for x in split(tiny.model())[1].values())
+    assert less - parameters < 0.7 * (kept - parameters)
 
 
 def test_devices_must_share_the_batch():

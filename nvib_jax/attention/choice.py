@@ -1,4 +1,4 @@
-"""Which implementation `implementation=None` takes: what was measured to be the fastest that is right.
+"""Which implementation `implementation=None` takes: the fastest that was measured to be right.
 
 `nvib bench choose` measures every implementation that runs on the device at hand and prints the
 lines of `FASTEST` for it. A device that is not in the table takes "xla": nothing here is a guess.

@@ -88,6 +88,8 @@ class TrainConfig:
     """Decoupled weight decay of matrices (adamw only)."""
     clip: float = 1.0
     """Gradients are clipped to this global norm."""
+    accumulate: int = 1
+    """Parts a batch is worked off in, one after the other: less memory, the same gradient."""
     log_every: int = 50
     """Steps between log lines."""
     eval_every: int = 500
@@ -99,7 +101,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("train", self, 1, "steps", "log_every", "eval_every")
-        _at_least("train", self, 1, "eval_sentences", "keep_checkpoints")
+        _at_least("train", self, 1, "eval_sentences", "keep_checkpoints", "accumulate")
         _at_least("train", self, 0, "seed", "warmup_steps", "weight_decay")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:

@@ -118,7 +118,9 @@ def _fit(
         bar.print(f"resumed at step {int(state.step)}")
     (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
     state = place(state, mesh)
-    step_function = make_train_step(model.graph, optimizer, config.objective)
+    step_function = make_train_step(
+        model.graph, optimizer, config.objective, accumulate=settings.accumulate
+    )
     validate = make_validation(config, model, data)
     key = jax.random.key(settings.seed)
 
@@ -178,7 +180,7 @@ def _check_run_dir(config: Config, resume: bool) -> Path:
 
 def _check_batches(config: Config, data: PreparedData) -> None:
     """Everything that does not fit the data or the devices, before a run is written."""
-    data_mesh(config.data.batch_size)
+    data_mesh(config.data.batch_size, config.train.accumulate)
     for split in {"train", data_split(data)}:
         _batches(config, data, split)
 

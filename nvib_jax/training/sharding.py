@@ -7,16 +7,17 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def data_mesh(batch_size: int) -> jax.sharding.Mesh:
+def data_mesh(batch_size: int, accumulate: int = 1) -> jax.sharding.Mesh:
     """All devices on one axis.
 
     Raises:
-      ValueError: a batch that the devices cannot share evenly.
+      ValueError: a batch, or the parts it is worked off in, that the devices cannot share evenly.
     """
     count = jax.device_count()
-    if batch_size % count:
+    if batch_size % (count * accumulate):
+        parts = f" times train.accumulate, {accumulate}" if accumulate > 1 else ""
         raise ValueError(
-            f"data.batch_size is {batch_size}; wanted a multiple of the {count} devices"
+            f"data.batch_size is {batch_size}; wanted a multiple of the {count} devices{parts}"
         )
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
 

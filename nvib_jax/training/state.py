@@ -15,7 +15,7 @@ from flax import nnx
 
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
 from nvib_jax.models.nvae import NVAE, Params, decoder_io, merge
-from nvib_jax.objective import anneal, log_likelihood, published_scale
+from nvib_jax.objective import anneal, published_scale
 from nvib_jax.training.config import ObjectiveConfig, TrainConfig
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -61,6 +61,7 @@ def loss_and_metrics(
     objective: ObjectiveConfig,
     *,
     train: bool = True,
+    whole: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The training loss of a batch, under one drawn mixture a sentence.
 
@@ -71,6 +72,7 @@ def loss_and_metrics(
       step: optimiser step, for annealing.
       objective: weights, units, forms.
       train: dropout or none.
+      whole: the mask of the batch that this is a part of: losses of its parts add up to its loss.
 
     Returns:
       (loss (), metrics): nats per token and per sentence, shares of vectors.
@@ -82,7 +84,7 @@ def loss_and_metrics(
     inputs, targets, counted = decoder_io(tokens, mask)
     posterior = model.encode(tokens, mask, encode_key)
     memories = model.memories(model.draw(posterior, draw_key), "exact")
-    log_p = log_likelihood(model.decode(memories, inputs, decode_key), targets, counted)
+    nll = model.cross_entropy(memories, inputs, targets, counted, decode_key)
 
     real = jnp.any(mask, axis=-1)
     prior, draws = model.nvib.prior, model.config.num_samples
@@ -90,14 +92,14 @@ def loss_and_metrics(
     kl_d = kl_dirichlet(posterior, prior, num_samples=draws, form=objective.dirichlet_form)
     kl_g, kl_d = jnp.where(real, kl_g, 0.0), jnp.where(real, kl_d, 0.0)
 
-    sentences, count = jnp.sum(real), jnp.sum(counted)
     components = jnp.sum(posterior.mask, axis=-1)
+    all_sentences, all_tokens = _counts(mask if whole is None else whole)
     if objective.units == "elbo":
-        per_g, per_d, total = kl_g, kl_d, jnp.maximum(count, 1)
+        per_g, per_d, total = kl_g, kl_d, all_tokens
     else:
         per_g = published_scale(kl_g, components, model.config.dim)
         per_d = published_scale(kl_d, components)
-        total = jnp.maximum(sentences, 1)
+        total = all_sentences
     factor = anneal(
         step,
         schedule=objective.anneal,
@@ -105,19 +107,25 @@ def loss_and_metrics(
         steps=objective.anneal_steps,
         cycle=objective.anneal_cycle,
     )
-    nll = -jnp.sum(jnp.where(real, log_p, 0.0))
     factor_d = jnp.ones_like(factor) if objective.dirichlet_from_start else factor
     kl = factor * objective.lambda_gaussian * jnp.sum(per_g)
     kl = kl + factor_d * objective.lambda_dirichlet * jnp.sum(per_d)
-    loss = nll / jnp.maximum(count, 1).astype(jnp.float32) + kl / total.astype(jnp.float32)
-    one = jnp.ones((), jnp.int32)
+    loss = nll / jnp.maximum(all_tokens, 1).astype(jnp.float32)
+    loss = loss + kl / jnp.maximum(total, 1).astype(jnp.float32)
+    sentences = jnp.sum(real)
     return loss, {
-        "loss": (loss, one),
-        "cross_entropy": (nll, count),
+        "loss": (loss, jnp.ones((), jnp.int32)),
+        "cross_entropy": (nll, jnp.sum(counted)),
         "kl_gaussian": (jnp.sum(kl_g), sentences),
         "kl_dirichlet": (jnp.sum(kl_d), sentences),
         "share_kept": count_kept(posterior, mask),
     }
+
+
+def _counts(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sentences, tokens with an end-of-sentence each): what the loss is a mean over."""
+    sentences = jnp.sum(jnp.any(mask, axis=-1))
+    return sentences, jnp.sum(mask) + sentences
 
 
 def count_kept(posterior, mask: jax.Array, threshold: float = 0.1) -> tuple[jax.Array, jax.Array]:
@@ -130,20 +138,48 @@ def count_kept(posterior, mask: jax.Array, threshold: float = 0.1) -> tuple[jax.
 
 
 def make_train_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, objective: ObjectiveConfig
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: ObjectiveConfig,
+    *,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted step; the state's buffers are donated.
 
     The key of step t is `fold_in(key, t)`: a restored run draws what the uninterrupted one drew.
+
+    Args:
+      graph: the module's structure.
+      optimizer: from `make_optimizer`.
+      objective: the loss.
+      accumulate: parts the batch is worked off in; B must be a multiple of it.
     """
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(key, state.step)
-
+    def gradient(params: Params, batch: Batch, key: jax.Array, step: jax.Array, whole: jax.Array):
         def loss(params: Params):
-            return loss_and_metrics(merge(graph, params), batch, step_key, state.step, objective)
+            model = merge(graph, params)
+            return loss_and_metrics(model, batch, key, step, objective, whole=whole)
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        return jax.grad(loss, has_aux=True)(params)
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        if accumulate == 1:
+            grads, metrics = gradient(state.params, batch, key, state.step, batch["mask"])
+        else:
+            parts = jax.tree.map(lambda x: _in_parts(x, accumulate), batch)
+            keys = jax.random.split(key, accumulate)
+
+            def part(total: Any, x: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+                found = gradient(state.params, *x, state.step, batch["mask"])
+                return jax.tree.map(jnp.add, total, found), None
+
+            like = jax.eval_shape(lambda: gradient(
+                state.params, jax.tree.map(lambda x: x[0], parts), key, state.step, batch["mask"]
+            ))  # fmt: skip
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+            (grads, metrics), _ = jax.lax.scan(part, zeros, (parts, keys))
+            metrics["loss"] = (metrics["loss"][0], jnp.ones((), jnp.int32))
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -151,6 +187,14 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _in_parts(x: jax.Array, count: int) -> jax.Array:
+    """(B, ...) -> (count, B / count, ...); neighbours go to different parts.
+
+    So each device of a mesh, which holds neighbours, has its share of every part.
+    """
+    return jnp.swapaxes(jnp.reshape(x, (-1, count, *x.shape[1:])), 0, 1)
 
 
 def add_metrics(a: Metrics | None, b: Metrics) -> Metrics:

@@ -1,0 +1,112 @@
+"""Cross-entropy in parts: value and gradient of the whole one, in a part of its memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import normal
+from tolerance import assert_as_good_as, assert_close, assert_trees_close, error
+
+from nvib_jax.cross_entropy import cross_entropy
+from nvib_jax.objective import log_likelihood
+
+BATCH, LENGTH, DIM, VOCAB = 3, 11, 8, 37
+
+
+def example(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    mask = jnp.asarray(rng.random((BATCH, LENGTH)) < 0.7)
+    targets = jnp.asarray(rng.integers(0, VOCAB, (BATCH, LENGTH)), jnp.int32)
+    arrays = normal(1, BATCH, LENGTH, DIM), normal(2, DIM, VOCAB), normal(3, VOCAB)
+    return (arrays[0].astype(dtype), *arrays[1:]), targets, mask
+
+
+def whole(states, kernel, bias, targets, mask):
+    logits = jnp.einsum("btd,dv->btv", states, kernel.astype(states.dtype))
+    logits = logits if bias is None else logits.astype(jnp.float32) + bias
+    return -jnp.sum(log_likelihood(logits, targets, mask))
+
+
+# At once: everything; runs that fit; runs with a rest; one position at a time.
+@pytest.mark.parametrize("positions", [1000, 11, 6, 4, 1])
+@pytest.mark.parametrize("biased", [True, False])
+def test_parts_equal_the_whole_in_value_and_gradient(positions, biased):
+    (states, kernel, bias), targets, mask = example()
+    arguments = (states, kernel, bias if biased else None)
+    at_once = BATCH * VOCAB * positions
+
+    def scaled(f, **how):
+        return jax.jit(jax.value_and_grad(lambda args: 3 * f(*args, targets, mask, **how)))(
+            arguments
+        )
+
+    want = scaled(whole)
+    got = scaled(cross_entropy, logits_at_once=at_once)
+    assert_trees_close(got, want, 2e-6)
+    assert_close(cross_entropy(*arguments, targets, mask, logits_at_once=at_once), want[0] / 3)
+
+
+def test_what_is_masked_has_no_say():
+    arguments, targets, mask = example()
+    other = jnp.where(mask, targets, 0)
+
+    def run(args, targets):
+        return cross_entropy(*args, targets, mask, logits_at_once=200)
+
+    got = jax.value_and_grad(run)(arguments, targets)
+    chosen = jax.value_and_grad(run)(arguments, other)
+    assert_trees_close(got, chosen, 0.0)
+    hidden = np.asarray(got[1][0])[~np.asarray(mask)]
+    np.testing.assert_array_equal(hidden, 0)
+
+
+def test_bfloat16_products_add_up_in_float32():
+    """As good as the whole formulation in its dtype; a float32 kernel has a float32 gradient."""
+    low, targets, mask = example(jnp.bfloat16)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), low)
+    truth = jax.value_and_grad(lambda args: whole(*args, targets, mask))(exact)
+    plain = jax.value_and_grad(lambda args: whole(*args, targets, mask))(low)
+    got = jax.value_and_grad(lambda args: cross_entropy(*args, targets, mask))(low)
+    jax.tree.map(assert_as_good_as, got, plain, truth)
+    assert [g.dtype for g in got[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+def test_huge_logits_stay_finite():
+    (states, kernel, bias), targets, mask = example()
+    value, grads = jax.value_and_grad(lambda s: cross_entropy(s, kernel, bias, targets, mask))(
+        1e6 * states
+    )
+    assert np.isfinite(value)
+    assert np.isfinite(grads).all()
+
+
+def test_memory_is_of_a_part():
+    """64 sentences of 200 at V 8,000: temporaries below a tenth of one array of all logits."""
+    batch, length, dim, vocab = 64, 200, 32, 8000
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in [
+            ((batch, length, dim), jnp.float32),
+            ((dim, vocab), jnp.float32),
+            ((vocab,), jnp.float32),
+            ((batch, length), jnp.int32),
+            ((batch, length), bool),
+        ]
+    ]
+
+    def temporaries(f):
+        grad = jax.jit(jax.grad(f, argnums=(0, 1, 2)))
+        return grad.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    logits = 4 * batch * length * vocab
+    assert temporaries(cross_entropy) < logits / 10
+    assert temporaries(whole) > logits  # power: the whole formulation holds them
+
+
+def test_errors():
+    (states, kernel, bias), targets, mask = example()
+    with pytest.raises(ValueError, match=r"kernel has shape \(7, 37\); wanted \[D, V\] = \(8, V\)"):
+        cross_entropy(states, kernel[1:], bias, targets, mask)
+    with pytest.raises(ValueError, match="mask has dtype int32; wanted bool"):
+        cross_entropy(states, kernel, bias, targets, mask.astype(jnp.int32))
+    assert error(cross_entropy(states, kernel, bias, targets, mask & False), 0.0) == 0.0
