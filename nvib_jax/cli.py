@@ -1,4 +1,4 @@
-"""The `nvib` command: train, prepare, reconstruct, sample, interpolate.
+"""The `nvib` command: train, prepare, reconstruct, sample, interpolate, bench.
 
 This file prints the usage and the errors; `commands.py`, slower to import, does the rest.
 """
@@ -14,11 +14,12 @@ USAGE = """usage: nvib COMMAND ...
   nvib reconstruct RUN [TEXT ...]                          encode sentences and write them again
   nvib sample RUN [--count 10]                             write sentences drawn from the prior
   nvib interpolate RUN A B [--steps 5]                     sentences on the way from A to B
+  nvib bench attention|train|generate|sampler [...]        time, memory and error, beside plain
 
 `nvib COMMAND --help` shows every option with its default, `--debug` where an error comes from.
 Begin with: nvib train configs/quickstart.py
 """
-_NAMES = ("train", "prepare", "reconstruct", "sample", "interpolate")
+_NAMES = ("train", "prepare", "reconstruct", "sample", "interpolate", "bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

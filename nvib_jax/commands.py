@@ -190,6 +190,12 @@ def _interpolate(arguments: list[str]) -> None:
             )
 
 
+def _bench(arguments: list[str]) -> None:
+    from nvib_jax.bench.run import main
+
+    main(arguments)
+
+
 def _parse(command: type[T], arguments: list[str]) -> T:
     name = f"nvib {command.__name__.lower()}"
     return tyro.cli(command, args=arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
@@ -227,4 +233,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "reconstruct": _reconstruct,
     "sample": _sample,
     "interpolate": _interpolate,
+    "bench": _bench,
 }

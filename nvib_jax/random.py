@@ -8,45 +8,63 @@ any other: a sample of -inf, a gradient of 0.
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.gamma import LOG_SMALLEST_SHAPE, log_quantile
 from nvib_jax.shapes import check_mask
 from nvib_jax.special import LOG_TINY
 
-# Above this alpha the Wilson-Hilferty cube of a normal cannot be told from a gamma (its relative
-# error is O(alpha^-3/2)), its gradient is exact where the implicit one grows noisy, and it needs
-# log_alpha only, never exp(log_alpha).
-_LOG_LARGE = 6.907755278982137  # log 1000
+_HALF_STEP = 2.0**-24  # jax.random.uniform is a multiple of 2^-23
+_SQRT_2 = 1.4142135623730951
 
 
 def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     """Draw `log x`, `x ~ Gamma(exp(log_alpha), 1)`, differentiable in `log_alpha`.
 
-    Uses `log x = log x' - e/alpha` with `x' ~ Gamma(alpha + 1)` and `e ~ Exponential(1)`, so that
-    the small-alpha part of the gradient, `e/alpha`, is explicit.
+    A smooth function of three uniforms, without rejection: `x = x' U_0^(1/alpha) U_1^(1/(alpha+1))`
+    with `x' ~ Gamma(alpha + 2)` from a normal by its quantile function. The law is off by 1e-7
+    (Kolmogorov), or by float32's rounding of `log x` where that is more. The gradient is that of
+    this function, so unbiased; its standard deviation is at most 1.12 times that of implicit
+    reparameterisation.
 
     Args:
       key: PRNG key.
       log_alpha: log of the shape parameter, any shape; -inf gives -inf.
 
     Returns:
-      float32 samples, the shape of `log_alpha`.
+      float32 samples, the shape of `log_alpha`. Below alpha = exp(-80) they are those of exp(-80).
 
-    Source: DESIGN 3.4; the boost is Marsaglia & Tsang (2000).
+    Source: the quantile is Temme's (1992, see gamma.py), the powers of uniforms the well-known
+    boost of small shapes (e.g. Marsaglia & Tsang 2000), twice.
     """
     log_alpha = jnp.asarray(log_alpha).astype(jnp.float32)
     empty = jnp.isneginf(log_alpha)
     log_alpha = jnp.maximum(jnp.where(empty, 0.0, log_alpha), LOG_TINY)
-    large = log_alpha > _LOG_LARGE  # not minimum, maximum: they halve the gradient at a tie
-    gamma_key, boost_key, normal_key = jax.random.split(key, 3)
+    # One call for all three: every call costs compile time. Half a step more, which is exact, keeps
+    # them inside (0, 1) and symmetric.
+    uniforms = jax.random.uniform(key, (3, *log_alpha.shape), jnp.float32) + _HALF_STEP
+    return jnp.where(empty, -jnp.inf, _loggamma(log_alpha, uniforms))
 
-    small = jnp.where(large, _LOG_LARGE, log_alpha)
-    boost = jax.random.exponential(boost_key, log_alpha.shape, jnp.float32) * jnp.exp(-small)
-    drawn = jax.random.loggamma(gamma_key, jnp.exp(small) + 1.0) - boost
 
-    root = jnp.exp(-0.5 * jnp.where(large, log_alpha, _LOG_LARGE))  # alpha^-1/2
-    normal = jax.random.normal(normal_key, log_alpha.shape, jnp.float32)
-    cube = log_alpha + 3.0 * jnp.log1p((normal - root / 3.0) * root / 3.0)
+def _from_uniforms(log_alpha: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """`log x` from uniforms in (0, 1), shape (3, *log_alpha.shape)."""
+    normal = _SQRT_2 * jax.lax.erf_inv(2.0 * uniforms[2] - 1.0)
+    next_but_one = log_quantile(jnp.logaddexp(log_alpha, LOG_SMALLEST_SHAPE), normal)
+    # exp(-log_alpha) = 1/alpha and sigmoid(-log_alpha) = 1/(alpha + 1) never overflow.
+    boost_0 = jnp.log(uniforms[0]) * jnp.exp(-log_alpha)
+    boost_1 = jnp.log(uniforms[1]) * jax.nn.sigmoid(-log_alpha)
+    return next_but_one + boost_0 + boost_1
 
-    return jnp.where(empty, -jnp.inf, jnp.where(large, cube, drawn))
+
+_loggamma = jax.custom_jvp(_from_uniforms)
+
+
+@_loggamma.defjvp
+def _loggamma_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """The slope on the way forward: all that a backward pass has to keep is one number."""
+    log_alpha, uniforms = primals
+    sample, slope = jax.jvp(
+        lambda a: _from_uniforms(a, uniforms), (log_alpha,), (jnp.ones_like(log_alpha),)
+    )
+    return sample, slope * tangents[0]
 
 
 def log_normalize(log_weights: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -79,7 +79,8 @@ def test_pad_and_bos_have_no_share_of_the_nucleus():
 
 @pytest.mark.parametrize(
     "wrong", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0},
-              {"top_p": 1.5}, {"method": "beam"}]
+              {"top_p": 1.5}, {"method": "likely"}, {"beams": 0}, {"length_penalty": -0.5},
+              {"length_penalty": float("nan")}]
 )  # fmt: skip
 def test_a_choice_that_cannot_be_is_named(wrong):
     name, value = next(iter(wrong.items()))

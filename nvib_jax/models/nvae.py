@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import FORMS, Memory
+from nvib_jax.cross_entropy import cross_entropy
 from nvib_jax.mixture import expected, sample
 from nvib_jax.modules import NVIB, Decoder, Encoder
 from nvib_jax.modules.attention import Cache
@@ -69,6 +70,10 @@ class NVAEConfig:
     """Drop components with a pseudo-count at most this when evaluating; None keeps all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters, softmax, biases and KLs stay float32."""
+    attention: Literal["auto", "xla", "pallas", "pallas_tpu", "pallas_gpu", "cudnn"] = "auto"
+    """Implementation of denoising attention; auto takes the fastest measured on the device."""
+    remat: bool = False
+    """Recompute each layer for its gradient: less memory, a third more work."""
 
     def __post_init__(self) -> None:
         def check(right: bool, name: str, wanted: str) -> None:
@@ -112,6 +117,7 @@ class NVAE(nnx.Module):
             "norm": c.norm,
             "dropout_rate": c.dropout,
             "dtype": dtype,
+            "remat": c.remat,
             "rngs": rngs,
         }
         self.encoder = Encoder(c.encoder_layers, c.dim, c.heads, c.hidden, **shared)
@@ -131,6 +137,7 @@ class NVAE(nnx.Module):
             c.hidden,
             latent_heads=c.latent_heads,
             latent_bias=c.latent_bias,
+            implementation=None if c.attention == "auto" else c.attention,
             **shared,
         )
         self.output = None if c.tied else nnx.Linear(c.dim, vocab_size, dtype=dtype, rngs=rngs)
@@ -208,16 +215,45 @@ class NVAE(nnx.Module):
         Raises:
           ValueError: T beyond `max_length + 1`.
         """
+        return self._logits(self._decode(memories, inputs, key))
+
+    def cross_entropy(
+        self,
+        memories: tuple[Memory, ...],
+        inputs: jax.Array,
+        targets: jax.Array,
+        mask: jax.Array,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What `decode` and its logits give, summed over the valid targets, without the logits.
+
+        Args:
+          memories: from `memories`.
+          inputs: int, shape (B, T): beginning-of-sentence, then the sentence.
+          targets: int, shape (B, T).
+          mask: bool, shape (B, T), True = counts.
+          key: dropout key; None means no dropout.
+
+        Returns:
+          float32 nats, shape ().
+        """
+        states = self._decode(memories, inputs, key)
+        if self.output is None:
+            kernel, bias = self.decoder_embedding[...].T, None
+        else:
+            kernel, bias = self.output.kernel[...], self.output.bias[...]
+        return cross_entropy(states, kernel, bias, targets, mask)
+
+    def _decode(self, memories, inputs, key) -> jax.Array:
+        """(B, T, D): what the output layer reads."""
         _check_positions("inputs", inputs, self.max_length + 1)
         first, rest = split_key(key, 2)
         x = dropout(self._decoder_input(inputs, 0), self.config.dropout, first)
-        return self._logits(self.decoder(x, memories, rest))
+        return self.decoder(x, memories, rest)
 
     def empty_caches(self, batch: int, length: int) -> tuple[Cache, ...]:
-        """Caches for decoding up to `length` tokens."""
-        heads = self.config.heads
-        shape = (batch, length, heads, self.config.dim // heads)
-        zeros = jnp.zeros(shape, self.dtype)
+        """Caches for decoding up to `length` tokens; for beams, `batch` is B*K."""
+        zeros = jnp.zeros((batch, length, self.config.dim), self.dtype)
         return tuple((zeros, zeros) for _ in range(self.config.decoder_layers))
 
     def decode_step(
@@ -227,10 +263,15 @@ class NVAE(nnx.Module):
         token: jax.Array,
         position: jax.Array,
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """One step of `decode`: token (B,) at `position` () -> logits (B, V) and the caches."""
-        x = self._decoder_input(token[:, None], position)
+        """One step of `decode`, of one sentence a memory or of K that share it.
+
+        Token (B,) or (B, K) at `position` () -> logits (B, V) or (B, K, V) and the caches, of B or
+        B*K rows.
+        """
+        x = self._decoder_input(token.reshape(-1, 1), position)
+        x = x.reshape(token.shape[0], -1, self.config.dim)  # sentences are queries of a memory
         x, caches = self.decoder.step(x, memories, caches, position)
-        return self._logits(x)[:, 0], caches
+        return self._logits(x).reshape(*token.shape, -1), caches
 
     def attention(self, memories: tuple[Memory, ...], inputs: jax.Array) -> jax.Array:
         """Share of attention each component gets, mean over layers and heads, (B, T, S)."""

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory, attend, attention_weights, make_memory
+from nvib_jax.attention.inputs import accumulator
 from nvib_jax.types import Mixture
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B, T, H, E)
+Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B*K, T, D) or (B*K, T, H, E)
 
 
 def _check_heads(dim: int, heads: int) -> int:
@@ -29,15 +30,23 @@ class DenoisingAttention(nnx.Module):
       dim: D.
       heads: H, a divisor of D.
       use_bias: biases on query, value and output (a key bias would cancel).
+      implementation: of the attention, as in `nvib_jax.attend`.
       dtype: compute dtype of the products; softmax and biases stay float32.
       rngs: parameter RNGs.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, use_bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        dim: int,
+        heads: int,
+        *,
+        use_bias: bool = False,
+        implementation: str | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         width = _check_heads(dim, heads)
-        self.heads, self.dtype = heads, dtype
+        self.heads, self.dtype, self.implementation = heads, dtype, implementation
         init = nnx.initializers.xavier_uniform()
 
         def kernel() -> nnx.Param:
@@ -61,7 +70,8 @@ class DenoisingAttention(nnx.Module):
     def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
         """Attend from x, shape (B, T, D), to a memory; returns (B, T, D)."""
         bias = None if self.value_bias is None else self.value_bias[...]
-        out = attend(self._project(x), memory, value_bias=bias)
+        how = self.implementation
+        out = attend(self._project(x), memory, value_bias=bias, implementation=how)
         return self.out(out.reshape(x.shape))
 
     def weights(self, x: jax.Array, memory: Memory) -> jax.Array:
@@ -112,12 +122,34 @@ class SelfAttention(nnx.Module):
         return self.out(out.reshape(x.shape))
 
     def step(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
-        """One position: x (B, 1, D) at `position` (), the cache holding all before it."""
-        q, k, v = self._heads(x)
+        """One position of K sentences a row, K = 1 but for beams.
+
+        Args:
+          x: shape (B, K, D).
+          cache: keys and values of all before it, each (B*K, T, D) or (B*K, T, H, E).
+          position: where all of them are, shape ().
+
+        Returns:
+          (shape (B, K, D); the cache with this position in it).
+        """
+        q, k, v = (a.reshape(-1, *a.shape[2:]) for a in self._heads(x))
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)
+            jax.lax.dynamic_update_slice_in_dim(
+                old, new.reshape(-1, 1, *old.shape[2:]).astype(old.dtype), position, axis=1
+            )
             for old, new in zip(cache, (k, v), strict=True)
         )
-        seen = (jnp.arange(keys.shape[1]) <= position)[None, None, None, :]
-        out = _dot_product(q, keys, values, mask=seen)
+        out = _attend_cache(q, keys, values, jnp.arange(keys.shape[1]) <= position)
         return self.out(out.reshape(x.shape)), (keys, values)
+
+
+def _attend_cache(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
+    """One query a row, (N, H, E), over a cache (N, T, ...), where seen (T,); returns (N, H, E)."""
+    # In the order of the cache: asked for the products as dot_product_attention does, XLA on CPUs
+    # transposes the whole cache first, twice a step.
+    keys, values = (a.reshape(*a.shape[:2], *q.shape[1:]) for a in (keys, values))
+    dtype = accumulator(q.dtype)
+    logits = jnp.einsum("nthe,nhe->nht", keys, q, preferred_element_type=dtype)
+    logits = jnp.where(seen, logits * q.shape[-1] ** -0.5, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return jnp.einsum("nht,nthe->nhe", weights, values)

@@ -94,6 +94,7 @@ class DecoderLayer(_Block):
         *,
         latent_heads: int | None = None,
         latent_bias: bool = False,
+        implementation: str | None = None,
         norm: str = "pre",
         dropout_rate: float = 0.0,
         dtype=jnp.float32,
@@ -104,7 +105,12 @@ class DecoderLayer(_Block):
         )
         self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
         self.latent_attention = DenoisingAttention(
-            dim, latent_heads or heads, use_bias=latent_bias, dtype=dtype, rngs=rngs
+            dim,
+            latent_heads or heads,
+            use_bias=latent_bias,
+            implementation=implementation,
+            dtype=dtype,
+            rngs=rngs,
         )
 
     def __call__(self, x: jax.Array, memory: Memory, key: jax.Array | None = None) -> jax.Array:
@@ -114,7 +120,7 @@ class DecoderLayer(_Block):
     def step(
         self, x: jax.Array, memory: Memory, cache: Cache, position: jax.Array
     ) -> tuple[jax.Array, Cache]:
-        """One position of `__call__`: x (B, 1, D)."""
+        """One position of `__call__`, of K sentences a memory: x (B, K, D), cache B*K rows."""
         new_cache = cache
 
         def attention(h: jax.Array) -> jax.Array:
@@ -140,11 +146,16 @@ class DecoderLayer(_Block):
 class _Stack(nnx.Module):
     """Layers of one kind, with a last norm where they are pre-norm."""
 
-    def __init__(self, kind, layers, dim, *args, norm, dtype, rngs, **kw):
+    def __init__(self, kind, layers, dim, *args, norm, dtype, rngs, remat=False, **kw):
+        self.remat = remat
         self.layers = nnx.List(
             [kind(dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw) for _ in range(layers)]
         )
         self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+
+    def run(self, layer, *inputs):
+        """A layer; with remat, what it computes is thrown away and done again for the gradient."""
+        return jax.checkpoint(layer.__call__)(*inputs) if self.remat else layer(*inputs)
 
 
 class Encoder(_Stack):
@@ -158,7 +169,7 @@ class Encoder(_Stack):
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x (B, N, D), mask (B, N) -> (B, N, D)."""
         for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
-            x = layer(x, mask, layer_key)
+            x = self.run(layer, x, mask, layer_key)
         return x if self.norm is None else self.norm(x)
 
 
@@ -180,7 +191,7 @@ class Decoder(_Stack):
         """x (B, T, D) -> (B, T, D), causal."""
         keys = split_key(key, len(self.layers))
         for layer, memory, layer_key in zip(self.layers, memories, keys, strict=True):
-            x = layer(x, memory, layer_key)
+            x = self.run(layer, x, memory, layer_key)
         return x if self.norm is None else self.norm(x)
 
     def step(
@@ -190,7 +201,10 @@ class Decoder(_Stack):
         caches: tuple[Cache, ...],
         position: jax.Array,
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """One position of `__call__`, x (B, 1, D): the output and the caches, longer by one."""
+        """One position of `__call__`, of K sentences a memory.
+
+        x (B, K, D) and caches of B*K rows: the output and the caches, longer by one.
+        """
         new = []
         for layer, memory, cache in zip(self.layers, memories, caches, strict=True):
             x, cache = layer.step(x, memory, cache, position)

@@ -1,0 +1,190 @@
+"""Beam search: the likeliest sentences of a memory among those a beam of K prefixes meets.
+
+K prefixes of each sentence run side by side as K queries of one memory, which is never copied; the
+caches have B*K rows and are re-ordered after every step. One compiled step serves every position.
+The rules, the same for every K and exactly greedy decoding for K = 1 without a penalty:
+
+- A step scores every continuation of every prefix. The K best that go on are the next prefixes;
+  an end-of-sentence counts where it is among the K best of all.
+- A hypothesis scores log p / ((5 + length) / 6)^penalty (Wu et al., 2016), its end counted. One cut
+  at `max_length`, where greedy decoding stops too, is finished as it stands, without an end.
+- A sentence is done when no prefix can beat the worst hypothesis kept. log p only falls and the
+  divisor is largest at `max_length`, so log p / ((5 + max_length) / 6)^penalty bounds all that a
+  prefix can become: with any penalty >= 0, stopping loses nothing.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.attention import Memory
+from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
+
+NEVER = (PAD, BOS)  # tokens no decoder chooses
+
+
+def forbid(logits: jax.Array, tokens: tuple[int, ...] = NEVER) -> jax.Array:
+    """-inf at `tokens`, logits or log-probabilities of shape (..., V)."""
+    forbidden = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(tokens))
+    return jnp.where(forbidden, -jnp.inf, logits)
+
+
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k`: the k largest of each row, falling, and where they are.
+
+    XLA on CPUs knows a top-k by its slice of the first k. A caller's slice of that merges with it
+    and leaves a sort of the whole vocabulary, ten times the rest of a step; the barrier parts them.
+    """
+    values, index = jax.lax.optimization_barrier(jax.lax.top_k(values, k))
+    return values, index
+
+
+class _Hypotheses(NamedTuple):
+    """Sentences and their scores, best first; score -inf is an empty place."""
+
+    scores: jax.Array  # float32 (B, P)
+    tokens: jax.Array  # int32 (B, P, max_length), PAD after the sentence
+
+    def best(self, other: "_Hypotheses") -> "_Hypotheses":
+        """The best P of both. On a tie what is kept stays: later steps change nothing."""
+        scores, index = top_k(
+            jnp.concatenate([self.scores, other.scores], axis=1), self.scores.shape[1]
+        )
+        tokens = jnp.concatenate([self.tokens, other.tokens], axis=1)
+        return _Hypotheses(scores, _take(tokens, index))
+
+
+class _State(NamedTuple):
+    position: jax.Array  # int32 ()
+    token: jax.Array  # int32 (B, K), the last one of every prefix
+    caches: Any  # B*K rows
+    prefixes: _Hypotheses  # K a sentence; scores are log p, without a penalty
+    finished: _Hypotheses
+    done: jax.Array  # bool (B,)
+
+
+def beam_search(
+    model: NVAE,
+    memories: tuple[Memory, ...],
+    *,
+    max_length: int,
+    beams: int,
+    length_penalty: float = 0.0,
+    kept: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The best hypotheses of every row of a batch of memories.
+
+    Args:
+      model: the module (merged inside jit).
+      memories: from `model.memories`, B rows.
+      max_length: tokens at most, end-of-sentence not counted; at most `model.max_length`.
+      beams: K, prefixes of each sentence.
+      length_penalty: 0 or more; 0 ranks by log p.
+      kept: hypotheses to return, P; None is K. The best is the same for every P, but a larger one
+        takes more steps: all P must be safe before a sentence is done.
+
+    Returns:
+      (int32 ids, shape (B, P, max_length): the sentence, then PAD; float32 scores in nats over the
+      penalty, shape (B, P)). Best first; all PAD with score -inf where there are fewer than P.
+
+    Raises:
+      ValueError: more beams than tokens to choose from.
+    """
+    batch = memories[0].bias.shape[0]
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.position < max_length) & ~jnp.all(state.done)
+
+    def step(state: _State) -> _State:
+        return _step(model, memories, state, max_length, length_penalty)
+
+    start = _start(model, batch, max_length, beams, kept or beams)
+    end = jax.lax.while_loop(unfinished, step, start)
+    # Where a sentence was done early, its prefixes are below all that is kept, by the bound.
+    cut = end.prefixes.scores / _divisor(max_length, length_penalty)
+    found = end.finished.best(end.prefixes._replace(scores=cut))
+    return found.tokens, found.scores
+
+
+def _start(model: NVAE, batch: int, max_length: int, beams: int, kept: int) -> _State:
+    def empty(count: int) -> _Hypotheses:
+        return _Hypotheses(
+            jnp.full((batch, count), -jnp.inf, jnp.float32),
+            jnp.full((batch, count, max_length), PAD, jnp.int32),
+        )
+
+    prefixes = empty(beams)
+    # One prefix, the empty one: K of it would find everything K times.
+    alone = prefixes._replace(scores=prefixes.scores.at[:, 0].set(0.0))
+    return _State(
+        position=jnp.int32(0),
+        token=jnp.full((batch, beams), BOS, jnp.int32),
+        caches=model.empty_caches(batch * beams, max_length),
+        prefixes=alone,
+        finished=empty(kept),
+        done=jnp.zeros((batch,), bool),
+    )
+
+
+def _step(
+    model: NVAE, memories: tuple[Memory, ...], state: _State, max_length: int, penalty: float
+) -> _State:
+    """Every prefix longer by one token, and the hypotheses that end here."""
+    position, prefixes = state.position, state.prefixes
+    logits, caches = model.decode_step(memories, state.caches, state.token, position)
+    log_p, source, token, ends = _extend(prefixes.scores, logits)
+    ended = prefixes._replace(scores=ends / _divisor(position + 1, penalty))
+    finished = state.finished.best(ended)
+    written = jax.lax.dynamic_update_index_in_dim(
+        _take(prefixes.tokens, source), token, position, axis=2
+    )
+    batch, beams = source.shape
+    rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * beams + source).reshape(-1)
+    return _State(
+        position=position + 1,
+        token=token,
+        caches=jax.tree.map(lambda cache: cache[rows], caches),
+        prefixes=_Hypotheses(log_p, written),
+        finished=finished,
+        done=finished.scores[:, -1] >= log_p[:, 0] / _divisor(max_length, penalty),
+    )
+
+
+def _extend(
+    log_p: jax.Array, logits: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The K best continuations of K prefixes.
+
+    Args:
+      log_p: of the prefixes, -inf where there is none, shape (B, K).
+      logits: of their next tokens, shape (B, K, V).
+
+    Returns:
+      Each (B, K): log p of the prefixes that go on, falling; which prefix each continues; its last
+      token; and log p of each old prefix with an end, -inf where that is not among the K best.
+    """
+    (batch, beams), vocabulary = log_p.shape, logits.shape[-1]
+    if beams > vocabulary - len(NEVER):
+        raise ValueError(
+            f"beams is {beams}; wanted at most {vocabulary - len(NEVER)}, "
+            f"the {vocabulary} tokens of the vocabulary without padding and beginning-of-sentence"
+        )
+    scores = log_p[..., None] + jax.nn.log_softmax(logits, axis=-1)
+    ends = scores[..., EOS]
+    words = forbid(scores, (*NEVER, EOS)).reshape(batch, beams * vocabulary)
+    going_on, index = top_k(words, beams)
+    # Ends come first: greedy takes the lower id where two tokens are equally likely.
+    least = top_k(jnp.concatenate([ends, going_on], axis=1), beams)[0][:, -1:]
+    ends = jnp.where(ends >= least, ends, -jnp.inf)
+    return going_on, index // vocabulary, index % vocabulary, ends
+
+
+def _divisor(length: int | jax.Array, penalty: float) -> jax.Array:
+    """((5 + length) / 6)^penalty, float32."""
+    return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** penalty
+
+
+def _take(tokens: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows (B, N, T) at index (B, M) -> (B, M, T)."""
+    return jnp.take_along_axis(tokens, index[..., None], axis=1)

@@ -1,0 +1,136 @@
+"""Compile the TPU kernels for a TPU that is not here, and read what the compiler says of memory.
+
+    pip install "nvib-jax[tpu]" && python -m nvib_jax.bench.compile v5e:2x2
+
+Needs libtpu, no TPU. For each case the gradient of attention by queries, mixture and kernels is
+compiled; temporary memory must grow no faster than the sizes do. Topologies: v5e:2x2 on jax 0.10,
+also v5p:2x2x1 and v6e:2x2 on jax 0.12.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+# Before jax is imported: libtpu compiles, the CPU is what there is, nobody asks for metadata.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from nvib_jax.attention import make_memory, pallas_tpu
+from nvib_jax.attention.blocks import choose_blocks
+from nvib_jax.types import Mixture
+
+LONG = (4096, 16_384)  # T = S of the cases that show linear memory
+GROWTH = 1.25  # times as fast as the sizes that temporary memory may grow: fixed parts, padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One program: sizes, dtype, form, masks."""
+
+    form: str
+    queries: int
+    components: int
+    heads: int = 8
+    width: int = 64
+    dim: int = 512
+    dtype: str = "bfloat16"
+    causal: bool = False
+    mask: bool = False
+
+    def __str__(self) -> str:
+        masks = " causal" * self.causal + " mask" * self.mask
+        sizes = f"T {self.queries} S {self.components} H {self.heads} E {self.width} D {self.dim}"
+        return f"{self.form:8} {sizes} {self.dtype}{masks}"
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """Long ones, and the corners of what is promised: odd sizes, H 1 and 16, E 16 and 256."""
+    for form in ("impulse", "exact"):
+        for size in LONG:
+            yield Case(form=form, queries=size, components=size)
+    odd = Case(form="exact", queries=300, components=501, dtype="float32")
+    yield replace(odd, heads=3, width=24, dim=72, causal=True, mask=True)
+    if not quick:
+        yield replace(odd, heads=1, width=16, dim=16)
+        yield replace(odd, heads=16, width=64, dim=1024, form="published", dtype="bfloat16")
+        yield replace(odd, heads=4, width=256, dim=1024, queries=1024)
+
+
+def compile_case(case: Case, device: Any) -> Any:
+    """The compiled gradient of a case, for one device of a topology."""
+    sharding = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
+    dtype = jnp.dtype(case.dtype)
+
+    def loss(query, mean, log_variance, log_weights, key_kernel, value_kernel, mask):
+        seen = jnp.ones(log_weights.shape, bool)
+        spread = None if case.form == "impulse" else log_variance
+        memory = make_memory(
+            Mixture(mean, spread, log_weights, seen),
+            key_kernel=key_kernel,
+            value_kernel=value_kernel,
+            form="exact" if case.form == "impulse" else case.form,
+        )
+        out = pallas_tpu.attend(
+            query,
+            memory,
+            mask if case.mask else None,
+            causal=case.causal,
+            blocks=choose_blocks(query, memory, device.device_kind),
+        )
+        return jnp.sum(jnp.sin(out.astype(jnp.float32)))
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
+
+    c = case
+    kernel = shape(c.dim, c.heads, c.width, dtype=dtype)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4, 5)))
+    traced = gradient.trace(
+        shape(1, c.queries, c.heads, c.width, dtype=dtype),
+        shape(1, c.components, c.dim),
+        shape(1, c.components, c.dim),
+        shape(1, c.components),
+        kernel,
+        kernel,
+        shape(1, c.queries, c.components, dtype=bool),
+    )
+    return traced.lower().compile()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile all cases for a topology; 1 if a memory is not linear."""
+    parser = argparse.ArgumentParser(prog="python -m nvib_jax.bench.compile", description=__doc__)
+    parser.add_argument("topology", help="as v5e:2x2")
+    parser.add_argument("--quick", action="store_true", help="fewer corners")
+    options = parser.parse_args(arguments)
+    device = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices[0]
+    print(f"{device.device_kind}, jax {jax.__version__}: gradients, compiled ahead of time")
+    memory: dict[tuple[str, int], float] = {}
+    for case in cases(options.quick):
+        since = time.monotonic()
+        used = compile_case(case, device).memory_analysis().temp_size_in_bytes / 2**20
+        memory[case.form, case.queries] = used
+        print(f"  {case}: {used:.1f} MiB temporary, {time.monotonic() - since:.0f} s", flush=True)
+    failed = False
+    for form in ("impulse", "exact"):
+        ratio = memory[form, LONG[1]] / memory[form, LONG[0]]
+        linear = ratio < GROWTH * LONG[1] / LONG[0]
+        failed |= not linear
+        print(f"  {form}: {ratio:.2f} times the memory for {LONG[1] // LONG[0]} times the sizes")
+    if failed:
+        print("temporary memory is not linear in T and S", file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,111 @@
+"""`nvib bench SUITE ...`: arguments -> rows on standard output, and a JSON file if asked for."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import tyro
+
+from nvib_jax.bench import report, tables
+from nvib_jax.bench.attention import Attention
+from nvib_jax.bench.device import Peak, machine
+from nvib_jax.bench.generate import Generate
+from nvib_jax.bench.sampler import Sampler
+from nvib_jax.bench.timing import Case, Row, measure
+from nvib_jax.bench.train import Train
+
+
+class Suite(Protocol):
+    """Options that make groups of cases."""
+
+    def groups(self) -> Iterator[list[Case]]:
+        """Groups; the rows of one are timed in turns."""
+
+
+SUITES: dict[str, type[Suite]] = {
+    "attention": Attention,
+    "train": Train,
+    "generate": Generate,
+    "sampler": Sampler,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long, and where results go."""
+
+    seconds: float = 2.0
+    """Time for each row, beyond compiling and five rounds."""
+    rounds: int = 0
+    """Exactly so many rounds; 0 means as many as fit."""
+    output: Path | None = None
+    """A JSON file to write."""
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0 or self.rounds < 0:
+            raise ValueError(f"seconds, rounds are {self.seconds}, {self.rounds}; wanted 0 or more")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a suite, or print the table of an earlier run.
+
+    Raises:
+      ValueError: no such suite, or a file that is no report.
+    """
+    wanted = f"wanted one of {', '.join(SUITES)}, or table"
+    if not arguments:
+        raise ValueError(f"no suite was given; {wanted}")
+    name, rest = arguments[0], list(arguments[1:])
+    if name in ("-h", "--help"):
+        print(f"usage: nvib bench {{{','.join(SUITES)}}} [--help] [options]")
+        print("       nvib bench table FILE.json     the Markdown table of a JSON file")
+        print("\nRows that are compared are timed in turns; each can be run alone by its options.")
+        raise SystemExit(0)
+    if name == "table":
+        if len(rest) != 1:
+            raise ValueError("wanted one file, as in: nvib bench table bench.json")
+        print(tables.markdown(json.loads(Path(rest[0]).read_text(encoding="utf-8"))))
+        return
+    if name not in SUITES:
+        raise ValueError(f"there is no suite {name!r}; {wanted}")
+    suite, timing = _parse(name, rest)
+    found = run(suite, timing, ["nvib", "bench", *arguments])
+    if timing.output is not None:
+        timing.output.parent.mkdir(parents=True, exist_ok=True)
+        timing.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def run(suite: Suite, timing: Timing, command: Sequence[str]) -> dict[str, Any]:
+    """Measure every group, print its rows as they come, and return the report."""
+    peak = Peak()
+    about = machine(peak, command)
+    print(f"{about['device']}, jax {about['jax']}, load {about['load']}; share is of {peak.source}")
+    rows: list[Row] = []
+    for group in suite.groups():
+        new = measure(
+            group,
+            seconds=timing.seconds,
+            rounds=timing.rounds,
+            peak=peak,
+            yardstick=peak.yardstick,
+        )
+        print(f"\n{report.text(new)}", flush=True)
+        rows += new
+    return report.to_json(about, " ".join(command), rows)
+
+
+def _parse(name: str, arguments: list[str]) -> tuple[Suite, Timing]:
+    suite: Any = SUITES[name]
+
+    def both(
+        suite: Annotated[suite, tyro.conf.arg(name="")],
+        timing: Annotated[Timing, tyro.conf.arg(name="")],
+    ) -> tuple[Suite, Timing]:
+        return suite, timing
+
+    return tyro.cli(
+        both, args=arguments, prog=f"nvib bench {name}", description=suite.__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip

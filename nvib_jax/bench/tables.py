@@ -1,0 +1,29 @@
+"""The README's table, made from a JSON file of `nvib bench`."""
+
+from typing import Any
+
+from nvib_jax.bench import report
+
+# A README says how long, how much faster, how large and how wrong; the rest is in the JSON.
+_LEFT_OUT = ("quartiles", "rounds", "compile")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """A report -> a Markdown table, with a line that says where it was measured.
+
+    Raises:
+      ValueError: it is no report of `nvib bench`.
+    """
+    rows = report.from_json(found)
+    header, lines = report.cells(rows)
+    kept = [i for i, name in enumerate(header) if name not in _LEFT_OUT]
+    table = [[line[i] for i in kept] for line in [header, *lines]]
+    table.insert(1, ["---"] * len(kept))
+    about = found.get("machine", {})
+    where = ", ".join(f"{about[k]}" for k in ("device", "date") if k in about)
+    if "jax" in about:
+        where += f", jax {about['jax']}"
+    if "share_of" in about:
+        where += f"; share of {about['share_of']}"
+    text = "\n".join("| " + " | ".join(line) + " |" for line in table)
+    return f"{text}\n\n`{found.get('command', '')}` on {where}."

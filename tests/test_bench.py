@@ -1,0 +1,448 @@
+"""`nvib bench`: what it times, in which order, against what, and what it says of it."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tolerance import assert_close
+
+import nvib_jax as nvib
+from nvib_jax import cli
+from nvib_jax.bench import attention, device, generate, plain, report, run, sampler, tables, train
+from nvib_jax.bench.timing import Case, Program, Row, compile_program, interleave, measure
+from nvib_jax.models.nvae import EOS, NVAE, PAD, merge, split
+from nvib_jax.training.config import ObjectiveConfig
+from nvib_jax.training.state import loss_and_metrics
+
+TINY = attention.Shape(2, 2, 6, 5, 16)
+QUICK = {"seconds": 0.0, "rounds": 2}
+
+
+def case(name: str, call=lambda: None, **options) -> Case:
+    program = Program(lambda: call(), (), 0.5, 7)
+    settings = {"labels": {"dtype": "float32"}, "prepare": lambda: program, **options}
+    return Case(implementation=name, **settings)
+
+
+def impossible() -> Program:
+    raise NotImplementedError("not on\n this device")
+
+
+def check_rows(rows: list[Row], *, count: int) -> None:
+    assert len(rows) == count
+    for row in rows:
+        assert row.reason == ""
+        assert row.seconds is not None
+        assert row.spread is not None
+        assert 0 < row.spread[0] <= row.seconds <= row.spread[1] < math.inf
+        assert row.ratio is not None
+        assert 0 < row.ratio < math.inf
+        assert row.compile_seconds is not None
+        assert row.compile_seconds > 0
+        assert row.rounds == QUICK["rounds"]
+
+
+# ---- timing
+
+
+def test_rows_are_timed_in_turns():
+    """a b c a b c a b c, after each has run once."""
+    ticks, order = itertools.count(), []
+    calls = [lambda name=name: order.append(name) for name in "abc"]
+    table = interleave(calls, seconds=0, rounds=3, clock=lambda: float(next(ticks)))
+    assert "".join(order) == "abc" + "abc" * 3
+    assert table.shape == (3, 3)
+
+
+def test_median_and_spread_are_over_rounds_and_ratios_within_them():
+    """b is twice as quick in every round, however busy the machine is in it."""
+    now, busy = [0.0], iter([1, 1, 1, 1, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 100.0, 100.0])
+
+    def taking(seconds: float):
+        def call() -> None:
+            now[0] += seconds * next(busy)
+
+        return call
+
+    a, b = measure([case("a", taking(2.0)), case("b", taking(1.0))], rounds=5, clock=lambda: now[0])
+    assert (a.seconds, a.spread, a.rounds) == (6.0, (4.0, 8.0), 5)
+    assert (b.seconds, b.spread) == (3.0, (2.0, 4.0))
+    assert (b.ratio, b.ratio_spread, b.baseline) == (2.0, (2.0, 2.0), "a")
+    assert (a.memory, a.compile_seconds) == (7, 0.5)
+
+
+def test_rounds_go_on_until_the_time_is_up():
+    ticks = itertools.count()
+    table = interleave([lambda: None] * 2, seconds=30.0, clock=lambda: float(next(ticks)))
+    assert table.shape[1] > 5
+    ticks = itertools.count()
+    table = interleave([lambda: None], seconds=0.0, clock=lambda: float(next(ticks)))
+    assert table.shape[1] == 5
+
+
+def test_an_impossible_row_has_its_reason_and_is_no_baseline():
+    rows = measure([case("a", prepare=impossible), case("b"), case("c")], **QUICK)
+    assert (rows[0].reason, rows[0].seconds) == ("not on this device", None)
+    assert [row.baseline for row in rows[1:]] == ["b", "b"]
+    assert measure([case("a", prepare=impossible)], **QUICK)[0].reason == "not on this device"
+
+
+def test_rates_are_of_the_median():
+    ticks = itertools.count()
+    (row,) = measure(
+        [case("a", flops=10.0, amount=4.0)], rounds=3, clock=lambda: float(next(ticks)),
+        peak=lambda dtype: {"float32": 40.0}[dtype],
+    )  # fmt: skip
+    assert (row.per_second, row.flops_per_second, row.share) == (4.0, 10.0, 0.25)
+
+
+def test_on_a_cpu_shares_are_of_a_product_timed_in_the_same_rounds():
+    """The machine gets slower and slower; a takes twice the yardstick's time for its operations."""
+    now, busy = [0.0], [1.0]
+
+    def taking(seconds: float):
+        def call() -> None:
+            now[0] += seconds * busy[0]
+            busy[0] *= 1.0 if seconds == 2.0 else 3.0
+
+        return call
+
+    (row,) = measure(
+        [case("a", taking(2.0), flops=10.0)], rounds=4, clock=lambda: now[0],
+        yardstick=(taking(1.0), 10.0),
+    )  # fmt: skip
+    assert row.share == pytest.approx(0.5)
+    assert row.baseline == "a"
+
+
+def test_a_result_that_is_not_finite_is_flagged():
+    wrong, failing = case("a", error=lambda _: math.nan), case("b", lambda: np.float32(np.inf))
+    for row in measure([wrong, failing], **QUICK):
+        assert row.error is None
+        assert "not finite" in row.reason
+        json.dumps(dataclasses.asdict(row), allow_nan=False)
+
+
+def test_memory_counts_temporaries_and_outputs():
+    x = jnp.ones((256, 256), jnp.float32)
+    memory = compile_program(lambda x: jnp.tanh(x @ x) @ x, x).memory
+    assert memory is None or memory >= 2 * x.nbytes
+
+
+# ---- attention
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    monkeypatch.setitem(attention.SHAPES, "small", TINY)
+    monkeypatch.setitem(attention.SHAPES, "step", attention.Shape(2, 2, 1, 5, 16))
+
+
+@pytest.mark.usefixtures("shapes")
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_attention_rows(which):
+    """Three implementations that agree with float64."""
+    names = ("plain", "reference", "xla")
+    for form in ("impulse", "exact"):
+        options = attention.Attention(form=(form,), passes=(which,), implementation=names)
+        (group,) = options.groups()
+        rows = measure(group, **QUICK)
+        check_rows(rows, count=3)
+        assert tuple(row.implementation for row in rows) == names
+        labels = {"shape": f"small: {TINY}", "form": form, "dtype": "float32", "pass": which}
+        assert all(row.labels == labels for row in rows)
+        assert all(row.error is not None and 0 < row.error < 1e-5 for row in rows)
+        assert len({row.flops for row in rows}) == 1
+
+
+@pytest.mark.usefixtures("shapes")
+def test_a_decoding_step_reads_a_memory_that_is_kept():
+    options = attention.Attention(
+        shape=("step",), form=("exact",), passes=("forward",), implementation=("xla", "kept"),
+        dtype=("bfloat16",),
+    )  # fmt: skip
+    (group,) = options.groups()
+    whole, kept = measure(group, **QUICK)
+    check_rows([whole, kept], count=2)
+    assert kept.flops < whole.flops
+    assert 1e-4 < kept.error < 0.1  # bfloat16
+
+
+@pytest.mark.usefixtures("shapes")
+def test_the_error_column_sees_a_wrong_output_and_a_wrong_gradient(monkeypatch):
+    right = plain.attention
+
+    def wrong_output(query, mixture, **options):
+        return right(query, mixture, **options) * 1.01
+
+    def wrong_gradient(query, mixture, **options):
+        mixture = dataclasses.replace(mixture, mean=jax.lax.stop_gradient(mixture.mean))
+        return right(query, mixture, **options)
+
+    for wrong, which in ((wrong_output, "forward"), (wrong_gradient, "backward")):
+        monkeypatch.setattr(plain, "attention", wrong)
+        options = attention.Attention(form=("exact",), implementation=("plain",), passes=(which,))
+        (group,) = options.groups()
+        assert measure(group, **QUICK)[0].error > 5e-3
+
+
+@pytest.mark.usefixtures("shapes")
+def test_what_an_implementation_cannot_do_is_a_row(monkeypatch):
+    right = attention.denoising_attention
+
+    def refuse(*arguments, implementation, **options):
+        if implementation == "xla":
+            raise NotImplementedError("no T of 6")
+        return right(*arguments, implementation=implementation, **options)
+
+    monkeypatch.setattr(attention, "denoising_attention", refuse)
+    options = attention.Attention(
+        form=("exact",), passes=("forward",), implementation=("plain", "xla")
+    )
+    (group,) = options.groups()
+    rows = measure(group, **QUICK)
+    assert [row.reason for row in rows] == ["", "no T of 6"]
+
+
+def test_pallas_is_not_timed_on_a_cpu_unless_it_is_asked_for():
+    assert attention.default_implementations()[0] == "plain"
+    assert "pallas" not in attention.default_implementations()
+    with pytest.raises(ValueError, match="'pallos'; wanted one of 'plain', "):
+        next(attention.Attention(implementation=("pallos",)).groups())
+
+
+@pytest.mark.parametrize("form", ["impulse", "exact", "published", "simplified"])
+def test_operations_against_what_the_compiler_counts(form):
+    """The plain formulation's products, and at most 3% of elementwise work on top."""
+    shape = attention.Shape(2, 4, 64, 96, 128)
+    arrays = attention.inputs(shape, form, "float32")
+    run_plain = attention.only_forward(attention.implement("plain", form))
+    counted = jax.jit(run_plain).lower(arrays).compile().cost_analysis()["flops"]
+    assert 1.0 <= counted / attention.flops(shape, form) < 1.03
+
+
+def test_inputs_are_random_and_seeded():
+    arrays = attention.inputs(TINY, "exact", "float32")
+    assert all(float(jnp.mean(jnp.abs(a))) > 0.05 for a in arrays.values())
+    again = attention.inputs(TINY, "exact", "float32")
+    assert all(bool(jnp.array_equal(arrays[name], again[name])) for name in arrays)
+
+
+# ---- train
+
+SMALL_TRAIN = train.Train(vocab_size=30, batch_size=2, batches=4, dim=8)
+
+
+def test_train_rows(monkeypatch):
+    """Without the gamma sampler, which takes most of the time to compile."""
+    monkeypatch.setattr(NVAE, "draw", tiny.Still.draw)
+    monkeypatch.setattr(plain, "draw", lambda posterior, key: tiny.Still.draw(None, posterior, key))
+    monkeypatch.setattr(train, "BUCKETS", 2)
+    (group,) = SMALL_TRAIN.groups()
+    rows = measure(group, **QUICK)
+    check_rows(rows, count=2)
+    assert [row.implementation for row in rows] == ["plain", "nvib_jax"]
+    assert rows[0].flops == rows[1].flops
+    assert rows[0].unit == "tokens"
+    assert rows[0].extra["steps"] == rows[1].extra["steps"] == 4
+    assert rows[0].extra["padded share"] > rows[1].extra["padded share"] + 0.1
+
+
+def test_both_rows_see_the_same_sentences():
+    buckets, sentences = train.shard(8, 16, vocab_size=50, seed=3)
+    assert len(sentences) == 8 * 16
+    assert len(buckets) == 4
+    lengths = [len(s) for s in sentences]
+    assert min(lengths) >= 8
+    assert max(lengths) <= 50
+    seen = []
+    for padded in ([50], buckets):
+        batches = train.regroup(sentences, padded, 16, seed=3)
+        assert len(batches) == 8
+        assert all(b["mask"].any(-1).all() for b in batches)
+        rows = [tuple(t[m]) for b in batches for t, m in zip(b["tokens"], b["mask"], strict=True)]
+        seen.append(sorted(rows))
+    assert seen[0] == seen[1]
+    places, tokens = 128 * 51, sum(lengths) + 128
+    plain_batches = train.regroup(sentences, [50], 16, seed=3)
+    assert train.padded_share(plain_batches) == pytest.approx(1 - tokens / places)
+
+
+def test_sentences_that_do_not_fill_a_batch_get_filler_rows():
+    sentences = [np.full(n, 5, np.int32) for n in (3, 3, 3, 8)]
+    batches = train.regroup(sentences, [4, 8], 2, seed=0)
+    assert sorted(int(b["mask"].any(-1).sum()) for b in batches) == [1, 1, 2]
+
+
+def test_the_plain_loss_is_the_library_s(monkeypatch):
+    """Without dropout and with the mean for the draw: the same number, the same gradient."""
+    monkeypatch.setattr(NVAE, "draw", tiny.Still.draw)
+    monkeypatch.setattr(plain, "draw", lambda posterior, key: tiny.Still.draw(None, posterior, key))
+    config = dataclasses.replace(train.model_config(8), dropout=0.0)
+    graph, params = split(NVAE(config, vocab_size=30, max_length=6, rngs=tiny.nnx.Rngs(0)))
+    plain_graph = split(plain.model(config, vocab_size=30, max_length=6))[0]
+    batch, key = tiny.batch(), jax.random.key(0)
+
+    def library(params):
+        model = merge(graph, params)
+        return loss_and_metrics(model, batch, key, jnp.int32(0), ObjectiveConfig())[0]
+
+    def transcribed(params):
+        return plain.loss(merge(plain_graph, params), batch, key)
+
+    (a, grad_a), (b, grad_b) = (
+        jax.jit(jax.value_and_grad(f))(params) for f in (library, transcribed)
+    )
+    assert_close(b, a, 1e-6)
+    for name in grad_a:
+        assert_close(grad_b[name], grad_a[name], 1e-4)
+
+
+def test_the_plain_draw_is_a_draw_of_the_posterior():
+    """Means of 4,000 weights within 5 standard errors, the empty component stays empty."""
+    log_alpha = jnp.log(jnp.array([[1.0, 0.5, 0.0, 2.5, 9.0]], jnp.float32))
+    mask = jnp.array([[True, True, True, True, False]])
+    posterior = nvib.Posterior(
+        jnp.ones((1, 5, 2), jnp.float32), jnp.zeros((1, 5, 2), jnp.float32), log_alpha, mask
+    )
+    keys = jax.random.split(jax.random.key(0), 4000)
+    mixture = jax.jit(jax.vmap(lambda key: plain.draw(posterior, key)))(keys)
+    shares = np.exp(np.asarray(mixture.log_weights, np.float64))[:, 0]
+    errors = shares.std(0) / np.sqrt(4000) + 1e-12
+    assert (np.abs(shares.mean(0) - np.array([0.25, 0.125, 0, 0.625, 0])) < 5 * errors).all()
+    assert abs(float(mixture.mean.mean()) - 1) < 0.03
+
+    def total(log_alpha):
+        logs = plain.draw(dataclasses.replace(posterior, log_alpha=log_alpha), keys[0]).log_weights
+        return jnp.sum(jnp.where(jnp.isneginf(logs), 0.0, logs))
+
+    assert np.isfinite(jax.jit(jax.grad(total))(log_alpha)).all()
+
+
+# ---- generate
+
+
+def test_generate_rows_write_the_same_tokens():
+    options = generate.Generate(vocab_size=30, sentences=3, length=5, dim=8)
+    (group,) = options.groups()
+    rows = measure(group, **QUICK)
+    beam = rows.pop()
+    assert beam.implementation == "beam 4"
+    assert beam.seconds is not None or beam.reason == "nvib_jax.generate has no beam search"
+    check_rows(rows, count=2)
+    assert rows[0].per_second == pytest.approx(15 / rows[0].seconds)
+    written = [generate.tokens_of(options, row.implementation) for row in rows]
+    assert written[0].shape == (3, 5)
+    assert np.array_equal(*written)
+    assert not np.isin(written[0], [PAD, EOS]).any()
+
+
+# ---- sampler
+
+
+def test_sampler_rows_and_the_saturated_gradient():
+    """jax's gradient is wrong below 0.02; the library's is not."""
+    options = sampler.Sampler(shape=("3x4",))
+    for which, group in zip(options.passes, options.groups(), strict=True):
+        rows = measure(group, **QUICK)
+        check_rows(rows, count=2)
+        assert {row.labels["pass"] for row in rows} == {which}
+        theirs, ours = (row.error for row in rows)
+        assert ours < 0.03 < theirs
+    with pytest.raises(ValueError, match="shape is '3by4'; wanted whole numbers as in 64x51"):
+        next(sampler.Sampler(shape=("3by4",)).groups())
+
+
+# ---- report and command
+
+
+def some_rows() -> list[Row]:
+    return measure(
+        [case("a", flops=1e6, amount=3.0, unit="tokens"), case("b", prepare=impossible)], **QUICK
+    )
+
+
+def test_rows_survive_json():
+    rows = some_rows()
+    found = report.to_json({"device": "cpu"}, "nvib bench", rows)
+    assert report.from_json(json.loads(json.dumps(found, allow_nan=False))) == rows
+    for wrong in ({}, [], {"rows": [{"colour": "red"}]}):
+        with pytest.raises(ValueError, match="no report of nvib bench"):
+            report.from_json(wrong)
+
+
+def test_tables_say_what_was_measured_and_why_not():
+    rows = some_rows()
+    text = report.text(rows)
+    assert "not on this device" in text
+    assert "tokens" in text
+    found = report.to_json({"device": "cpu", "date": "today"}, "nvib bench x", rows)
+    page = tables.markdown(found).splitlines()
+    assert len({line.count("|") for line in page[:4]}) == 1
+    assert page[-1] == "`nvib bench x` on cpu, today."
+
+
+def test_units():
+    assert report._duration(0.0123) == "12.3 ms"
+    assert report._duration(3e-8) == "30 ns"
+    assert report._rate(1.5e9) == "1.5 G"
+    assert report._rate(1.5e3, " tokens") == "1.5 k tokens"
+    assert report._rate(2.0, " tokens") == "2 tokens"
+
+
+@pytest.mark.usefixtures("shapes")
+def test_the_command_writes_json_and_its_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(device, "_SIDE", 8)
+    path = tmp_path / "new" / "bench.json"
+    arguments = ["--shape", "small", "--form", "impulse", "--passes", "forward", "--rounds", "2"]
+    arguments += ["--implementation", "xla", "--output", str(path)]
+    assert cli.main(["bench", "attention", *arguments]) == 0
+    assert "impulse" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert found["command"] == " ".join(["nvib", "bench", "attention", *arguments])
+    assert found["machine"]["platform"] == "cpu"
+    (row,) = report.from_json(found)
+    assert (row.implementation, row.rounds) == ("xla", 2)
+    assert 0 < row.share < math.inf
+    assert cli.main(["bench", "table", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("| shape | form | dtype | pass |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no suite was given; wanted one of attention, train, generate, sampler, or table"),
+        (["atention"], "there is no suite 'atention'; wanted one of attention, train, generate"),
+        (["table"], "wanted one file, as in: nvib bench table bench.json"),
+        (["sampler", "--seconds", "-1"], "wanted 0 or more"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message, capsys):
+    assert cli.main(["bench", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("suite", [None, *run.SUITES])
+def test_help(suite, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", *([suite] if suite else []), "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "attention" in out if suite is None else "--output" in out and "--seconds" in out
+
+
+def test_a_known_device_has_its_peak(monkeypatch):
+    peak = device.Peak.__new__(device.Peak)
+    peak.yardstick = None
+    for kind, want in (("NVIDIA H200", 989e12), ("TPU v5 lite", 197e12), ("Sun 4", None)):
+        peak.kind = kind
+        assert peak("bfloat16") == want
+    assert "no peak" in peak.source
