@@ -57,8 +57,8 @@ def cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(width, states, kernel, bias, targets, mask):
-    def part(total, x):
-        return total + _part(*x, kernel, bias)[0], None
+    def part(total: jax.Array, x: Any):
+        return total + _part(x, kernel, bias)[0], None
 
     return _scan_positions(part, jnp.float32(0), (states, targets, mask), width)[0]
 
@@ -66,9 +66,9 @@ def _cross_entropy(width, states, kernel, bias, targets, mask):
 def _forward(width, states, kernel, bias, targets, mask):
     f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
-    def part(carry, x):
+    def part(carry: Any, x: Any):
         total, d_kernel, d_bias = carry
-        loss, logits, log_total = _part(*x, kernel, bias)
+        loss, logits, log_total = _part(x, kernel, bias)
         position, token, counts = x
         hit = jax.lax.broadcasted_iota(token.dtype, logits.shape, 2) == token[..., None]
         d_logits = jnp.exp(logits - log_total) - hit.astype(jnp.float32)
@@ -94,8 +94,9 @@ def _backward(width, grads, scale):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _part(states, targets, mask, kernel, bias):
+def _part(x: tuple, kernel: jax.Array, bias: jax.Array | None) -> tuple:
     """(loss (), logits (B, t, V), their log-sum-exp (B, t, 1)) of a few positions."""
+    states, targets, mask = x
     kernel = kernel.astype(states.dtype)
     logits = jnp.einsum("btd,dv->btv", states, kernel, preferred_element_type=jnp.float32)
     logits = logits if bias is None else logits + bias.astype(jnp.float32)

@@ -87,7 +87,7 @@ def test_implementations_agree(form, heads, impulses):
     hidden = reference64(q, mix, **k, form=form, mask=mask)
     got = attention(q, mix, **k, form=form, mask=mask)
     assert error(got, hidden) < 1e-5
-    assert error(got, truth) > 1e-3  # power: the mask matters
+    assert error(got, truth) > 1e-4  # power: the mask matters
 
 
 @pytest.mark.parametrize("implementation", WRITTEN)
@@ -121,7 +121,7 @@ def test_expected_logit_is_the_impulse_form_with_the_mean_logit():
 
     def logits(mix):
         memory = nvib.make_memory(mix, **k, form="expected_logit")
-        return jnp.einsum("bthe,bshe->bhts", q, memory.key) + memory.bias[:, None, None]
+        return jnp.einsum("bthe,bhse->bhts", q, memory.key) + memory.bias[:, None, None]
 
     draws = jax.jit(jax.vmap(lambda key: logits(nvib.sample(key, post))))(keys)
     want = np.mean(np.asarray(draws, np.float64), 0)
@@ -185,7 +185,7 @@ def test_float64_stays_float64():
 @pytest.mark.parametrize("masked", [False, True])
 def test_chunks_equal_the_reference_in_value_and_gradient(form, masked):
     """T beyond one chunk and no multiple of it; query, mixture (bias path too) and kernels."""
-    length = 2 * xla.CHUNK + 3
+    length = xla.ROWS + 3  # two heads: three chunks
     q, mix, k = query(2, length), mixture(2), kernels()
     mask = None
     if masked:
@@ -212,7 +212,7 @@ def test_chunks_equal_the_reference_in_value_and_gradient(form, masked):
 
 def test_gradient_memory_is_linear_and_holds_no_whole_tensor():
     """Temporaries of the compiled gradient: linear in S, less than [B,H,T,S] and [B,H,T,D]."""
-    batch, length, dim, heads = 1, 16 * xla.CHUNK, 64, 8
+    batch, length, dim, heads = 1, 4 * xla.ROWS, 64, 8
 
     def temporaries(components):
         def loss(q, mean, log_variance, log_weights, k):
@@ -258,7 +258,7 @@ def test_causal_is_the_mask_that_it_says(implementation, length, components):
 
 
 def test_causal_over_several_chunks():
-    length = xla.CHUNK + 9
+    length = xla.ROWS // 2 + 9
     q, mix, k = query(1, length), mixture(1, length), kernels()
     seen = np.tri(length, length + 1, 1, dtype=bool)[None]
     want = attention(q, mix, **k, mask=seen, implementation="reference")
@@ -346,10 +346,9 @@ def test_one_at_a_time_equals_batched(form):
 
 def test_weights_sum_to_one_and_skip_what_is_hidden():
     mix, q, k = mixture(), query(), kernels()
-    weights, pulled = attention_weights(q, nvib.make_memory(mix, **k))
+    weights = attention_weights(q, nvib.make_memory(mix, **k))
     assert_close(jnp.sum(weights, -1), jnp.ones((3, 2, 4)))
     assert float(jnp.max(jnp.where(mix.mask[:, None, None], 0.0, weights))) == 0.0
-    assert_close(pulled, jnp.einsum("bthe,dhe->bthd", q, k["key_kernel"]))
 
 
 def test_errors():
@@ -392,7 +391,7 @@ def test_errors():
     ):
         call(mix=nvib.Mixture(mix.mean, None, mix.log_weights[:, 1:], mix.mask))
     memory = nvib.make_memory(mix, **k)
-    with pytest.raises(ValueError, match=r"memory.key has shape .* = \(2, S, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"memory.key has shape .* = \(2, 2, S, 4\)"):
         nvib.attend(q[:2], memory)
     with pytest.raises(ValueError, match="mask has dtype int32; wanted bool"):
         nvib.attend(q, memory, mask=jnp.ones((3, 4, 6), jnp.int32))

@@ -370,11 +370,11 @@ def test_the_memory_is_not_copied_for_a_beam():
     def run(params):
         module = merge(graph, params)
         memories = memories_of(module, data)
-        assert memories[0].key.shape[:2] == (5, 7)
+        assert memories[0].key.shape[:3] == (5, 2, 7)
         return beam_search(module, memories, max_length=LONGEST, beams=3)
 
     seen = set(shapes(jax.make_jaxpr(run)(params).jaxpr))
-    assert (5, 7, 2, 8) in seen  # keys
+    assert (5, 2, 7, 8) in seen  # keys
     assert (15, 6, 16) in seen  # caches
     # Logits and weights, B, H, K and S in some order, are all that has beams and components.
     both = {s for s in seen if 7 in s and (15 in s or {3, 5} <= set(s))}

@@ -16,7 +16,7 @@ from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, to_json
 
 TEXTS = ["the dog sleeps", "a cat that often waits runs"]
-COMMANDS = ["train", "prepare", "reconstruct", "sample", "interpolate"]
+COMMANDS = ["train", "prepare", "reconstruct", "sample", "interpolate", "bench"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def test_usage(arguments, capsys):
 def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
-        "nvib: no command 'trian'; there are train, prepare, reconstruct, sample, interpolate\n"
+        "nvib: no command 'trian'; there are train, prepare, reconstruct, sample, "
+        "interpolate, bench\n"
     )
 
 
@@ -79,6 +80,7 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "prepare": ["--data.vocab-size INT", "(default: 4000)"],
         "reconstruct": ["RUN", "TEXT ...", "--file PATH", "--jsonl", "(default: best)"],
         "sample": ["RUN", "--count INT", "(default: 10)", "(default: sample)"],
+        "bench": ["attention", "nvib bench table FILE.json"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
     }[name]
     assert [text for text in shown if text not in out] == []

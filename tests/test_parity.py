@@ -76,7 +76,7 @@ def test_recorded_weights(shared, kind, number):
     data = load(shared, f"{kind}_{number}")
     query, mixture, options = attention_case(data)
     del options["value_bias"]
-    weights, _ = attention_weights(query, nvib.make_memory(mixture, **options))
+    weights = attention_weights(query, nvib.make_memory(mixture, **options))
     assert_close(weights, data["weights"], 1e-5)
 
 

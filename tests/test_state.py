@@ -272,12 +272,11 @@ def test_eight_devices_give_what_one_gives(stepping):
     assert many.params["output.kernel"].sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("units", ["published", "elbo"])
-def test_parts_of_a_batch_give_its_gradient(still, units):
+def test_parts_of_a_batch_give_its_gradient(still):
     """Lengths differ between the parts, one sentence is filler: still the whole batch's step."""
     graph, params = still[:2]
     data = tiny.batch(lengths=(6, 3, 1, 0))
-    optimizer, how = optax.sgd(1.0), ObjectiveConfig(units=units)
+    optimizer, how = optax.sgd(1.0), ObjectiveConfig()
 
     def run(accumulate):
         state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
@@ -285,27 +284,23 @@ def test_parts_of_a_batch_give_its_gradient(still, units):
 
     (whole, wanted), (parts, got) = run(1), run(2)
     assert_trees_close(parts.params, whole.params, 1e-5)
-    assert_trees_close(parts.params, run(4)[0].params, 1e-5)
     assert set(got) == set(wanted)
     for name, value in means(wanted).items():
         assert means(got)[name] == pytest.approx(value, rel=1e-5), name
     assert means(wanted)["gradient_norm"] > 1e-2
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_remat_changes_memory_and_nothing_else(norm):
+def test_remat_changes_memory_and_nothing_else():
     """The same gradient, dropout included, from fewer stored arrays."""
 
     def run(remat):
-        graph, params = split(
-            tiny.model(tiny.Still, remat=remat, dropout=0.2, encoder_layers=3, norm=norm)
-        )
+        graph, params = split(tiny.model(tiny.Still, remat=remat, dropout=0.2, encoder_layers=2))
 
         def loss(params):
             model = merge(graph, params)
             return loss_and_metrics(model, tiny.batch(), KEY, jnp.int32(0), ObjectiveConfig())[0]
 
-        _, backward = jax.vjp(loss, params)
+        backward = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
         kept = sum(x.size for x in jax.tree.leaves(backward))
         return jax.jit(jax.value_and_grad(loss))(params), kept
 

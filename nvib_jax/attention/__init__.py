@@ -63,7 +63,7 @@ def attend(
     check_shapes(
         **{
             "query": (query, "B T H E"),
-            "memory.key": (memory.key, "B S H E"),
+            "memory.key": (memory.key, "B H S E"),
             "value_bias": (value_bias, "H E"),
             "mask": (mask, "B T S"),
         }
@@ -152,7 +152,7 @@ def _primitive(name: str | None, memory: Memory) -> Any:
     """`attend` of the module that goes by this name, on the platform at hand where it matters."""
     platform = jax.default_backend()
     if name is None:
-        components, wide = memory.key.shape[1], memory.shared_value is not None
+        components, wide = memory.key.shape[2], memory.shared_value is not None
         name = fastest(jax.devices()[0].device_kind, components, wide)
     if name == "reference":
         raise NotImplementedError(

@@ -13,11 +13,11 @@ from nvib_jax.attention.inputs import Memory
 
 MIB = 1 << 20
 LANES = 128
-# Vector memory of a core, as jax's own table has it (`pltpu.get_tpu_info`), less a quarter for what
-# the compiler spills and pipelines. The key is the device kind. None: no TPU at hand (compilation
-# ahead of time), the least of them, which all can run.
+# Vector memory of a core, as jax's own table has it (`pltpu.get_tpu_info`): 128 MiB on v5e and v6e,
+# 64 on v5p and 7x; less a quarter for what the compiler spills. The key is the device kind. v4 and
+# older have 16 MiB, too little for all sizes that are promised, and are not supported. None: no TPU
+# at hand (compilation ahead of time), the least of them, which all can run.
 VMEM = {
-    "TPU v4": 12 * MIB,
     "TPU v5 lite": 96 * MIB,
     "TPU v5e": 96 * MIB,
     "TPU v5": 48 * MIB,
@@ -25,7 +25,7 @@ VMEM = {
     "TPU v6 lite": 96 * MIB,
     "TPU v6e": 96 * MIB,
     "TPU7x": 48 * MIB,
-    None: 12 * MIB,
+    None: 48 * MIB,
 }
 # Falling; more keys than queries, because the softmax is rescaled once a block of keys. Beyond 512
 # by 1,024 the logits alone, float32, fill what the vector registers can be kept fed from.
@@ -68,12 +68,14 @@ def choose_blocks(query: jax.Array, memory: Memory, kind: str | None = None) -> 
       kind: device kind; None is the TPU at hand, or the least of all where there is none.
 
     Raises:
-      NotImplementedError: not even the smallest fits; names the sizes and the memory.
+      NotImplementedError: a TPU older than those of `VMEM`, or not even the smallest fits.
     """
     if kind is None and jax.default_backend() == "tpu":
         kind = jax.devices()[0].device_kind
+    if kind in ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite"):
+        raise NotImplementedError(f"the TPU kernel wants a TPU v5e or newer; this is a {kind}")
     have = VMEM.get(kind, VMEM[None])
-    length, components = query.shape[1], memory.key.shape[1]
+    length, components = query.shape[1], memory.key.shape[2]
     for rows, cols in CANDIDATES:
         blocks = Blocks(rows, cols, have).within(length, components)
         need = buffer_bytes(blocks, query, memory)

@@ -43,8 +43,9 @@ def fold(query: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array, jax.Ar
     Returns:
       shapes (B, T, H, W), (B, S, H, W), (B, S, H, W), W a multiple of 8 of at least E + 3.
     """
+    key, value = (jnp.swapaxes(x, 1, 2) for x in (memory.key, memory.value))
     parts = split_columns(memory.bias)[:, :, None]
-    columns = jnp.broadcast_to(parts, (*memory.key.shape[:3], COLUMNS))
+    columns = jnp.broadcast_to(parts, (*key.shape[:3], COLUMNS))
     width = max(query.shape[-1] + COLUMNS, memory.value.shape[-1])
     width = -(-width // _WIDTH) * _WIDTH
 
@@ -54,8 +55,8 @@ def fold(query: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array, jax.Ar
     ones = jnp.ones((*query.shape[:3], COLUMNS), query.dtype)
     return (
         widen(jnp.concatenate([query, ones], -1)),
-        widen(jnp.concatenate([memory.key, columns], -1)),
-        widen(memory.value),
+        widen(jnp.concatenate([key, columns], -1)),
+        widen(value),
     )
 
 

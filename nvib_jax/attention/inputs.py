@@ -42,8 +42,8 @@ class Memory:
     """A mixture made ready to be attended to; computed once, read by every query.
 
     Attributes:
-      key: W_k,h (mu/t), shape (B, S, H, E).
-      value: W_v,h (r mu/t), shape (B, S, H, E).
+      key: W_k,h (mu/t), shape (B, H, S, E): a head's keys lie together, as every product wants.
+      value: W_v,h (r mu/t), shape (B, H, S, E).
       bias: one number per key, float32, shape (B, S); MASK_VALUE where empty or masked.
       shared_key: s2/(2rt) against u*u, float32, shape (B, S, D), or None.
       shared_value: s2/t, the share of the query that is kept, shape (B, S, D), or None.
@@ -83,8 +83,8 @@ def make_memory(
     if mixture.log_variance is None or form == "expected_logit":
         bias = bias - jnp.sum(jnp.square(mean) + variance, axis=-1) / (2 * root)
         return Memory(
-            key=jnp.einsum("bsd,dhe->bshe", (mean / root).astype(dtype), key_kernel),
-            value=jnp.einsum("bsd,dhe->bshe", mean.astype(dtype), value_kernel),
+            key=_by_head((mean / root).astype(dtype), key_kernel),
+            value=_by_head(mean.astype(dtype), value_kernel),
             bias=bias,
         )
 
@@ -94,14 +94,19 @@ def make_memory(
         bias = bias - 0.5 * jnp.sum(jnp.log1p(variance / root), axis=-1)
     interpolates = form != "simplified"
     return Memory(
-        key=jnp.einsum("bsd,dhe->bshe", (mean / total).astype(dtype), key_kernel),
-        value=jnp.einsum("bsd,dhe->bshe", (root * mean / total).astype(dtype), value_kernel),
+        key=_by_head((mean / total).astype(dtype), key_kernel),
+        value=_by_head((root * mean / total).astype(dtype), value_kernel),
         bias=bias,
         shared_key=0.5 * variance / (root * total) if form == "exact" else None,
         shared_value=(variance / total).astype(dtype) if interpolates else None,
         key_kernel=key_kernel if interpolates else None,
         value_kernel=value_kernel if interpolates else None,
     )
+
+
+def _by_head(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(B, S, D) and (D, H, E) -> (B, H, S, E), by one product and one transposition."""
+    return jnp.swapaxes(jnp.einsum("bsd,dhe->bshe", x, kernel), 1, 2)
 
 
 def causal_mask(

@@ -90,14 +90,14 @@ def _run(
     query: jax.Array, memory: Memory, *, start: int, length: int, causal: bool, interpret: Any
 ) -> jax.Array:
     """Queries `start` and on of `length` in all."""
-    f32, components = jnp.float32, memory.key.shape[1]
+    f32, components = jnp.float32, memory.key.shape[2]
     shift = start + components - length if causal else None
     q = _pad(jnp.swapaxes(query, 1, 2), (2, ROWS), (3, 64))
-    k = _pad(jnp.transpose(memory.key, (0, 2, 3, 1)), (2, 64), (3, KEYS))
+    k = _pad(jnp.swapaxes(memory.key, 2, 3), (2, 64), (3, KEYS))
     bias = _pad(memory.bias, (1, KEYS), value=MASK_VALUE)
     softmax_times = functools.partial(_softmax_times, q, k, bias, shift=shift, interpret=interpret)
     rows, width = query.shape[1], memory.value.shape[-1]
-    values = _pad(jnp.swapaxes(memory.value, 1, 2), (2, KEYS), (3, 64))
+    values = _pad(memory.value, (2, KEYS), (3, 64))
     out = jnp.swapaxes(softmax_times(values)[:, :, :rows, :width], 1, 2)
     if memory.shared_value is not None:
         assert memory.key_kernel is not None
@@ -165,6 +165,11 @@ def _kernel(
         """Which register holds what; the simulation has no registers."""
         return x if simulated else plgpu.layout_cast(x, to)
 
+    def iota(axis: int) -> jax.Array:
+        if simulated:
+            return lax.broadcasted_iota(jnp.int32, (ROWS, KEYS), axis)
+        return plgpu.broadcasted_iota(jnp.int32, (ROWS, KEYS), axis, layout=layout)
+
     def across(x: jax.Array, axis: int, size: int) -> jax.Array:
         return lax.broadcast_in_dim(x, (ROWS, size), (axis,))
 
@@ -195,11 +200,6 @@ def _kernel(
         logits = product(q, k.at[slot], KEYS)
         logits = logits + across(cast(bias.at[slot][...], layout.reduce(0)), 1, KEYS)
         if shift is not None:
-            iota = functools.partial(lax.broadcasted_iota, jnp.int32, (ROWS, KEYS))
-            if not simulated:
-                iota = lambda axis: plgpu.broadcasted_iota(  # noqa: E731
-                    jnp.int32, (ROWS, KEYS), axis, layout=layout
-                )
             t, s = iota(0) + i * ROWS, iota(1) + j * KEYS
             logits = jnp.where((s == 0) | (s <= t + shift), logits, MASK_VALUE)
         higher = jnp.maximum(m, jnp.max(logits, axis=1))

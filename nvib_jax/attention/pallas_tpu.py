@@ -8,7 +8,8 @@ over the keys and u = W_k q, a query pulled back into R^D,
 The softmax is taken online (Dao et al., 2022), a block of queries against a block of keys at a
 time, so that nothing of size T x S, and no width-D query beyond one block, is ever in HBM. The
 parts of width D are blocks of their own whose index has no head: they are read, never copied, per
-head. The backward pass recomputes p from the log-sum-exp. With g = W_v^T dout and
+head. The backward pass recomputes p from the row's maximum and sum, kept apart: a log-sum-exp of a
+hundred has lost two digits of p. With g = W_v^T dout and
 delta = sum_e dout out, which is sum_s p dp here too,
 
     dp = dout v + (g*u) shared_value            ds = p (dp - delta)
@@ -82,7 +83,7 @@ def attend(
     Raises:
       NotImplementedError: a dtype, or sizes whose blocks do not fit in the TPU's vector memory.
     """
-    length, components = query.shape[1], memory.key.shape[1]
+    length, components = query.shape[1], memory.key.shape[2]
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(
             f"query has dtype {query.dtype}; the TPU kernel takes float32 and bfloat16"
@@ -98,8 +99,8 @@ def attend(
 
     arrays = {
         "q": pad(jnp.swapaxes(query, 1, 2), 2, more_q),
-        "k": pad(jnp.swapaxes(memory.key, 1, 2), 2, more_k),
-        "v": pad(jnp.swapaxes(memory.value, 1, 2), 2, more_k),
+        "k": pad(memory.key, 2, more_k),
+        "v": pad(memory.value, 2, more_k),
         "bias": pad(memory.bias[:, None], -1, more_k, MASK_VALUE),
     }
     if memory.shared_key is not None:
@@ -134,19 +135,20 @@ def _forward(plan: _Plan, arrays: Arrays, mask: jax.Array | None) -> tuple[jax.A
         arrays | ({} if mask is None else {"mask": mask}),
         outputs={
             "out": jax.ShapeDtypeStruct((*q.shape[:3], v.shape[-1]), q.dtype),
-            "lse": jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32),
+            "top": jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32),
+            "sum": jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32),
         },
         scratch=scratch,
         keys_last=True,
     )
-    return found["out"], (arrays, mask, found["out"], found["lse"])
+    return found["out"], (arrays, mask, found)
 
 
 def _backward(plan: _Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None]:
-    arrays, mask, out, lse = saved
+    arrays, mask, found = saved
     f32, rows, cols, dim = jnp.float32, plan.blocks.queries, plan.blocks.keys, _dim(arrays)
-    delta = jnp.sum(d_out.astype(f32) * out.astype(f32), axis=-1)[:, :, None]
-    inputs = arrays | {"do": d_out, "lse": lse, "delta": delta}
+    delta = jnp.sum(d_out.astype(f32) * found["out"].astype(f32), axis=-1)[:, :, None]
+    inputs = arrays | {"do": d_out, "top": found["top"], "sum": found["sum"], "delta": delta}
     inputs |= {} if mask is None else {"mask": mask}
 
     def like(*names: str, **others: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -215,7 +217,7 @@ def _forward_kernel(plan: _Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array,
             u = r.u[...] if hasattr(r, "u") else _dot(r.q[...], r.wk[...])
             out = out + _dot((r.kept[...] * scale * u).astype(r.wv.dtype), r.wv[...])
         r.out[...] = out.astype(r.out.dtype)
-        r.lse[...] = _as_row(r.m[...] + jnp.log(r.l[...]))
+        r.top[...], r.sum[...] = _as_row(r.m[...]), _as_row(r.l[...])
 
 
 def _query_kernel(plan: _Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, **_) -> None:
@@ -235,7 +237,8 @@ def _query_kernel(plan: _Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, *
             logits = logits + _dot(jnp.square(r.u[...]), r.pk[...], 1, 1)
         if hasattr(r, "pv"):
             dp = dp + _dot((r.g[...] * r.u[...]).astype(r.pv.dtype), r.pv[...], 1, 1)
-        p = jnp.exp(_hide(plan, r, logits, i, j) - _as_column(r.lse[...]))
+        p = jnp.exp(_hide(plan, r, logits, i, j) - _as_column(r.top[...]))
+        p = p / _as_column(r.sum[...])
         ds = p * (dp - _as_column(r.delta[...]))
         r.dq_acc[...] += _dot(ds.astype(r.k.dtype), r.k[...])
         if hasattr(r, "pv"):
@@ -289,7 +292,7 @@ def _key_kernel(
             dp = dp + _dot(r.pv[...], gu, 1, 1)
             if hasattr(r, "pk"):
                 logits = logits + _dot(r.pk[...], jnp.square(u), 1, 1)
-        p = jnp.exp(_hide(plan, r, logits, i, j, transposed=True) - r.lse[...])
+        p = jnp.exp(_hide(plan, r, logits, i, j, transposed=True) - r.top[...]) / r.sum[...]
         ds = p * (dp - r.delta[...])
         r.dk_acc[...] += _dot(ds.astype(r.q.dtype), r.q[...])
         r.dv_acc[...] += _dot(p.astype(r.do.dtype), r.do[...])
@@ -445,7 +448,7 @@ def _layout(
     match name.removeprefix("d") if name not in ("do", "delta") else name:
         case "q" | "o" | "do" | "out":
             return (None, None, rows, width), lambda b, h, i, j: (b, h, i, 0)
-        case "lse" | "delta":
+        case "top" | "sum" | "delta":
             return (None, None, 1, rows), lambda b, h, i, j: (b, h, 0, i)
         case "k" | "v":
             return (None, None, cols, width), lambda b, h, i, j: (b, h, j, 0)

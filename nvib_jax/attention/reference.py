@@ -25,6 +25,9 @@ def attend(
     query, key_kernel, value_kernel = (a.astype(dtype) for a in (query, key_kernel, value_kernel))
     mu, s2 = moments(mixture, dtype)
     root = float(query.shape[-1]) ** 0.5
+    # Of impulses all forms are the same; and products with an array of zeros are best not asked
+    # for: XLA on CPUs (jax 0.10.2) has been seen to make NaN gradients of them.
+    form = "simplified" if mixture.log_variance is None else form
     log_weights = mixture.log_weights.astype(dtype)
     if form == "expected_logit":
         log_weights = log_weights - jnp.sum(s2, -1) / (2 * root)
@@ -34,7 +37,7 @@ def attend(
     u = jnp.einsum("bthe,dhe->bthd", query, key_kernel, precision=highest)
     logits = jnp.einsum("bthd,bsd->bths", u, mu / t, precision=highest)
     offset = log_weights - 0.5 * jnp.sum(mu * mu / t, -1)
-    if form != "simplified":
+    if form in ("exact", "published"):
         offset = offset - 0.5 * jnp.sum(jnp.log(t), -1)
     if form == "exact":
         logits = logits - 0.5 * jnp.einsum("bthd,bsd->bths", u * u, 1 / t, precision=highest)
@@ -46,7 +49,7 @@ def attend(
         valid = valid & mask[:, :, None, :]
     weights = jax.nn.softmax(jnp.where(valid, logits, MASK_VALUE), axis=-1)
 
-    kept = jnp.einsum("bths,bsd->bthd", weights, s2 / t, precision=highest)
-    moved = jnp.einsum("bths,bsd->bthd", weights, root * mu / t, precision=highest)
-    value = moved if form == "simplified" else kept * u + moved
+    value = jnp.einsum("bths,bsd->bthd", weights, root * mu / t, precision=highest)
+    if form in ("exact", "published"):
+        value = value + u * jnp.einsum("bths,bsd->bthd", weights, s2 / t, precision=highest)
     return jnp.einsum("bthd,dhe->bthe", value, value_kernel, precision=highest)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nvib_jax.attention.inputs import MASK_VALUE, Memory, accumulator, causal_mask
 
-CHUNK = 128  # queries at a time
+ROWS = 512  # queries of all heads together that one chunk takes from each example
 
 
 def attend(
@@ -26,79 +26,95 @@ def attend(
     Returns:
       shape (B, T, H, E), the query's dtype, without the value bias.
     """
-    length, components = query.shape[1], memory.key.shape[1]
+    (batch, length, heads, _), components = query.shape, memory.key.shape[2]
+    chunks = -(-length * heads // ROWS)
+    width = -(-length // chunks)
 
-    def visible(mask: jax.Array | None, start: int | jax.Array, rows: int) -> jax.Array | None:
+    def visible(mask: jax.Array | None, start: int | jax.Array) -> jax.Array | None:
         if not causal:
             return mask
-        seen = causal_mask(length, components, start=start, rows=rows)[None]
+        seen = causal_mask(length, components, start=start, rows=width)[None]
         return seen if mask is None else seen & mask
 
-    if length <= CHUNK:
-        return _attend_chunk(query, memory, visible(mask, 0, length))
+    if width == length:
+        out = _attend_chunk(jnp.swapaxes(query, 1, 2), memory, visible(mask, 0))
+        return jnp.swapaxes(out, 1, 2)
 
-    chunks = -(-length // CHUNK)
-    padding = chunks * CHUNK - length
+    chunks = -(-length // width)
+    padding = chunks * width - length
 
     def to_chunks(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, CHUNK, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(batch, chunks, width, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def body(xs: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
         start, chunk, seen = xs
-        return _attend_chunk(chunk, memory, visible(seen, start, CHUNK))
+        out = _attend_chunk(jnp.swapaxes(chunk, 1, 2), memory, visible(seen, start))
+        return jnp.swapaxes(out, 1, 2)
 
-    starts = CHUNK * jnp.arange(chunks)
+    starts = width * jnp.arange(chunks)
     seen = None if mask is None else to_chunks(mask)
-    out = jax.lax.map(body, (starts, to_chunks(query), seen))
-    out = jnp.moveaxis(out, 0, 1)
-    return out.reshape(out.shape[0], chunks * CHUNK, *out.shape[3:])[:, :length]
+    out = jnp.moveaxis(jax.lax.map(body, (starts, to_chunks(query), seen)), 0, 1)
+    return out.reshape(batch, chunks * width, heads, -1)[:, :length]
 
 
-def attention_weights(
-    query: jax.Array, memory: Memory, mask: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array | None]:
-    """The softmax of `attend`, for one chunk or for looking at.
+def attention_weights(query: jax.Array, memory: Memory, mask: jax.Array | None = None) -> jax.Array:
+    """The softmax of `attend`, for looking at.
+
+    Args:
+      query: shape (B, T, H, E).
+      memory: from `make_memory`.
+      mask: bool, shape (B, T, S), or None.
 
     Returns:
-      (float32 weights, shape (B, H, T, S); the queries pulled back into R^D, float32, shape
-      (B, T, H, D), or None where no term of the form needs them).
+      float32 weights, shape (B, H, T, S).
     """
+    return jax.nn.softmax(_logits(jnp.swapaxes(query, 1, 2), memory, mask)[0], axis=-1)
+
+
+def _logits(
+    query: jax.Array, memory: Memory, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """(logits, queries (B, H, T, E) pulled back into R^D where a term needs them), float32."""
     f32 = accumulator(query.dtype)
-    logits = jnp.einsum("bthe,bshe->bhts", query, memory.key, preferred_element_type=f32)
+    logits = jnp.einsum("bhte,bhse->bhts", query, memory.key, preferred_element_type=f32)
     logits = logits + memory.bias[:, None, None, :]
     pulled = None
     if memory.key_kernel is not None:
-        pulled = jnp.einsum("bthe,dhe->bthd", query, memory.key_kernel, preferred_element_type=f32)
+        pulled = jnp.einsum("bhte,dhe->bhtd", query, memory.key_kernel, preferred_element_type=f32)
     if memory.shared_key is not None and pulled is not None:
         # Squares of a query reach hundreds: float32, and no bfloat16 passes of it on a TPU, even
         # when the model computes in bfloat16.
         logits = logits + jnp.einsum(
-            "bthd,bsd->bhts",
+            "bhtd,bsd->bhts",
             jnp.square(pulled),
             memory.shared_key,
             precision=jax.lax.Precision.HIGHEST,
         )
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, MASK_VALUE)
-    return jax.nn.softmax(logits, axis=-1), pulled
+    return logits, pulled
 
 
 def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> jax.Array:
+    """(B, H, T, E) -> (B, H, T, E)."""
     dtype, f32 = query.dtype, accumulator(query.dtype)
-    weights, pulled = attention_weights(query, memory, mask)
+    logits, pulled = _logits(query, memory, mask)
+    # Divided by their sum only after the products, where there is less to divide.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights.astype(dtype)
-    out = jnp.einsum("bhts,bshe->bthe", weights, memory.value, preferred_element_type=f32)
+    out = jnp.einsum("bhts,bhse->bhte", weights, memory.value, preferred_element_type=f32)
     if memory.shared_value is not None and pulled is not None:
-        # In the order the product leaves it: XLA on CPUs has no bfloat16 product into "bthd".
         kept = jnp.einsum(
             "bhts,bsd->bhtd", weights, memory.shared_value, preferred_element_type=f32
         )
-        out = out + jnp.einsum(
-            "bthd,dhe->bthe",
-            (jnp.swapaxes(kept, 1, 2) * pulled).astype(dtype),
+        moved = jnp.einsum(
+            "bhtd,dhe->bhte",
+            (kept / total * pulled).astype(dtype),
             memory.value_kernel,
             preferred_element_type=f32,
         )
-    return out.astype(dtype)
+        return (out / total + moved).astype(dtype)
+    return (out / total).astype(dtype)

@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("topology", help="as v5e:2x2")
     parser.add_argument("--quick", action="store_true", help="fewer corners")
     options = parser.parse_args(arguments)
-    device = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices[0]
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=options.topology)
+    device: Any = topology.devices[0]
     print(f"{device.device_kind}, jax {jax.__version__}: gradients, compiled ahead of time")
     memory: dict[tuple[str, int], float] = {}
     for case in cases(options.quick):

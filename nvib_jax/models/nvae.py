@@ -241,7 +241,7 @@ class NVAE(nnx.Module):
         if self.output is None:
             kernel, bias = self.decoder_embedding[...].T, None
         else:
-            kernel, bias = self.output.kernel[...], self.output.bias[...]
+            kernel, bias = (self.output.kernel[...], self.output.bias[...])  # type: ignore[index]
         return cross_entropy(states, kernel, bias, targets, mask)
 
     def _decode(self, memories, inputs, key) -> jax.Array:

@@ -76,7 +76,7 @@ class DenoisingAttention(nnx.Module):
 
     def weights(self, x: jax.Array, memory: Memory) -> jax.Array:
         """The attention of every query over the components, float32, shape (B, H, T, S)."""
-        return attention_weights(self._project(x), memory)[0]
+        return attention_weights(self._project(x), memory)
 
     def _project(self, x: jax.Array) -> jax.Array:
         return self.query(x).reshape(*x.shape[:2], self.heads, -1)

@@ -1,0 +1,81 @@
+"""`nvib bench choose`: what `implementation=None` should take on the device at hand.
+
+Every implementation that runs here is timed in turns, forward and backward in bfloat16 (float32 on
+a CPU), and the fastest that is right becomes a `Rule` of `nvib_jax.attention.choice.FASTEST`: its
+error against float64 is at most twice that of "xla", and it is faster by more than the noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from nvib_jax.attention.choice import Rule
+from nvib_jax.bench.attention import SHAPES, Attention, default_implementations
+from nvib_jax.bench.device import Peak
+from nvib_jax.bench.report import text
+from nvib_jax.bench.timing import Row, measure
+
+MARGIN = 1.05  # a rule must be worth having
+_FORMS = {False: "expected_logit", True: "exact"}  # wide: the form that stands for the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choose:
+    """Measure all implementations and print the lines of `FASTEST` for this device."""
+
+    shape: tuple[str, ...] = ("small", "medium", "long")
+    """Shapes of `nvib bench attention`."""
+    seconds: float = 2.0
+    """Time for each row."""
+
+    def __post_init__(self) -> None:
+        if unknown := [s for s in self.shape if s not in SHAPES]:
+            raise ValueError(f"shape is {unknown[0]!r}; wanted one of {', '.join(SHAPES)}")
+
+
+def choose(options: Choose) -> tuple[Rule, ...]:
+    """Measure, print the rows and the rules; returns the rules."""
+    kind, peak = jax.devices()[0].device_kind, Peak()
+    names = tuple(n for n in default_implementations() if n not in ("plain", "kept"))
+    rules: list[Rule] = []
+    for wide, form in _FORMS.items():
+        taken = "xla"
+        for shape in sorted(options.shape, key=lambda s: SHAPES[s].components):
+            suite = Attention(
+                shape=(shape,),  # type: ignore[arg-type]
+                form=(form,),  # type: ignore[arg-type]
+                implementation=names,
+                dtype=("float32" if jax.default_backend() == "cpu" else "bfloat16",),
+                passes=("backward",),
+            )
+            for group in suite.groups():
+                rows = measure(
+                    group,
+                    seconds=options.seconds,
+                    rounds=0,
+                    peak=peak,
+                    yardstick=peak.yardstick,
+                )
+                print(text(rows), end="\n\n", flush=True)
+                best = fastest_right(rows)
+                if best != taken:
+                    rules.append(Rule(SHAPES[shape].components, wide, best))
+                    taken = best
+    print(f"    {kind!r}: {tuple(rules)!r},")
+    return tuple(rules)
+
+
+def fastest_right(rows: Sequence[Row]) -> str:
+    """The implementation to take, of rows among which is "xla"."""
+    plain = next(row for row in rows if row.implementation == "xla")
+    if plain.seconds is None or plain.error is None:
+        raise ValueError(f"'xla' was not measured: {plain.reason}")
+    best = plain
+    for row in rows:
+        if row.seconds is None or row.error is None or row.implementation == "reference":
+            continue
+        right = row.error <= 2 * max(plain.error, 2.0**-20)
+        if right and best.seconds is not None and row.seconds * MARGIN < best.seconds:
+            best = row
+    return best.implementation
