@@ -236,14 +236,13 @@ def test_inputs_are_random_and_seeded():
 
 # ---- train
 
-SMALL_TRAIN = train.Train(vocab_size=30, batch_size=2, batches=4, dim=8)
+SMALL_TRAIN = train.Train(vocab_size=30, batch_size=2, batches=4, buckets=2, dim=8)
 
 
 def test_train_rows(monkeypatch):
     """Without the gamma sampler, which takes most of the time to compile."""
     monkeypatch.setattr(NVAE, "draw", tiny.Still.draw)
     monkeypatch.setattr(plain, "draw", lambda posterior, key: tiny.Still.draw(None, posterior, key))
-    monkeypatch.setattr(train, "BUCKETS", 2)
     (group,) = SMALL_TRAIN.groups()
     rows = measure(group, **QUICK)
     check_rows(rows, count=2)
@@ -255,7 +254,7 @@ def test_train_rows(monkeypatch):
 
 
 def test_both_rows_see_the_same_sentences():
-    buckets, sentences = train.shard(8, 16, vocab_size=50, seed=3)
+    buckets, sentences = train.shard(8, 16, vocab_size=50, count=4, seed=3)
     assert len(sentences) == 8 * 16
     assert len(buckets) == 4
     lengths = [len(s) for s in sentences]

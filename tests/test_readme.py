@@ -1,5 +1,6 @@
 """The README's Python runs as printed, and its commands are the ones CI and the presets use."""
 
+import json
 import re
 from pathlib import Path
 
@@ -34,3 +35,20 @@ def test_every_file_named_exists():
     root = Path(__file__).parent.parent
     for name in set(re.findall(r"configs/\w+\.py", README)):
         assert (root / name).is_file(), name
+
+
+TABLES = re.findall(
+    r"<!-- nvib bench table (\S+) -->\n(.*?)\n?<!-- end -->", README, flags=re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("path", "printed"), TABLES, ids=[path for path, _ in TABLES])
+def test_tables_are_what_was_measured(path, printed):
+    from nvib_jax.bench.tables import markdown
+
+    report = json.loads((Path(__file__).parent.parent / path).read_text(encoding="utf-8"))
+    assert printed.strip() == markdown(report).strip()
+
+
+def test_tables_were_found():
+    assert len(TABLES) == 4

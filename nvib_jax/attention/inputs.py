@@ -106,7 +106,8 @@ def make_memory(
 
 def _by_head(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(B, S, D) and (D, H, E) -> (B, H, S, E), by one product and one transposition."""
-    return jnp.swapaxes(jnp.einsum("bsd,dhe->bshe", x, kernel), 1, 2)
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)
+    return jnp.swapaxes(flat.reshape(*x.shape[:-1], *kernel.shape[1:]), 1, 2)
 
 
 def causal_mask(

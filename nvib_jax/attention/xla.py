@@ -101,9 +101,12 @@ def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> j
     """(B, H, T, E) -> (B, H, T, E)."""
     dtype, f32 = query.dtype, accumulator(query.dtype)
     logits, pulled = _logits(query, memory, mask)
-    # Divided by their sum only after the products, where there is less to divide.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    total: jax.Array | float = 1.0
+    if logits.shape[-1] <= memory.value.shape[-1]:
+        weights = jax.nn.softmax(logits, axis=-1)
+    else:  # More keys than values are wide: there is less to divide after the products.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights.astype(dtype)
     out = jnp.einsum("bhts,bhse->bhte", weights, memory.value, preferred_element_type=f32)
     if memory.shared_value is not None and pulled is not None:

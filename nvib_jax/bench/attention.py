@@ -48,7 +48,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(8, 8, 128, 128, 512),
-    "issue": Shape(8, 8, 1024, 1024, 512),
+    "medium": Shape(8, 8, 1024, 1024, 512),
     "long": Shape(1, 8, 8192, 8192, 512),
     "step": Shape(64, 8, 1, 128, 512),
 }
@@ -58,13 +58,13 @@ SHAPES = {
 class Attention:
     """Denoising attention: implementations x forms x shapes x dtypes x passes."""
 
-    shape: tuple[Literal["small", "issue", "long", "step"], ...] = ("small",)
-    """small, issue (T = S = 1024), long (T = S = 8192), step (T = 1, as in decoding)."""
+    shape: tuple[Literal["small", "medium", "long", "step"], ...] = ("small",)
+    """small (T = S = 128), medium (1024), long (8192), step (T = 1, as in decoding)."""
     form: tuple[Form, ...] = ("impulse", "exact", "published", "simplified", "expected_logit")
     """Forms; impulse is a drawn mixture, where all forms are the same."""
     implementation: tuple[str, ...] = ()
-    """plain, reference, xla, pallas, kept (attend to a memory made before, step only); none means
-    all, without pallas on a CPU, where it is only interpreted."""
+    """plain, reference, xla, pallas, cudnn, kept (attend to a memory made before, step only); none
+    means all that run compiled on the platform at hand."""
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """dtypes of queries and kernels; mixtures are float32."""
     passes: tuple[Pass, ...] = ("forward", "backward")
@@ -83,9 +83,9 @@ class Attention:
 
 
 def default_implementations() -> tuple[str, ...]:
-    """Plain first; Pallas on a CPU is interpreted, and that is no timing."""
-    skipped = {"pallas"} if jax.default_backend() == "cpu" else set()
-    return ("plain", *(name for name in IMPLEMENTATIONS if name not in skipped), "kept")
+    """Plain first; what has no compiled code for the platform is left out."""
+    kernels = {"tpu": ("pallas",), "gpu": ("cudnn", "pallas")}.get(jax.default_backend(), ())
+    return ("plain", "reference", "xla", *kernels, "kept")
 
 
 def flops(shape: Shape, form: str, which: str = "forward", *, kept: bool = False) -> float:

@@ -15,7 +15,8 @@ from flax import nnx
 from nvib_jax.attention import denoising_attention
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
 from nvib_jax.models.nvae import BOS, NVAE, PAD, NVAEConfig, Params, decoder_io, merge
-from nvib_jax.modules.attention import DenoisingAttention
+from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
+from nvib_jax.modules.linear import Linear
 from nvib_jax.objective import published_scale
 from nvib_jax.training.state import TrainState
 from nvib_jax.types import Mixture, Posterior
@@ -96,9 +97,24 @@ class PlainAttention(DenoisingAttention):
         return self.out(out.reshape(x.shape))
 
 
+class PlainSelfAttention(SelfAttention):
+    """The layer with jax's own attention."""
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """x (B, N, D), mask (B, N) or None for causal -> (B, N, D)."""
+        q, k, v = self._heads(x)
+        seen = None if mask is None else mask[:, None, None, :]
+        with jax.numpy_dtype_promotion("standard"):  # what it does in bfloat16
+            out = jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=mask is None)
+        return self.out(out.reshape(x.shape))
+
+
 def model(config: NVAEConfig, *, vocab_size: int, max_length: int) -> NVAE:
-    """An NVAE with `PlainAttention` in its decoder; its parameters have the library's names."""
+    """An NVAE of Flax's and jax's own parts; its parameters have the library's names."""
     plain = NVAE(config, vocab_size=vocab_size, max_length=max_length, rngs=nnx.Rngs(0))
+    swapped: dict[type, Any] = {Linear: nnx.Linear, SelfAttention: PlainSelfAttention}
+    for _, module in nnx.iter_modules(plain):
+        module.__class__ = swapped.get(type(module), type(module))
     for layer in plain.decoder.layers:
         layer.latent_attention = PlainAttention(
             config.dim, config.latent_heads, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(0)

@@ -10,6 +10,7 @@ import tyro
 
 from nvib_jax.bench import report, tables
 from nvib_jax.bench.attention import Attention
+from nvib_jax.bench.choose import Choose, choose
 from nvib_jax.bench.device import Peak, machine
 from nvib_jax.bench.generate import Generate
 from nvib_jax.bench.sampler import Sampler
@@ -54,15 +55,19 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
       ValueError: no such suite, or a file that is no report.
     """
-    wanted = f"wanted one of {', '.join(SUITES)}, or table"
+    wanted = f"wanted one of {', '.join(SUITES)}, choose, or table"
     if not arguments:
         raise ValueError(f"no suite was given; {wanted}")
     name, rest = arguments[0], list(arguments[1:])
     if name in ("-h", "--help"):
         print(f"usage: nvib bench {{{','.join(SUITES)}}} [--help] [options]")
+        print("       nvib bench choose              what implementation=None should take here")
         print("       nvib bench table FILE.json     the Markdown table of a JSON file")
         print("\nRows that are compared are timed in turns; each can be run alone by its options.")
         raise SystemExit(0)
+    if name == "choose":
+        choose(tyro.cli(Choose, args=rest, prog="nvib bench choose"))
+        return
     if name == "table":
         if len(rest) != 1:
             raise ValueError("wanted one file, as in: nvib bench table bench.json")

@@ -25,7 +25,7 @@ from nvib_jax.training.state import TrainState, make_optimizer, make_train_step
 
 Implementation = Literal["plain", "nvib_jax"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
-SHORTEST, LONGEST, BUCKETS = 8, 50, 4
+SHORTEST, LONGEST = 8, 50
 _FIRST_WORD = 4  # below are PAD, BOS, EOS, UNK
 _POOL = 20_000  # sentences from which buckets are chosen: an epoch in small
 
@@ -42,8 +42,10 @@ class Train:
     """V."""
     batch_size: int = 64
     """Sentences in a batch."""
-    batches: int = 8
+    batches: int = 16
     """Batches in a round."""
+    buckets: int = 8
+    """Lengths that the library compiles for."""
     dim: int = 256
     """Width D; feed-forward layers have 4 D."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -55,7 +57,11 @@ class Train:
         """One group: the rows that were asked for."""
         config = model_config(self.dim, self.dtype)
         buckets, sentences = shard(
-            self.batches, self.batch_size, vocab_size=self.vocab_size, seed=self.seed
+            self.batches,
+            self.batch_size,
+            vocab_size=self.vocab_size,
+            count=self.buckets,
+            seed=self.seed,
         )
         lengths = [len(sentence) for sentence in sentences]
         labels = {"model": f"D{self.dim} V{self.vocab_size} B{self.batch_size}"}
@@ -98,7 +104,7 @@ def model_config(dim: int = 256, dtype: Any = "float32") -> NVAEConfig:
 
 
 def shard(
-    batches: int, batch_size: int, *, vocab_size: int, seed: int
+    batches: int, batch_size: int, *, vocab_size: int, count: int, seed: int
 ) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """(buckets, batches * batch_size sentences): lengths uniform in 8 ... 50, Zipf ids.
 
@@ -108,7 +114,7 @@ def shard(
     """
     rng = np.random.default_rng(seed)
     pool = rng.integers(SHORTEST, LONGEST + 1, _POOL)
-    buckets = choose_buckets(pool, BUCKETS)
+    buckets = choose_buckets(pool, count)
     of_bucket = np.searchsorted(buckets, pool)
     wanted = np.bincount(of_bucket, minlength=len(buckets)) / len(pool) * batches
     counts = np.floor(wanted).astype(int)

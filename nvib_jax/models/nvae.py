@@ -16,6 +16,7 @@ from nvib_jax.cross_entropy import cross_entropy
 from nvib_jax.mixture import expected, sample
 from nvib_jax.modules import NVIB, Decoder, Encoder
 from nvib_jax.modules.attention import Cache
+from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
 from nvib_jax.shapes import check_choice
 from nvib_jax.types import Mixture, Posterior, Prior
@@ -140,7 +141,7 @@ class NVAE(nnx.Module):
             implementation=None if c.attention == "auto" else c.attention,
             **shared,
         )
-        self.output = None if c.tied else nnx.Linear(c.dim, vocab_size, dtype=dtype, rngs=rngs)
+        self.output = None if c.tied else Linear(c.dim, vocab_size, dtype=dtype, rngs=rngs)
 
     @property
     def dtype(self):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory, attend, attention_weights, make_memory
-from nvib_jax.attention.inputs import accumulator
+from nvib_jax.attention.inputs import MASK_VALUE, accumulator
+from nvib_jax.modules.linear import Linear
 from nvib_jax.types import Mixture
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B*K, T, D) or (B*K, T, H, E)
@@ -15,12 +16,6 @@ def _check_heads(dim: int, heads: int) -> int:
     if heads < 1 or dim % heads:
         raise ValueError(f"dim is {dim} with {heads} heads; wanted a multiple of the heads")
     return dim // heads
-
-
-def _dot_product(q: jax.Array, k: jax.Array, v: jax.Array, **how) -> jax.Array:
-    # In bfloat16 jax's own code promotes implicitly, which a strict caller forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(q, k, v, **how)
 
 
 class DenoisingAttention(nnx.Module):
@@ -54,10 +49,10 @@ class DenoisingAttention(nnx.Module):
                 init(rngs.params(), (dim, dim), jnp.float32).reshape(dim, heads, width)
             )
 
-        self.query = nnx.Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.query = Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.key_kernel, self.value_kernel = kernel(), kernel()
         self.value_bias = nnx.Param(jnp.zeros((heads, width))) if use_bias else None
-        self.out = nnx.Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def memory(self, mixture: Mixture, form: str) -> Memory:
         """Keys, values and biases of a mixture, once for all queries."""
@@ -95,8 +90,8 @@ class SelfAttention(nnx.Module):
     def __init__(self, dim: int, heads: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         _check_heads(dim, heads)
         self.heads = heads
-        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def _heads(self, x: jax.Array) -> list[jax.Array]:
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
@@ -113,12 +108,13 @@ class SelfAttention(nnx.Module):
           shape (B, N, D).
         """
         q, k, v = self._heads(x)
-        if mask is None:
-            out = _dot_product(q, k, v, is_causal=True)
-        else:
+        bias = jnp.zeros(x.shape[:2], accumulator(x.dtype))
+        if mask is not None:
             # A row of padding alone attends to position 0: an empty softmax has no value.
-            mask = jnp.asarray(mask).at[:, 0].set(True)
-            out = _dot_product(q, k, v, mask=mask[:, None, None, :])
+            bias = jnp.where(jnp.asarray(mask).at[:, 0].set(True), bias, MASK_VALUE)
+        # The primitive of denoising attention, without a prior's component in front.
+        memory = Memory(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), bias)
+        out = attend(q * q.shape[-1] ** -0.5, memory, causal=mask is None)
         return self.out(out.reshape(x.shape))
 
     def step(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:

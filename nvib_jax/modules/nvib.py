@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from nvib_jax.modules.linear import Linear
 from nvib_jax.posterior import add_skip, log_pseudo_count, make_posterior
 from nvib_jax.types import Posterior, Prior
 
@@ -48,8 +49,8 @@ class NVIB(nnx.Module):
             start, spread = rectified_normal(initial_alpha, initial_kept)
         init = nnx.initializers.normal(spread * dim**-0.5)
         self.pseudo_count = pseudo_count
-        self.mean = nnx.Linear(dim, dim, rngs=rngs)
-        self.log_variance = nnx.Linear(
+        self.mean = Linear(dim, dim, rngs=rngs)
+        self.log_variance = Linear(
             dim,
             dim,
             kernel_init=nnx.initializers.zeros_init(),
