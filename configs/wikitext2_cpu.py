@@ -4,10 +4,10 @@
         --data.validation PATH/valid.txt --data.test PATH/test.txt
 
 The files are WikiText-2's `wiki.*.tokens`. Measured on 2 CPU cores (shared machine, jax 0.10.2,
-seed 0; with an older gamma sampler of the same law), on 512 validation sentences: 17 minutes, 14,400 training tokens/s; BLEU 95.5,
-79.7 % exactly; vectors kept .39 (pseudo-count above .1, the rest not given to the decoder), .36 by
-attention; ELBO -13.2 nats a token (a draw at KL weights of .05 and 5: an autoencoder with a
-bottleneck, no density model); prior samples are word salad.
+seed 0; with an older gamma sampler of the same law), on 512 validation sentences: 17 minutes,
+14,400 training tokens/s; BLEU 95.5, 79.7 % exactly; vectors kept .39 (pseudo-count above .1, the
+rest not given to the decoder), .36 by attention; ELBO -13.2 nats a token (a draw at KL weights of
+.05 and 5: an autoencoder with a bottleneck, no density model); prior samples are word salad.
 """
 
 from nvib_jax.data.config import DataConfig

@@ -14,7 +14,10 @@ from tolerance import assert_close
 
 import nvib_jax as nvib
 from nvib_jax import cli
+from nvib_jax.attention import choice
 from nvib_jax.bench import attention, device, generate, plain, report, run, sampler, tables, train
+from nvib_jax.bench import choose as choose_module
+from nvib_jax.bench.choose import fastest_right
 from nvib_jax.bench.timing import Case, Program, Row, compile_program, interleave, measure
 from nvib_jax.models.nvae import EOS, NVAE, PAD, merge, split
 from nvib_jax.training.config import ObjectiveConfig
@@ -416,7 +419,10 @@ def test_the_command_writes_json_and_its_table(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no suite was given; wanted one of attention, train, generate, sampler, or table"),
+        (
+            [],
+            "no suite was given; wanted one of attention, train, generate, sampler, choose, or table",
+        ),
         (["atention"], "there is no suite 'atention'; wanted one of attention, train, generate"),
         (["table"], "wanted one file, as in: nvib bench table bench.json"),
         (["sampler", "--seconds", "-1"], "wanted 0 or more"),
@@ -445,3 +451,46 @@ def test_a_known_device_has_its_peak(monkeypatch):
         peak.kind = kind
         assert peak("bfloat16") == want
     assert "no peak" in peak.source
+
+
+# ---- choose
+
+
+def rows_of(**times_and_errors):
+    return [
+        Row(implementation=name, labels={}, seconds=seconds, error=error)
+        for name, (seconds, error) in times_and_errors.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "want"),
+    [
+        ({"xla": (1.0, 1e-6), "pallas": (0.5, 1e-6)}, "pallas"),
+        ({"xla": (1.0, 1e-3), "pallas": (0.5, 3e-3)}, "xla"),  # fast and wrong
+        ({"xla": (1.0, 1e-6), "pallas": (0.97, 1e-6)}, "xla"),  # within the noise
+        ({"xla": (1.0, 1e-6), "pallas": (None, None)}, "xla"),  # not here
+        ({"xla": (1.0, 1e-6), "cudnn": (0.5, 1e-6), "pallas": (0.4, 1e-6)}, "pallas"),
+        ({"xla": (1.0, 1e-6), "reference": (0.1, 1e-6)}, "xla"),
+    ],
+)
+def test_the_fastest_that_is_right(rows, want):
+    assert fastest_right(rows_of(**rows)) == want
+
+
+def test_choose_prints_the_line_for_the_table(monkeypatch, capsys):
+    """On a CPU only xla runs compiled, so there is no rule; a faster kernel makes one a form."""
+    monkeypatch.setattr(attention, "SHAPES", {"small": TINY})
+    monkeypatch.setattr(choose_module, "SHAPES", {"small": TINY})
+    options = choose_module.Choose(shape=("small",), seconds=0.0)
+    assert choose_module.choose(options) == ()
+    assert capsys.readouterr().out.endswith("    'cpu': (),\n")
+    monkeypatch.setattr(choose_module, "fastest_right", lambda rows: "pallas")
+    rules = choose_module.choose(options)
+    assert rules == tuple(choice.Rule(TINY.components, wide, "pallas") for wide in (False, True))
+    monkeypatch.setattr(choice, "FASTEST", {"here": rules})
+    assert choice.fastest("here", TINY.components, wide=True) == "pallas"
+    assert choice.fastest("here", TINY.components - 1, wide=True) == "xla"
+    assert choice.fastest("elsewhere", 10_000, wide=True) == "xla"
+    with pytest.raises(ValueError, match="shape is 'tall'; wanted one of small"):
+        choose_module.Choose(shape=("tall",))

@@ -124,7 +124,8 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean():
     # 100,000 draws at rate 0.3: five standard deviations of the share are 0.0073, false alarm 6e-7.
     out = dropout(jnp.ones((100_000,)), 0.3, jax.random.key(0))
     assert abs(float((out == 0).mean()) - 0.3) < 0.0073
-    np.testing.assert_allclose(out[out > 0], 1 / 0.7, rtol=1e-6)
+    # The rate is rounded to a multiple of 2^-16, and what is kept is scaled by the rounded one.
+    np.testing.assert_allclose(out[out > 0], 1 / (1 - round(0.3 * 2**16) / 2**16), rtol=1e-6)
 
 
 @pytest.mark.parametrize("build", [encoder, decoder])
