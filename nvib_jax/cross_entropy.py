@@ -12,9 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.shapes import check_mask, check_shapes
-
-LOGITS_AT_ONCE = 1 << 21  # 8 MiB: what a few cores' caches hold
+from nvib_jax.shapes import check_mask, check_shapes, vary_alike
 
 
 def cross_entropy(
@@ -24,7 +22,7 @@ def cross_entropy(
     targets: jax.Array,
     mask: jax.Array,
     *,
-    logits_at_once: int = LOGITS_AT_ONCE,
+    logits_at_once: int | None = None,
 ) -> jax.Array:
     """`- sum log softmax(states kernel + bias)[targets]` over the valid tokens.
 
@@ -34,7 +32,9 @@ def cross_entropy(
       bias: shape (V,), or None.
       targets: int, shape (B, T).
       mask: bool, shape (B, T), True = counts.
-      logits_at_once: how many logits may exist; one position's B V always do.
+      logits_at_once: how many logits may exist; one position's B V always do. None: what the caches
+        of a CPU hold (8 MiB), or a quarter of a GiB on an accelerator, where a longer loop costs
+        more (on a mesh each part adds up its gradient of the kernel over the devices).
 
     Returns:
       float32 nats, shape (). Differentiable once, by states, kernel and bias.
@@ -50,9 +50,12 @@ def cross_entropy(
         targets=(targets, "B T"),
         mask=(mask, "B T"),
     )
+    if logits_at_once is None:
+        logits_at_once = 1 << (21 if jax.default_backend() == "cpu" else 26)
     parts = -(-sizes["B"] * sizes["T"] * sizes["V"] // logits_at_once)
-    width = -(-sizes["T"] // max(min(parts, sizes["T"]), 1))
-    return _cross_entropy(width, states, kernel, bias, targets, mask)
+    width = max(-(-sizes["T"] // max(min(parts, sizes["T"]), 1)), 1)
+    arrays = vary_alike((states, kernel, bias, targets, jnp.asarray(mask)))
+    return _cross_entropy(width, *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,7 +63,12 @@ def _cross_entropy(width, states, kernel, bias, targets, mask):
     def part(total: jax.Array, x: Any):
         return total + _part(x, kernel, bias)[0], None
 
-    return _scan_positions(part, jnp.float32(0), (states, targets, mask), width)[0]
+    return _scan_positions(part, _zero(states), (states, targets, mask), width)[0]
+
+
+def _zero(like: jax.Array) -> jax.Array:
+    """A float32 0 that varies over an enclosing `shard_map` as `like` does."""
+    return jnp.sum(jnp.zeros_like(like, jnp.float32))
 
 
 def _forward(width, states, kernel, bias, targets, mask):
@@ -70,6 +78,7 @@ def _forward(width, states, kernel, bias, targets, mask):
         total, d_kernel, d_bias = carry
         loss, logits, log_total = _part(x, kernel, bias)
         position, token, counts = x
+        position = jnp.where(counts[..., None], position, 0)  # 0 times what is no number is none
         hit = jax.lax.broadcasted_iota(token.dtype, logits.shape, 2) == token[..., None]
         d_logits = jnp.exp(logits - log_total) - hit.astype(jnp.float32)
         d_logits = jnp.where(counts[..., None], d_logits, 0.0)
@@ -79,8 +88,8 @@ def _forward(width, states, kernel, bias, targets, mask):
         d_bias = None if bias is None else d_bias + jnp.sum(d_logits, axis=(0, 1))
         return (total + loss, d_kernel, d_bias), d_states.astype(states.dtype)
 
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), (kernel, bias))
-    start = (jnp.float32(0), *zeros)
+    zeros = jax.tree.map(lambda a: jnp.zeros_like(a, jnp.float32), (kernel, bias))
+    start = (_zero(states), *zeros)
     (total, *grads), d_states = _scan_positions(part, start, (states, targets, mask), width)
     d_kernel, d_bias = (None if g is None else g.astype(kernel.dtype) for g in grads)
     return total, (d_states, d_kernel, d_bias)
@@ -113,7 +122,7 @@ def _scan_positions(part: Callable, carry: Any, arrays: Any, width: int) -> tupl
     def runs(x):
         return jnp.moveaxis(x[:, :whole].reshape(batch, -1, width, *x.shape[2:]), 1, 0)
 
-    if whole == width:
+    if whole == width or not length:
         carry, out = part(carry, jax.tree.map(lambda x: x[:, :whole], arrays))
     else:
         carry, out = jax.lax.scan(part, carry, jax.tree.map(runs, arrays))

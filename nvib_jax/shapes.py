@@ -6,6 +6,7 @@ The letters are those of `nvib_jax.types`.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 
@@ -50,3 +51,23 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """An option out of a short list."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}")
+
+
+def varying(tree: Any) -> frozenset[str]:
+    """Mesh axes of an enclosing `shard_map` along which any of the arrays differs."""
+    leaves = jax.tree.leaves(tree)
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in leaves))
+
+
+def vary_alike(tree: Any) -> Any:
+    """All arrays varying along the mesh axes of any: a gradient of what is shared is summed there.
+
+    For functions with gradients of their own, which `shard_map` wants of the types of the inputs.
+    """
+    axes = varying(tree)
+
+    def cast(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree)

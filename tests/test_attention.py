@@ -15,7 +15,14 @@ from tolerance import (
 )
 
 import nvib_jax as nvib
-from nvib_jax.attention import FORMS, IMPLEMENTATIONS, attention_weights, xla
+from nvib_jax.attention import (
+    FORMS,
+    IMPLEMENTATIONS,
+    attention_weights,
+    choice,
+    pallas_tpu,
+    xla,
+)
 
 # What computes here; the TPU's kernel in Pallas's simulation of a TPU (tests/test_pallas_tpu.py
 # has its sizes and blocks). The GPU's are in tests/test_pallas_gpu.py.
@@ -264,6 +271,29 @@ def test_causal_over_several_chunks():
     want = attention(q, mix, **k, mask=seen, implementation="reference")
     for implementation in WRITTEN:
         assert_close(attention(q, mix, **k, causal=True, implementation=implementation), want)
+
+
+def test_none_takes_the_fastest_that_can(monkeypatch):
+    """A rule that cannot do what is asked is passed over; the same name, asked for, raises."""
+    q, mix, k = query(), mixture(impulses=True), kernels()
+    memory = nvib.make_memory(mix, **k)
+    kind = jax.devices()[0].device_kind
+    want = nvib.attend(q, memory)
+    for name in ("cudnn", "pallas_gpu"):  # both refuse float32
+        monkeypatch.setattr(choice, "FASTEST", {kind: (choice.Rule(1, False, name),)})
+        assert_close(nvib.attend(q, memory), want)
+        with pytest.raises(NotImplementedError):
+            nvib.attend(q, memory, implementation=name)
+    monkeypatch.setattr(choice, "FASTEST", {kind: (choice.Rule(1, False, "pallas_tpu"),)})
+    taken = []
+    monkeypatch.setattr(pallas_tpu, "attend", lambda q, *a, **k: taken.append(1) or q)
+    nvib.attend(q, memory)
+    assert taken
+
+
+def test_no_query_at_all():
+    q, mix, k = query(), mixture(), kernels()
+    assert nvib.denoising_attention(q[:, :0], mix, **k).shape == (3, 0, 2, 4)
 
 
 def test_memory_is_made_once_and_attended_many_times():

@@ -471,7 +471,6 @@ def rows_of(**times_and_errors):
         ({"xla": (1.0, 1e-6), "pallas": (0.97, 1e-6)}, "xla"),  # within the noise
         ({"xla": (1.0, 1e-6), "pallas": (None, None)}, "xla"),  # not here
         ({"xla": (1.0, 1e-6), "cudnn": (0.5, 1e-6), "pallas": (0.4, 1e-6)}, "pallas"),
-        ({"xla": (1.0, 1e-6), "reference": (0.1, 1e-6)}, "xla"),
     ],
 )
 def test_the_fastest_that_is_right(rows, want):

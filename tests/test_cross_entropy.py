@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import normal
+from jax.sharding import AxisType
 from tolerance import assert_as_good_as, assert_close, assert_trees_close, error
 
 from nvib_jax.cross_entropy import cross_entropy
@@ -69,6 +70,46 @@ def test_bfloat16_products_add_up_in_float32():
     got = jax.value_and_grad(lambda args: cross_entropy(*args, targets, mask))(low)
     jax.tree.map(assert_as_good_as, got, plain, truth)
     assert [g.dtype for g in got[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+@pytest.mark.parametrize("positions", [1000, 4])
+def test_on_a_mesh_inside_shard_map(positions):
+    """A batch in two halves, one kernel: value and gradients are those of the whole."""
+    (states, kernel, bias), targets, mask = example()
+    rows = [jnp.concatenate([x, x[:1]]) for x in (states, targets, mask)]
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    half, whole_ = jax.P("data"), jax.P()
+
+    def run(states, kernel, bias):
+        def one(*args):
+            found = cross_entropy(*args, logits_at_once=2 * VOCAB * positions)
+            return jax.lax.psum(found, "data")
+
+        return jax.shard_map(
+            one, mesh=mesh, in_specs=(half, whole_, whole_, half, half), out_specs=whole_
+        )(states, kernel, bias, *rows[1:])
+
+    got = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))(rows[0], kernel, bias)
+    want = jax.value_and_grad(whole, argnums=(0, 1, 2))(rows[0], kernel, bias, *rows[1:])
+    assert_trees_close(got, want, 2e-6)
+
+
+def test_what_is_no_number_stays_behind_the_mask():
+    (states, kernel, bias), targets, mask = example()
+    hidden = ~mask[..., None]
+    got, want = (
+        jax.grad(lambda *args: cross_entropy(*args, targets, mask), argnums=(0, 1, 2))(
+            jnp.where(hidden, filling, states), kernel, bias
+        )
+        for filling in (jnp.nan, 0.0)
+    )
+    assert_trees_close(got, want, 0.0)
+
+
+def test_nothing_to_score():
+    (states, kernel, bias), targets, mask = example()
+    none = cross_entropy(states[:, :0], kernel, bias, targets[:, :0], mask[:, :0])
+    assert float(none) == 0.0
 
 
 def test_huge_logits_stay_finite():

@@ -128,6 +128,14 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean():
     np.testing.assert_allclose(out[out > 0], 1 / (1 - round(0.3 * 2**16) / 2**16), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("rate", "share"), [(0.999999, 2**-16), (1e-6, 1 - 2**-16)])
+def test_dropout_rates_near_their_ends(rate, share):
+    """Rounded to 2^-16, never to 0 or 1; a million draws, five standard deviations: 6e-7."""
+    out = dropout(jnp.ones((1_000_000,)), rate, jax.random.key(0))
+    assert abs(float((out > 0).mean()) - share) < 5 * (2**-16 / 1e6) ** 0.5
+    assert np.isfinite(out).all()
+
+
 @pytest.mark.parametrize("build", [encoder, decoder])
 def test_dropout_of_the_stacks(build):
     run, x = build(dropout_rate=0.5), normal(0, 2, 5, D)

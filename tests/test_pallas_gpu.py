@@ -83,6 +83,12 @@ def test_what_it_refuses():
     with pytest.raises(NotImplementedError, match="query has dtype float32; the GPU kernel takes"):
         nvib.attend(q.astype(jnp.float32), memory, implementation="pallas_gpu")
     plain = nvib.make_memory(mix, **k, form="simplified")
+    full = jax.tree.map(lambda x: x.astype(jnp.float32), plain)
+    with pytest.raises(NotImplementedError, match=r"memory\.key has dtype float32; the GPU kernel"):
+        nvib.attend(q, full, implementation="pallas_gpu")
+    wide = example((1, 4, 5, 512, 1), "simplified")
+    with pytest.raises(NotImplementedError, match="head width 512; the GPU kernel's shared memory"):
+        nvib.attend(wide[0], wide[3], implementation="pallas_gpu")
     mask = jnp.ones((2, 7, 5), bool)
     with pytest.raises(NotImplementedError, match="takes no mask of size T x S"):
         nvib.attend(q, plain, mask=mask, implementation="pallas_gpu")

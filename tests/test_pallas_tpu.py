@@ -220,6 +220,16 @@ def test_blocks_fit_the_generation(kind, form, dtype):
         assert all(buffer_bytes(b, *arrays) > VMEM[kind] for b in larger)
 
 
+def test_blocks_count_the_widest_dtype():
+    """A float32 memory under bfloat16 queries takes float32's room."""
+    q, _ = shapes(4096, 4096, 4, 256, 1024, "exact", jnp.bfloat16)
+    _, memory = shapes(4096, 4096, 4, 256, 1024, "exact", jnp.float32)
+    blocks = Blocks(512, 512)
+    assert buffer_bytes(blocks, q, memory) == buffer_bytes(
+        blocks, *shapes(4096, 4096, 4, 256, 1024, "exact", jnp.float32)
+    )
+
+
 def test_more_memory_larger_blocks():
     arrays = shapes(4096, 4096, 8, 64, 512, "exact", jnp.float32)
     few, many = (choose_blocks(*arrays, kind) for kind in (None, "TPU v6e"))

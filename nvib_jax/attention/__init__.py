@@ -70,8 +70,17 @@ def attend(
     )
     if implementation is not None:
         check_choice("implementation", implementation, IMPLEMENTATIONS)
-    run = _primitive(implementation, memory)
-    out = run(query, memory, None if mask is None else jnp.asarray(mask), causal=causal)
+    mask = None if mask is None else jnp.asarray(mask)
+    name = implementation
+    if name is None:
+        components, wide = memory.key.shape[2], memory.shared_value is not None
+        name = fastest(jax.devices()[0].device_kind, components, wide)
+    try:
+        out = _primitive(name)(query, memory, mask, causal=causal)
+    except NotImplementedError:
+        if implementation is not None:
+            raise
+        out = xla.attend(query, memory, mask, causal=causal)  # the fastest that can
     return out if value_bias is None else out + value_bias.astype(out.dtype)
 
 
@@ -148,12 +157,9 @@ def denoising_attention(
     )
 
 
-def _primitive(name: str | None, memory: Memory) -> Any:
+def _primitive(name: str) -> Any:
     """`attend` of the module that goes by this name, on the platform at hand where it matters."""
     platform = jax.default_backend()
-    if name is None:
-        components, wide = memory.key.shape[2], memory.shared_value is not None
-        name = fastest(jax.devices()[0].device_kind, components, wide)
     if name == "reference":
         raise NotImplementedError(
             "implementation 'reference' takes no memory; call denoising_attention with the mixture"

@@ -90,7 +90,9 @@ def choose_blocks(query: jax.Array, memory: Memory, kind: str | None = None) -> 
 
 def buffer_bytes(blocks: Blocks, query: jax.Array, memory: Memory) -> int:
     """Bytes of the larger of the two backward kernels: blocks twice (pipelined), scratch once."""
-    rows, cols, size = blocks.queries, blocks.keys, query.dtype.itemsize
+    arrays = (query, memory.key, memory.value, memory.shared_value, memory.key_kernel)
+    size = max(a.dtype.itemsize for a in arrays if a is not None)  # they may be mixed
+    rows, cols = blocks.queries, blocks.keys
     key, value = (_round(x.shape[-1]) for x in (memory.key, memory.value))
     heads = rows * (key + value) + cols * (key + value)
     blocks_in, logits = 2 * size * heads, 4 * 4 * rows * cols

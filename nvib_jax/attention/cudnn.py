@@ -26,8 +26,10 @@ def attend(
         raise NotImplementedError(
             "cudnn has no terms of width D; forms 'exact' and 'published' need 'xla' or 'pallas'"
         )
-    if query.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"query has dtype {query.dtype}; cudnn takes bfloat16")
+    arrays = {"query": query, "memory.key": memory.key, "memory.value": memory.value}
+    for name, array in arrays.items():
+        if array.dtype != jnp.bfloat16:
+            raise NotImplementedError(f"{name} has dtype {array.dtype}; cudnn takes bfloat16")
     if mask is not None or causal:
         raise NotImplementedError("cudnn takes a mask of size T x S only as a tensor; use 'xla'")
     if jax.default_backend() != "gpu":

@@ -24,6 +24,7 @@ from nvib_jax.attention import xla
 from nvib_jax.attention.inputs import MASK_VALUE, Memory
 
 ROWS, KEYS, WIDTH = 64, 64, 128  # queries of a warpgroup, keys a block, widest values a pass
+WIDEST = 384  # head width whose keys and queries fit in a Hopper's shared memory
 SLOTS = 2  # blocks of keys in shared memory: the one worked on and the next
 LOWEST = float(jnp.finfo(jnp.float32).min)
 CHUNK = 1024  # queries at a time where terms of width D are pulled back into R^D
@@ -50,10 +51,18 @@ def attend(
       shape (B, T, H, E), bfloat16, without the value bias.
 
     Raises:
-      NotImplementedError: another dtype, form "exact", or a mask.
+      NotImplementedError: another dtype, a head width beyond 384, form "exact", or a mask.
     """
-    if query.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"query has dtype {query.dtype}; the GPU kernel takes bfloat16")
+    arrays = {"query": query, "memory.key": memory.key, "memory.value": memory.value}
+    for name, array in arrays.items():
+        if array.dtype != jnp.bfloat16:
+            raise NotImplementedError(
+                f"{name} has dtype {array.dtype}; the GPU kernel takes bfloat16"
+            )
+    if query.shape[-1] > WIDEST:
+        raise NotImplementedError(
+            f"query has head width {query.shape[-1]}; the GPU kernel's shared memory holds {WIDEST}"
+        )
     if memory.shared_key is not None:
         raise NotImplementedError(
             "the GPU kernel has no float32 product of width D, which form 'exact' needs; use 'xla'"

@@ -34,6 +34,7 @@ from jax.sharding import ManualAxisType
 
 from nvib_jax.attention.blocks import Blocks, choose_blocks
 from nvib_jax.attention.inputs import MASK_VALUE, Memory
+from nvib_jax.shapes import vary_alike, varying
 
 LANES = 128
 LOWEST = float(jnp.finfo(jnp.float32).min)  # where a running maximum starts; below MASK_VALUE
@@ -114,7 +115,7 @@ def attend(
     hidden = None
     if mask is not None:
         hidden = pad(pad(mask.astype(jnp.int8), 1, more_q), 2, more_k)
-    out = _attention(plan, _vary_alike(arrays), hidden)[:, :, :length]
+    out = _attention(plan, vary_alike(arrays), hidden)[:, :, :length]
     return jnp.swapaxes(out, 1, 2)
 
 
@@ -368,22 +369,6 @@ def _as_column(row: jax.Array) -> jax.Array:
 # ---- from arrays to a grid
 
 
-def _varying(arrays: Arrays) -> frozenset[str]:
-    """Mesh axes of an enclosing `shard_map` along which any of the arrays differs."""
-    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays.values()))
-
-
-def _vary_alike(arrays: Arrays) -> Arrays:
-    """All of them along the axes of any: the gradient of a shared kernel is then summed there."""
-    axes = _varying(arrays)
-
-    def cast(x: jax.Array) -> jax.Array:
-        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return {name: cast(x) for name, x in arrays.items()}
-
-
 def _dim(arrays: Arrays) -> int:
     return arrays["pv"].shape[-1] if "pv" in arrays else 0
 
@@ -418,15 +403,14 @@ def _call(
         _, h, i, j = indices(*(pl.program_id(axis) for axis in range(4)))
         kernel(plan, SimpleNamespace(**dict(zip(names, refs, strict=True))), i, j, h=h, heads=heads)
 
-    varying = ManualAxisType(varying=_varying(inputs))
+    axes = ManualAxisType(varying=varying(inputs))
     found = pl.pallas_call(
         body,
         grid=(batch, heads, grid_q, grid_k) if keys_last else (batch, grid_k, heads, grid_q),
         in_specs=[spec(name, x.shape) for name, x in inputs.items()],
         out_specs=[spec(name, x.shape) for name, x in outputs.items()],
         out_shape=[
-            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying)
-            for x in outputs.values()
+            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=axes) for x in outputs.values()
         ],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
         compiler_params=pltpu.CompilerParams(

@@ -27,7 +27,7 @@ def attend(
       shape (B, T, H, E), the query's dtype, without the value bias.
     """
     (batch, length, heads, _), components = query.shape, memory.key.shape[2]
-    chunks = -(-length * heads // ROWS)
+    chunks = max(-(-length * heads // ROWS), 1)
     width = -(-length // chunks)
 
     def visible(mask: jax.Array | None, start: int | jax.Array) -> jax.Array | None:

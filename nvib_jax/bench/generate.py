@@ -20,7 +20,7 @@ from nvib_jax.types import Mixture
 
 _NEVER = -1e9  # the logit of end-of-sentence: every sentence has all its tokens
 _BEAMS = 4
-Implementation = Literal["prefix recomputed", "cached greedy", "beam 4"]
+Implementation = Literal["prefix recomputed", "prefix, last logits only", "cached greedy", "beam 4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,9 @@ def writer(name: str, graph: nnx.GraphDef, length: int) -> Callable[[Params, Mix
     def run(params: Params, mixture: Mixture) -> jax.Array:
         model = merge(graph, params)
         if config is None:
-            return plain.decode_by_prefix(model, mixture, form="exact", length=length)
+            return plain.decode_by_prefix(
+                model, mixture, form="exact", length=length, last_only="last" in name
+            )
         key = jax.random.key(0)
         return write(model, mixture, key, form="exact", max_length=length, config=config)
 
@@ -99,7 +101,7 @@ def writer(name: str, graph: nnx.GraphDef, length: int) -> Callable[[Params, Mix
 
 def _decoding(name: str) -> DecodingConfig | None:
     if name != f"beam {_BEAMS}":
-        return None if name == "prefix recomputed" else DecodingConfig()
+        return None if name.startswith("prefix") else DecodingConfig()
     if "beam" not in get_args(Method):
         raise NotImplementedError("nvib_jax.generate has no beam search")
     fields = [f.name for f in dataclasses.fields(DecodingConfig) if "beam" in f.name]

@@ -195,7 +195,9 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def decode_by_prefix(model: NVAE, mixture: Mixture, *, form: str, length: int) -> jax.Array:
+def decode_by_prefix(
+    model: NVAE, mixture: Mixture, *, form: str, length: int, last_only: bool
+) -> jax.Array:
     """Greedy decoding that runs the decoder on the whole padded prefix at every step.
 
     Args:
@@ -203,6 +205,7 @@ def decode_by_prefix(model: NVAE, mixture: Mixture, *, form: str, length: int) -
       mixture: B mixtures.
       form: form of attention.
       length: tokens to write; an end-of-sentence does not end anything.
+      last_only: logits of the position that is written alone; else of all, as `decode` gives them.
 
     Returns:
       int32 ids, shape (B, length).
@@ -211,8 +214,13 @@ def decode_by_prefix(model: NVAE, mixture: Mixture, *, form: str, length: int) -
     forbidden = jnp.array([PAD, BOS])
 
     def step(position: jax.Array, ids: jax.Array) -> jax.Array:
-        logits = model.decode(memories, ids[:, :-1])
-        now = jax.lax.dynamic_index_in_dim(logits, position, axis=1, keepdims=False)
+        if last_only:
+            states = model._decode(memories, ids[:, :-1], None)
+            state = jax.lax.dynamic_slice_in_dim(states, position, 1, axis=1)
+            now = model._logits(state)[:, 0]
+        else:
+            logits = model.decode(memories, ids[:, :-1])
+            now = jax.lax.dynamic_index_in_dim(logits, position, axis=1, keepdims=False)
         token = jnp.argmax(now.at[:, forbidden].set(-jnp.inf), axis=-1).astype(jnp.int32)
         return jax.lax.dynamic_update_index_in_dim(ids, token, position + 1, axis=1)
 

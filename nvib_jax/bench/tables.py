@@ -5,7 +5,7 @@ from typing import Any
 from nvib_jax.bench import report
 
 # A README says how long, how much faster, how large and how wrong; the rest is in the JSON.
-_LEFT_OUT = ("quartiles", "rounds", "compile")
+_LEFT_OUT = ("quartiles", "rounds")
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -167,8 +167,11 @@ def _prepare(
             program = case.prepare()
             finite[i] = _finite(program())
             programs[i] = program
-        except NotImplementedError as error:
-            reason = " ".join(str(error).split()) or "not implemented"
+        except Exception as error:
+            # A kernel may also fail to compile, or the memory not suffice: that is a result, too.
+            if i == 0 and not isinstance(error, NotImplementedError):
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             rows[i] = Row(implementation=case.implementation, labels=case.labels, reason=reason)
     return programs, finite, rows
 

@@ -239,11 +239,13 @@ class NVAE(nnx.Module):
           float32 nats, shape ().
         """
         states = self._decode(memories, inputs, key)
+        return cross_entropy(states, *self._output_layer(), targets, mask)
+
+    def _output_layer(self) -> tuple[jax.Array, jax.Array | None]:
+        """Kernel (D, V) and bias (V,)."""
         if self.output is None:
-            kernel, bias = self.decoder_embedding[...].T, None
-        else:
-            kernel, bias = (self.output.kernel[...], self.output.bias[...])  # type: ignore[index]
-        return cross_entropy(states, kernel, bias, targets, mask)
+            return self.decoder_embedding[...].T, None
+        return (self.output.kernel[...], self.output.bias[...])  # type: ignore[index]
 
     def _decode(self, memories, inputs, key) -> jax.Array:
         """(B, T, D): what the output layer reads."""
@@ -290,10 +292,13 @@ class NVAE(nnx.Module):
         )
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        if self.output is not None:
-            return self.output(x).astype(jnp.float32)
-        table = self.decoder_embedding[...].astype(self.dtype)
-        return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+        kernel, bias = self._output_layer()
+        logits = jnp.dot(
+            x.reshape(-1, x.shape[-1]),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        ).reshape(*x.shape[:-1], -1)
+        return logits if bias is None else logits + bias
 
 
 def _check_positions(name: str, tokens: jax.Array, most: int) -> None:

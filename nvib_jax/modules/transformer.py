@@ -17,8 +17,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero a share `rate` of x and scale the rest; without a key, x itself."""
     if key is None or rate == 0.0:
         return x
-    # 16 random bits a number are enough, and half the work: the rate is a multiple of 2^-16.
-    dropped = round(rate * 2**16)
+    # 16 random bits are half the work of 32: the rate is a multiple of 2^-16, never 0 or 1.
+    dropped = min(max(round(rate * 2**16), 1), 2**16 - 1)
     keep = jax.random.bits(key, x.shape, jnp.uint16) >= jnp.uint16(dropped)
     return jnp.where(keep, x / (1.0 - dropped / 2**16), jnp.zeros((), x.dtype))
 

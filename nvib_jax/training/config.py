@@ -89,7 +89,7 @@ class TrainConfig:
     clip: float = 1.0
     """Gradients are clipped to this global norm."""
     accumulate: int = 1
-    """Parts a batch is worked off in, one after the other: less memory, the same gradient."""
+    """Parts a batch is worked off in, one after the other: less memory; other draws, same mean."""
     log_every: int = 50
     """Steps between log lines."""
     eval_every: int = 500
