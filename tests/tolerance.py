@@ -34,6 +34,21 @@ def assert_as_good_as(got, plain, truth) -> None:
     assert error(got, truth) <= max(FACTOR * error(plain, truth), FLOAT32_ROUNDINGS)
 
 
+def assert_trees_as_good_as(got, plain, truth) -> None:
+    """`assert_as_good_as` leaf by leaf, float32's last bits being those of the largest leaf.
+
+    A gradient that is small because its terms cancel has their rounding, not its own: a bias's is
+    the sum of ds, whose terms are of the size of the other gradients.
+    """
+    leaves = [
+        [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (got, plain, truth)
+    ]
+    floor = FLOAT32_ROUNDINGS * max(np.max(np.abs(x)) for x in leaves[2])
+    for x, y, z in zip(*leaves, strict=True):
+        assert np.isfinite(x).all(), "not finite"
+        assert np.max(np.abs(x - z)) <= max(FACTOR * np.max(np.abs(y - z)), floor)
+
+
 def plain_attention(query, mixture, *, key_kernel, value_kernel, form):
     """softmax(qq kk + bias) vv of DESIGN 3.5: whole tensors, one dtype; bias, softmax float32."""
     dtype, root = query.dtype, float(query.shape[-1]) ** 0.5
