@@ -1,9 +1,8 @@
 """Generation: the cached loop beside one that runs the decoder on the whole prefix every step."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 from nvib_jax.bench import plain
 from nvib_jax.bench.timing import Case, Program, compile_program
 from nvib_jax.bench.train import model_config
-from nvib_jax.generate import DecodingConfig, Method, write
+from nvib_jax.generate import DecodingConfig, write
 from nvib_jax.mixture import sample_prior
 from nvib_jax.models.nvae import EOS, NVAE, Params, merge, split
 from nvib_jax.types import Mixture
@@ -80,11 +79,7 @@ def setting(options: Generate) -> tuple[nnx.GraphDef, Params, Mixture]:
 
 
 def writer(name: str, graph: nnx.GraphDef, length: int) -> Callable[[Params, Mixture], jax.Array]:
-    """(parameters, mixture) -> ids (B, length).
-
-    Raises:
-      NotImplementedError: beam search, where `nvib_jax.generate` has none.
-    """
+    """(parameters, mixture) -> ids (B, length)."""
     config = _decoding(name)
 
     def run(params: Params, mixture: Mixture) -> jax.Array:
@@ -100,13 +95,9 @@ def writer(name: str, graph: nnx.GraphDef, length: int) -> Callable[[Params, Mix
 
 
 def _decoding(name: str) -> DecodingConfig | None:
-    if name != f"beam {_BEAMS}":
-        return None if name.startswith("prefix") else DecodingConfig()
-    if "beam" not in get_args(Method):
-        raise NotImplementedError("nvib_jax.generate has no beam search")
-    fields = [f.name for f in dataclasses.fields(DecodingConfig) if "beam" in f.name]
-    options: dict[str, Any] = {"method": "beam"} | dict.fromkeys(fields[:1], _BEAMS)
-    return DecodingConfig(**options)
+    if name.startswith("prefix"):
+        return None
+    return DecodingConfig(method="beam", beams=_BEAMS) if "beam" in name else DecodingConfig()
 
 
 def tokens_of(options: Generate, name: str) -> np.ndarray:
