@@ -18,7 +18,8 @@ from flax import nnx
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
 from nvib_jax.mixture import interpolate
-from nvib_jax.models.nvae import NVAE, Params, merge, split
+from nvib_jax.models.nvae import NVAE
+from nvib_jax.models.params import Params, merge, split
 from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 

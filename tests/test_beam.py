@@ -13,7 +13,8 @@ from jax.extend.core import jaxprs_in_params
 
 from nvib_jax.beam import beam_search
 from nvib_jax.generate import DecodingConfig, generate
-from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD, merge, split
+from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
+from nvib_jax.models.params import merge, split
 
 KEY = jax.random.key(0)
 LENGTHS = (6, 3, 1, 4)

@@ -19,7 +19,8 @@ from nvib_jax.bench import attention, device, generate, plain, report, run, samp
 from nvib_jax.bench import choose as choose_module
 from nvib_jax.bench.choose import fastest_right
 from nvib_jax.bench.timing import Case, Program, Row, compile_program, interleave, measure
-from nvib_jax.models.nvae import EOS, NVAE, PAD, merge, split
+from nvib_jax.models.nvae import EOS, NVAE, PAD
+from nvib_jax.models.params import merge, split
 from nvib_jax.training.config import ObjectiveConfig
 from nvib_jax.training.state import loss_and_metrics
 

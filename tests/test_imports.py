@@ -22,6 +22,7 @@ PURE = (
     "gamma",
     "cross_entropy",
     "attention.pallas_tpu",
+    "attention.tpu_kernels",
     "attention.pallas_gpu",
     "attention.cudnn",
 )

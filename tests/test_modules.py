@@ -165,7 +165,7 @@ def test_decoder_is_causal(norm):
 def test_steps_with_a_cache_equal_the_whole(norm, layers):
     run, x = decoder(layers, norm=norm), normal(0, 2, 5, D)
     memories = run.memories(mixture(), "exact")
-    zeros = jnp.zeros((2, 5, H, D // H))
+    zeros = jnp.zeros((2, 5, D))
     caches, outputs = tuple((zeros, zeros) for _ in range(layers)), []
     for i in range(5):
         out, caches = run.step(x[:, i : i + 1], memories, caches, jnp.int32(i))

@@ -12,7 +12,8 @@ import tiny
 from tolerance import assert_trees_close
 
 import nvib_jax as nvib
-from nvib_jax.models.nvae import decoder_io, merge, split
+from nvib_jax.models.nvae import decoder_io
+from nvib_jax.models.params import merge, split
 from nvib_jax.objective import log_likelihood
 from nvib_jax.training.config import ObjectiveConfig, TrainConfig
 from nvib_jax.training.sharding import data_mesh, place

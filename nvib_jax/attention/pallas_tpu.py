@@ -17,12 +17,12 @@ delta = sum_e dout out, which is sum_s p dp here too,
     dk = ds^T q      dv = p^T dout              dbias = sum_{h,t} ds
     dshared_key = sum_h ds^T (u*u)              dshared_value = sum_h p^T (g*u)
 
-`_query_kernel` does the second line and the kernels' gradients, `_key_kernel` the last two.
+`query_kernel` (tpu_kernels.py) does the second line and the gradients of W_k and W_v, `key_kernel`
+the last two.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,31 +32,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import ManualAxisType
 
-from nvib_jax.attention.blocks import Blocks, choose_blocks
+from nvib_jax.attention.blocks import LANES, Blocks, choose_blocks
 from nvib_jax.attention.inputs import MASK_VALUE, Memory
+from nvib_jax.attention.tpu_kernels import Plan, forward_kernel, key_kernel, query_kernel
 from nvib_jax.shapes import vary_alike, varying
 
-LANES = 128
-LOWEST = float(jnp.finfo(jnp.float32).min)  # where a running maximum starts; below MASK_VALUE
 Arrays = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is static: true sizes, blocks, causality, how to run."""
-
-    queries: int
-    keys: int
-    blocks: Blocks
-    causal: bool
-    interpret: Any
-
-    def visible(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Whether query block i sees anything of key block j."""
-        if not self.causal:
-            return jnp.bool_(True)
-        last = (i + 1) * self.blocks.queries - 1 + self.keys - self.queries
-        return (j == 0) | (j * self.blocks.keys <= last)
 
 
 def attend(
@@ -91,7 +72,7 @@ def attend(
         )
     if blocks is None:
         blocks = choose_blocks(query, memory)
-    plan = _Plan(length, components, blocks.within(length, components), causal, interpret)
+    plan = Plan(length, components, blocks.within(length, components), causal, interpret)
     more_q, more_k = (-length % plan.blocks.queries, -components % plan.blocks.keys)
 
     def pad(x: jax.Array, axis: int, by: int, value: float = 0) -> jax.Array:
@@ -120,11 +101,11 @@ def attend(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: _Plan, arrays: Arrays, mask: jax.Array | None) -> jax.Array:
+def _attention(plan: Plan, arrays: Arrays, mask: jax.Array | None) -> jax.Array:
     return _forward(plan, arrays, mask)[0]
 
 
-def _forward(plan: _Plan, arrays: Arrays, mask: jax.Array | None) -> tuple[jax.Array, Any]:
+def _forward(plan: Plan, arrays: Arrays, mask: jax.Array | None) -> tuple[jax.Array, Any]:
     q, v = arrays["q"], arrays["v"]
     rows, dim = plan.blocks.queries, _dim(arrays)
     scratch = {"m": (rows, LANES), "l": (rows, LANES), "acc": (rows, v.shape[-1])}
@@ -132,7 +113,7 @@ def _forward(plan: _Plan, arrays: Arrays, mask: jax.Array | None) -> tuple[jax.A
     scratch |= {"kept": (rows, dim)} if "pv" in arrays else {}
     found = _call(
         plan,
-        _forward_kernel,
+        forward_kernel,
         arrays | ({} if mask is None else {"mask": mask}),
         outputs={
             "out": jax.ShapeDtypeStruct((*q.shape[:3], v.shape[-1]), q.dtype),
@@ -145,7 +126,7 @@ def _forward(plan: _Plan, arrays: Arrays, mask: jax.Array | None) -> tuple[jax.A
     return found["out"], (arrays, mask, found)
 
 
-def _backward(plan: _Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None]:
+def _backward(plan: Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None]:
     arrays, mask, found = saved
     f32, rows, cols, dim = jnp.float32, plan.blocks.queries, plan.blocks.keys, _dim(arrays)
     delta = jnp.sum(d_out.astype(f32) * found["out"].astype(f32), axis=-1)[:, :, None]
@@ -164,7 +145,7 @@ def _backward(plan: _Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None
     wide |= {"moved": (rows, dim)} if "pk" in arrays else {}
     grads = _call(
         plan,
-        _query_kernel,
+        query_kernel,
         inputs,
         outputs=like("q", **weights),
         scratch={"dq_acc": (rows, arrays["q"].shape[-1]), **wide},
@@ -174,196 +155,13 @@ def _backward(plan: _Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None
     scratch |= {"dbias_acc": (cols, LANES)}
     scratch |= {f"d{n}_acc": (cols, dim) for n in ("pk", "pv") if n in arrays}
     outputs = like("k", "v", "bias", "pk", "pv")
-    grads |= _call(plan, _key_kernel, inputs, outputs=outputs, scratch=scratch, keys_last=False)
+    grads |= _call(plan, key_kernel, inputs, outputs=outputs, scratch=scratch, keys_last=False)
     for name in weights:
         grads["d" + name] = jnp.sum(grads["d" + name], axis=0).astype(arrays[name].dtype)
     return {name: grads["d" + name] for name in arrays}, None
 
 
 _attention.defvjp(_forward, _backward)
-
-
-# ---- the kernels. Refs have no batch or head axis; `r` holds them by name.
-
-
-def _forward_kernel(plan: _Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, **_) -> None:
-    @pl.when(j == 0)
-    def _start():
-        r.m[...] = jnp.full_like(r.m, LOWEST)
-        for name in ("l", "acc", "kept"):
-            _zero(r, name)
-        if hasattr(r, "u"):
-            r.u[...] = _dot(r.q[...], r.wk[...])
-
-    @pl.when(plan.visible(i, j))
-    def _block():
-        logits = _dot(r.q[...], r.k[...], 1, 1) + r.bias[...]
-        if hasattr(r, "pk"):
-            logits = logits + _dot(jnp.square(r.u[...]), r.pk[...], 1, 1)
-        logits = _hide(plan, r, logits, i, j)
-        m = jnp.maximum(r.m[...], jnp.max(logits, axis=1, keepdims=True))
-        shrink = jnp.exp(r.m[...] - m)[:, :1]
-        p = jnp.exp(logits - m[:, :1])
-        r.l[...] = r.l[...] * shrink + jnp.sum(p, axis=1, keepdims=True)
-        r.m[...] = m
-        r.acc[...] = r.acc[...] * shrink + _dot(p.astype(r.v.dtype), r.v[...])
-        if hasattr(r, "pv"):
-            r.kept[...] = r.kept[...] * shrink + _dot(p.astype(r.pv.dtype), r.pv[...])
-
-    @pl.when(j == pl.num_programs(3) - 1)
-    def _finish():
-        scale = 1 / r.l[...][:, :1]
-        out = r.acc[...] * scale
-        if hasattr(r, "pv"):
-            u = r.u[...] if hasattr(r, "u") else _dot(r.q[...], r.wk[...])
-            out = out + _dot((r.kept[...] * scale * u).astype(r.wv.dtype), r.wv[...])
-        r.out[...] = out.astype(r.out.dtype)
-        r.top[...], r.sum[...] = _as_row(r.m[...]), _as_row(r.l[...])
-
-
-def _query_kernel(plan: _Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, **_) -> None:
-    @pl.when(j == 0)
-    def _start():
-        for name in ("dq_acc", "kept", "moved"):
-            _zero(r, name)
-        if hasattr(r, "pv"):
-            r.u[...] = _dot(r.q[...], r.wk[...])
-            r.g[...] = _dot(r.do[...], r.wv[...], 1, 1)
-
-    @pl.when(plan.visible(i, j))
-    def _block():
-        logits = _dot(r.q[...], r.k[...], 1, 1) + r.bias[...]
-        dp = _dot(r.do[...], r.v[...], 1, 1)
-        if hasattr(r, "pk"):
-            logits = logits + _dot(jnp.square(r.u[...]), r.pk[...], 1, 1)
-        if hasattr(r, "pv"):
-            dp = dp + _dot((r.g[...] * r.u[...]).astype(r.pv.dtype), r.pv[...], 1, 1)
-        p = jnp.exp(_hide(plan, r, logits, i, j) - _as_column(r.top[...]))
-        p = p / _as_column(r.sum[...])
-        ds = p * (dp - _as_column(r.delta[...]))
-        r.dq_acc[...] += _dot(ds.astype(r.k.dtype), r.k[...])
-        if hasattr(r, "pv"):
-            r.kept[...] += _dot(p.astype(r.pv.dtype), r.pv[...])
-        if hasattr(r, "pk"):
-            r.moved[...] += _dot(ds, r.pk[...])
-
-    @pl.when(j == pl.num_programs(3) - 1)
-    def _finish():
-        dq = r.dq_acc[...]
-        if hasattr(r, "pv"):
-            u, kept = r.u[...], r.kept[...]
-            du = r.g[...] * kept
-            if hasattr(r, "pk"):
-                du = du + 2 * u * r.moved[...]
-            dq = dq + _dot(du.astype(r.wk.dtype), r.wk[...], 1, 1)
-
-            @pl.when(i == 0)
-            def _first():
-                _zero(r, "dwk")
-                _zero(r, "dwv")
-
-            r.dwk[...] += _dot(r.q[...].astype(jnp.float32), du, 0, 0)
-            r.dwv[...] += _dot(kept * u, r.do[...].astype(jnp.float32), 0, 0)
-        r.dq[...] = dq.astype(r.dq.dtype)
-
-
-def _key_kernel(
-    plan: _Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, *, h: jax.Array, heads: int
-) -> None:
-    """Logits are transposed here, keys by queries, so that every product is a plain one."""
-    first_query, last_query = i == 0, i == pl.num_programs(3) - 1
-
-    @pl.when(first_query)
-    def _start_head():
-        _zero(r, "dk_acc")
-        _zero(r, "dv_acc")
-
-    @pl.when(first_query & (h == 0))
-    def _start():
-        for name in ("dbias_acc", "dpk_acc", "dpv_acc"):
-            _zero(r, name)
-
-    @pl.when(plan.visible(i, j))
-    def _block():
-        logits = _dot(r.k[...], r.q[...], 1, 1) + _as_column(r.bias[...])
-        dp = _dot(r.v[...], r.do[...], 1, 1)
-        if hasattr(r, "pv"):
-            u = _dot(r.q[...], r.wk[...])
-            gu = (_dot(r.do[...], r.wv[...], 1, 1) * u).astype(r.pv.dtype)
-            dp = dp + _dot(r.pv[...], gu, 1, 1)
-            if hasattr(r, "pk"):
-                logits = logits + _dot(r.pk[...], jnp.square(u), 1, 1)
-        p = jnp.exp(_hide(plan, r, logits, i, j, transposed=True) - r.top[...]) / r.sum[...]
-        ds = p * (dp - r.delta[...])
-        r.dk_acc[...] += _dot(ds.astype(r.q.dtype), r.q[...])
-        r.dv_acc[...] += _dot(p.astype(r.do.dtype), r.do[...])
-        r.dbias_acc[...] += jnp.sum(ds, axis=1, keepdims=True)
-        if hasattr(r, "pv"):
-            r.dpv_acc[...] += _dot(p.astype(gu.dtype), gu)
-            if hasattr(r, "pk"):
-                r.dpk_acc[...] += _dot(ds, jnp.square(u))
-
-    @pl.when(last_query)
-    def _finish_head():
-        r.dk[...] = r.dk_acc[...].astype(r.dk.dtype)
-        r.dv[...] = r.dv_acc[...].astype(r.dv.dtype)
-
-    @pl.when(last_query & (h == heads - 1))
-    def _finish():
-        r.dbias[...] = _as_row(r.dbias_acc[...])
-        for name in ("dpk", "dpv"):
-            if hasattr(r, name):
-                target = getattr(r, name)
-                target[...] = getattr(r, name + "_acc")[...].astype(target.dtype)
-
-
-def _zero(r: SimpleNamespace, name: str) -> None:
-    if hasattr(r, name):
-        ref = getattr(r, name)
-        ref[...] = jnp.zeros_like(ref)
-
-
-def _dot(a: jax.Array, b: jax.Array, of_a: int = 1, of_b: int = 0) -> jax.Array:
-    """Product in float32. A pair of float32 operands takes no bfloat16 passes: squares of queries
-    reach hundreds, and a logit that errs by a half is wrong."""
-    exact = a.dtype == jnp.float32 and b.dtype == jnp.float32
-    return jax.lax.dot_general(
-        a,
-        b,
-        (((of_a,), (of_b,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _hide(
-    plan: _Plan,
-    r: SimpleNamespace,
-    logits: jax.Array,
-    i: jax.Array,
-    j: jax.Array,
-    transposed: bool = False,
-) -> jax.Array:
-    """MASK_VALUE where a query may not see a key."""
-    if hasattr(r, "mask"):
-        seen = r.mask[...].astype(jnp.float32)
-        logits = jnp.where((seen.T if transposed else seen) > 0, logits, MASK_VALUE)
-    if plan.causal:
-        of_query, of_key = (1, 0) if transposed else (0, 1)
-        iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, logits.shape)
-        t, s = i * plan.blocks.queries + iota(of_query), j * plan.blocks.keys + iota(of_key)
-        logits = jnp.where((s == 0) | (s <= t + (plan.keys - plan.queries)), logits, MASK_VALUE)
-    return logits
-
-
-def _as_row(column: jax.Array) -> jax.Array:
-    """(n, LANES), all lanes equal -> (1, n)."""
-    return column.T[:1]
-
-
-def _as_column(row: jax.Array) -> jax.Array:
-    """(1, n) -> (n, 1)."""
-    return jnp.broadcast_to(row, (LANES, row.shape[-1])).T[:, :1]
 
 
 # ---- from arrays to a grid
@@ -374,7 +172,7 @@ def _dim(arrays: Arrays) -> int:
 
 
 def _call(
-    plan: _Plan,
+    plan: Plan,
     kernel: Callable[..., None],
     inputs: Arrays,
     *,
@@ -419,7 +217,7 @@ def _call(
             vmem_limit_bytes=plan.blocks.vmem_bytes,
         ),
         interpret=plan.interpret,
-        name=kernel.__name__.strip("_"),
+        name=kernel.__name__,
     )(*inputs.values())
     return dict(zip(outputs, found, strict=True))
 

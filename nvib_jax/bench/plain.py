@@ -14,7 +14,8 @@ from flax import nnx
 
 from nvib_jax.attention import denoising_attention
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
-from nvib_jax.models.nvae import BOS, NVAE, PAD, NVAEConfig, Params, decoder_io, merge
+from nvib_jax.models.nvae import BOS, NVAE, PAD, NVAEConfig, decoder_io
+from nvib_jax.models.params import Params, merge
 from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
 from nvib_jax.modules.linear import Linear
 from nvib_jax.objective import published_scale

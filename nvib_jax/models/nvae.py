@@ -1,7 +1,7 @@
 """NVAE: tokens -> encoder -> NVIB -> mixture -> decoder -> tokens, a VAE for text.
 
 Henderson & Fehr (2023). Every method is pure given the module; training and generation split it
-once into a plain dict of arrays (`split`) and merge it inside `jax.jit`.
+once into a plain dict of arrays and merge it inside `jax.jit` (`nvib_jax.models.params`).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from nvib_jax.modules.transformer import dropout, split_key
 from nvib_jax.shapes import check_choice
 from nvib_jax.types import Mixture, Posterior, Prior
 
-Params = dict[str, jax.Array]
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 
@@ -320,22 +319,3 @@ def decoder_io(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array
     targets = jnp.where(position == length, jnp.asarray(EOS, tokens.dtype), padded)
     counted = (position <= length) & (length > 0)
     return jnp.concatenate([column, tokens], axis=1), targets, counted
-
-
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """A module as (static structure, flat dict "encoder.layers.0.up.kernel" -> array)."""
-    graph, state = nnx.split(model)
-    flat = nnx.to_flat_state(state)
-    return graph, {".".join(map(str, path)): leaf[...] for path, leaf in flat}
-
-
-def merge(graph: nnx.GraphDef, params: Params) -> Any:
-    """The inverse of `split`, inside or outside `jax.jit`."""
-    tree: dict[Any, Any] = {}
-    for name, leaf in params.items():
-        *parents, last = [int(part) if part.isdigit() else part for part in name.split(".")]
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return nnx.merge(graph, tree)

@@ -9,7 +9,7 @@ from nvib_jax.attention.inputs import MASK_VALUE, accumulator
 from nvib_jax.modules.linear import Linear
 from nvib_jax.types import Mixture
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B*K, T, D) or (B*K, T, H, E)
+Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B*K, T, D)
 
 
 def _check_heads(dim: int, heads: int) -> int:
@@ -122,7 +122,7 @@ class SelfAttention(nnx.Module):
 
         Args:
           x: shape (B, K, D).
-          cache: keys and values of all before it, each (B*K, T, D) or (B*K, T, H, E).
+          cache: keys and values of all before it, each (B*K, T, D).
           position: where all of them are, shape ().
 
         Returns:
@@ -131,7 +131,7 @@ class SelfAttention(nnx.Module):
         q, k, v = (a.reshape(-1, *a.shape[2:]) for a in self._heads(x))
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(
-                old, new.reshape(-1, 1, *old.shape[2:]).astype(old.dtype), position, axis=1
+                old, new.reshape(-1, 1, old.shape[-1]).astype(old.dtype), position, axis=1
             )
             for old, new in zip(cache, (k, v), strict=True)
         )
@@ -140,7 +140,7 @@ class SelfAttention(nnx.Module):
 
 
 def _attend_cache(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
-    """One query a row, (N, H, E), over a cache (N, T, ...), where seen (T,); returns (N, H, E)."""
+    """One query a row, (N, H, E), over a cache (N, T, D), where seen (T,); returns (N, H, E)."""
     # In the order of the cache: asked for the products as dot_product_attention does, XLA on CPUs
     # transposes the whole cache first, twice a step.
     keys, values = (a.reshape(*a.shape[:2], *q.shape[1:]) for a in (keys, values))

@@ -16,7 +16,7 @@ from nvib_jax.data.batches import default_buckets
 from nvib_jax.data.config import Split
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
-from nvib_jax.models.nvae import Params, merge
+from nvib_jax.models.params import Params, merge
 from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.checkpoint import Checkpoints, saved_steps

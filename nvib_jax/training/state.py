@@ -14,7 +14,8 @@ import optax
 from flax import nnx
 
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
-from nvib_jax.models.nvae import NVAE, Params, decoder_io, merge
+from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.models.params import Params, merge
 from nvib_jax.objective import anneal, published_scale
 from nvib_jax.training.config import ObjectiveConfig, TrainConfig
 
