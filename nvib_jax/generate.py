@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from nvib_jax.attention import Memory
 from nvib_jax.beam import beam_search, forbid
 from nvib_jax.beam import top_k as largest
-from nvib_jax.mixture import sample_prior
 from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
 from nvib_jax.shapes import check_choice
 from nvib_jax.types import Mixture
@@ -184,5 +183,5 @@ def rewrite(
 def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
     """Lengths (B,) -> mixtures of the prior -> ids (B, max_length)."""
     mixture_key, token_key = jax.random.split(key)
-    mixture = sample_prior(mixture_key, model.nvib.prior, lengths, max_length=model.max_length)
+    mixture = model.latent.sample_prior(mixture_key, lengths, most=model.max_length)
     return write(model, mixture, token_key, form="exact", **how)

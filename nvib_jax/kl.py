@@ -6,7 +6,8 @@ Enters a `Posterior` and its `Prior`, leaves [B]. DESIGN 3.6; Henderson & Fehr (
 - `expected_count`, the published loss: components weighted by their expected counts, and a
   Dirichlet KL that sees the total pseudo-count only (the KL of two symmetric Dirichlets).
 - `exact`: the KL of what `sample` really draws. A likelihood bound needs this one. A component
-  with a pseudo-count of exactly zero is never drawn and leaves both densities.
+  with a pseudo-count of exactly zero is never drawn and leaves both densities, n and k0 with it:
+  the prior is that of the vectors which are there, as `sample_prior` draws them.
 """
 
 import jax
@@ -53,7 +54,7 @@ def kl_gaussian(
     each = 0.5 * jnp.sum(expm1_minus(log_variance - prior.log_variance) + distance, axis=-1)
     if form == "exact":
         return num_samples * jnp.sum(each, axis=-1)
-    _, count = prior_atom(posterior, prior, num_samples)
+    _, count = prior_atom(posterior.mask, prior, num_samples)
     return count * jnp.sum(jnp.exp(log_normalize(log_alpha, present)) * each, axis=-1)
 
 
@@ -85,18 +86,24 @@ def kl_dirichlet(
     """
     _check(posterior, prior, num_samples, form)
     present, log_alpha = _present(posterior)
-    log_b, count = prior_atom(posterior, prior, num_samples)
     if form == "exact":
+        log_b, count = prior_atom(present, prior, num_samples)
         return dirichlet.kl(log_alpha, jnp.full_like(count, num_samples), log_b, present)
+    log_b, count = prior_atom(posterior.mask, prior, num_samples)
     log_q = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
     return dirichlet.kl(log_q, count, log_b, jnp.ones_like(log_q, bool))
 
 
-def prior_atom(posterior: Posterior, prior: Prior, num_samples: int) -> tuple[jax.Array, jax.Array]:
-    """`log(p/k0)`, the prior's log pseudo-count of one atom, and `k0`: float32, shape (B,) each."""
-    tokens = jnp.sum(posterior.mask[:, 1:], axis=-1)
-    count = num_samples * (tokens + 1).astype(jnp.float32)
-    return prior.log_total(tokens) - jnp.log(count), count
+def prior_atom(
+    components: jax.Array, prior: Prior, num_samples: int
+) -> tuple[jax.Array, jax.Array]:
+    """`log(p/k0)`, the prior's log pseudo-count of one atom, and `k0`: float32, shape (B,) each.
+
+    `components`, bool (B, S), says which there are, the prior's first.
+    """
+    others = jnp.sum(components[:, 1:], axis=-1)
+    count = num_samples * (others + 1).astype(jnp.float32)
+    return prior.log_total(others) - jnp.log(count), count
 
 
 def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:

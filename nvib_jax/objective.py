@@ -79,6 +79,34 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
     return kl / (components.astype(jnp.float32) * (1 if dim is None else dim))
 
 
+def budget(
+    kl: jax.Array,
+    tokens: jax.Array,
+    *,
+    free: float | jax.Array = 0.0,
+    capacity: float | jax.Array | None = None,
+) -> jax.Array:
+    """What of a KL the loss sees, against posterior collapse.
+
+        max(KL, free n)        free bits: below the budget the KL costs nothing
+        |KL - capacity n|      a capacity target, from both sides
+
+    A budget is in nats a token, so that a sentence of n tokens has n times as much; per sentence,
+    so that it does not depend on the batch. Source: Kingma et al. (2016); Burgess et al. (2018).
+
+    Args:
+      kl: nats, shape (B,).
+      tokens: n, shape (B,).
+      free: nats a token.
+      capacity: nats a token, or None for none.
+
+    Returns:
+      nats, shape (B,).
+    """
+    tokens = tokens.astype(jnp.float32)
+    return jnp.maximum(kl, free * tokens) if capacity is None else jnp.abs(kl - capacity * tokens)
+
+
 def elbo_weights(lambda_gaussian: float, lambda_dirichlet: float, dim: int) -> tuple[float, float]:
     """Published loss weights in units of the ELBO, where (1, 1) is the bound itself.
 
@@ -118,7 +146,7 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     """`log p(F) - log q(F | x)` of a mixture drawn by `sample(key, posterior, num_samples=K)`.
 
     Its mean under q is minus the sum of the exact KLs. Components with a pseudo-count of zero are
-    in neither density.
+    in neither density: both are conditioned on which components are there.
 
     Args:
       mixture: impulses, shape (B, K S, D).
@@ -131,15 +159,29 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     Raises:
       ValueError: the mixture's components are no multiple of the posterior's.
     """
-    posterior.check()
-    mixture.check()
-    count, rest = divmod(mixture.mean.shape[1], posterior.mean.shape[1])
-    if rest or not count:
-        raise ValueError(
-            f"mixture has {mixture.mean.shape[1]} components; wanted a multiple of the "
-            f"posterior's {posterior.mean.shape[1]}"
-        )
-    drawn = jnp.tile(posterior.mask & ~jnp.isneginf(posterior.log_alpha), (1, count))
+    count, drawn = _drawn(mixture, posterior)
+    log_alpha = jnp.where(drawn, jnp.tile(posterior.log_alpha, (1, count)), 0.0)
+    present = drawn[:, : posterior.mask.shape[1]]
+    return gaussian_log_density_ratio(mixture, posterior, prior) + dirichlet.log_density_ratio(
+        jnp.where(drawn, log_normalize(mixture.log_weights, drawn), 0.0),
+        log_alpha.astype(jnp.float32) - jnp.log(jnp.float32(count)),
+        prior_atom(present, prior, count)[0][:, None],
+        drawn,
+    )
+
+
+def gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> jax.Array:
+    """The vectors' part of `log_density_ratio`; all of it where the weights are no draw.
+
+    Args:
+      mixture: impulses, shape (B, K S, D).
+      posterior: what it was drawn from.
+      prior: the prior.
+
+    Returns:
+      float32 nats, shape (B,).
+    """
+    count, drawn = _drawn(mixture, posterior)
 
     def tiled(array: jax.Array, fill: jax.Array) -> jax.Array:
         array = jnp.tile(array.astype(jnp.float32), (1, count, 1))
@@ -149,15 +191,21 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     log_variance = tiled(posterior.log_variance, prior.log_variance)
     noise = (z - tiled(posterior.mean, prior.mean)) * jnp.exp(-0.5 * log_variance)
     score = jnp.square(z - prior.mean) * jnp.exp(-prior.log_variance)
-    gaussian = 0.5 * (jnp.square(noise) - score + log_variance - prior.log_variance)
+    each = 0.5 * (jnp.square(noise) - score + log_variance - prior.log_variance)
+    return jnp.sum(each, axis=(1, 2))
 
-    log_alpha = tiled(posterior.log_alpha[..., None], jnp.float32(0.0))[..., 0]
-    return jnp.sum(gaussian, axis=(1, 2)) + dirichlet.log_density_ratio(
-        jnp.where(drawn, log_normalize(mixture.log_weights, drawn), 0.0),
-        log_alpha - jnp.log(jnp.float32(count)),
-        prior_atom(posterior, prior, count)[0][:, None],
-        drawn,
-    )
+
+def _drawn(mixture: Mixture, posterior: Posterior) -> tuple[int, jax.Array]:
+    """K, and which of the K S components are in the densities, (B, K S)."""
+    posterior.check()
+    mixture.check()
+    count, rest = divmod(mixture.mean.shape[1], posterior.mean.shape[1])
+    if rest or not count:
+        raise ValueError(
+            f"mixture has {mixture.mean.shape[1]} components; wanted a multiple of the "
+            f"posterior's {posterior.mean.shape[1]}"
+        )
+    return count, jnp.tile(posterior.mask & ~jnp.isneginf(posterior.log_alpha), (1, count))
 
 
 def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:

@@ -17,7 +17,6 @@ from flax import nnx
 
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
-from nvib_jax.mixture import interpolate
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, merge, split
 from nvib_jax.training.config import Config
@@ -87,12 +86,10 @@ class TextModel:
 
     def counted(self, texts: Sequence[str]) -> "TextModel":
         """This model with `count_probabilities` as measured on these training sentences."""
-        log_alpha = self.encode(texts).log_alpha[:, 1:]
-        lengths = np.array([len(row) for row in self.tokenize(texts)])
-        present = ~np.isneginf(np.asarray(log_alpha))
-        real = np.arange(self.max_length)[None] < lengths[:, None]
+        posterior = self.encode(texts)
+        present = ~np.isneginf(posterior.log_alpha[:, 1:]) & np.asarray(posterior.mask[:, 1:])
         # A sentence may keep nothing but the prior's vector; a prior draw has one more at least.
-        counts = np.maximum((present & real).sum(axis=1), 1)
+        counts = np.maximum(present.sum(axis=1), 1)
         shares = np.bincount(counts, minlength=self.max_length + 1) / len(texts)
         return dataclasses.replace(self, count_probabilities=shares)
 
@@ -127,6 +124,10 @@ class TextModel:
         """What the decoder reads of a posterior, and the attention form that goes with it."""
         model = merge(self.graph, self.params)
         return model.read(posterior, form=form, key=jax.random.key(seed))
+
+    def between(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """What lies between two mixtures of `mixture`, t (B,) in [0, 1], as the latent has it."""
+        return merge(self.graph, self.params).latent.interpolate(a, b, t)
 
     def decode(
         self,
@@ -238,7 +239,7 @@ class TextModel:
             jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], steps, axis=0), mixture)
             for i in (0, 1)
         )
-        path = interpolate(first, second, jnp.linspace(0.0, 1.0, steps))
+        path = self.between(first, second, jnp.linspace(0.0, 1.0, steps))
         return self.decode(path, form, decoding=decoding, seed=seed)
 
     def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

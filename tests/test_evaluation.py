@@ -88,14 +88,16 @@ def test_kept_by_hand():
     mask = jnp.array([[True, True, True, False], [True, True, False, False]])
     zeros = jnp.zeros((2, 5))
     given = nvib.Mixture(zeros[..., None], None, zeros, zeros == 0)
+    real = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+    found = nvib.Posterior(zeros[..., None], zeros[..., None], log_alpha, real)
     # The prior's component and padding do not count: 2 of 3 above .1, 1 of 2.
-    np.testing.assert_allclose(kept(module, log_alpha, mask, given), [2 / 3, 1 / 2], rtol=1e-6)
+    np.testing.assert_allclose(kept(module, found, mask, given), [2 / 3, 1 / 2], rtol=1e-6)
     dropped = dataclasses.replace(given, log_weights=zeros.at[0, 1].set(-jnp.inf))
-    np.testing.assert_allclose(kept(module, log_alpha, mask, dropped), [1 / 3, 1 / 2], rtol=1e-6)
+    np.testing.assert_allclose(kept(module, found, mask, dropped), [1 / 3, 1 / 2], rtol=1e-6)
     strict = tiny.model(threshold=0.3)
-    np.testing.assert_allclose(kept(strict, log_alpha, mask, given), [1 / 3, 0], rtol=1e-6)
+    np.testing.assert_allclose(kept(strict, found, mask, given), [1 / 3, 0], rtol=1e-6)
     lax = tiny.model(threshold=0.0)
-    np.testing.assert_allclose(kept(lax, log_alpha, mask, given), [1, 1 / 2], rtol=1e-6)
+    np.testing.assert_allclose(kept(lax, found, mask, given), [1, 1 / 2], rtol=1e-6)
 
 
 def test_usage_of_texts_is_their_mean(model):
@@ -153,7 +155,7 @@ def test_the_bounds_terms_are_those_of_the_objective():
 
     @jax.jit
     def wanted():
-        posterior, prior = module.encode(tokens, mask), module.nvib.prior
+        posterior, prior = module.encode(tokens, mask), module.latent.prior
         memories = module.memories(module.draw(posterior, jax.random.key(0)), "exact")
         inputs, targets, counted = decoder_io(tokens, mask)
         return (

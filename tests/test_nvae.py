@@ -29,10 +29,10 @@ def golden_names(encoders: int = 1, decoders: int = 1) -> set[str]:
     names = {
         f"{side}_{what}" for side in ("encoder", "decoder") for what in ("embedding", "position")
     }
-    names |= {"output.bias", "output.kernel", "nvib.alpha_bias", "nvib.alpha_linear"}
-    names |= {f"nvib.{n}.{w}" for n in ("mean", "log_variance") for w in ("kernel", "bias")}
+    names |= {"output.bias", "output.kernel", "latent.alpha_bias", "latent.alpha_linear"}
+    names |= {f"latent.{n}.{w}" for n in ("mean", "log_variance") for w in ("kernel", "bias")}
     names |= {
-        f"nvib.prior_values.{n}" for n in ("mean", "log_variance", "log_alpha", "alpha_delta")
+        f"latent.prior_values.{n}" for n in ("mean", "log_variance", "log_alpha", "alpha_delta")
     }
     for side, layers, own, count in (
         ("encoder", encoders, SELF, 2), ("decoder", decoders, SELF + LATENT, 3),
@@ -59,7 +59,7 @@ def test_parameters_are_a_flat_dict_with_these_names():
     ("overrides", "more", "fewer"),
     [
         ({"tied": True}, set(), {"output.bias", "output.kernel"}),
-        ({"pseudo_count": "exp_quadratic"}, {"nvib.alpha_quadratic"}, set()),
+        ({"pseudo_count": "exp_quadratic"}, {"latent.alpha_quadratic"}, set()),
         ({"pseudo_count": "relu"}, set(), set()),
         ({"norm": "post"}, set(), norms("encoder.norm") | norms("decoder.norm")),
         (
@@ -89,10 +89,10 @@ def test_split_and_merge_are_inverse():
 
 def test_the_prior_is_in_the_parameters():
     params = split(tiny.model(prior_alpha=2.0, alpha_delta=0.25))[1]
-    np.testing.assert_allclose(params["nvib.prior_values.log_alpha"], np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(params["nvib.prior_values.alpha_delta"], 0.25)
+    np.testing.assert_allclose(params["latent.prior_values.log_alpha"], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(params["latent.prior_values.alpha_delta"], 0.25)
     module = tiny.model(prior_alpha=2.0, alpha_delta=0.25)
-    np.testing.assert_allclose(module.nvib.prior.log_total(jnp.array(4)), np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(module.latent.prior.log_total(jnp.array(4)), np.log(3), rtol=1e-6)
 
 
 # ---- configuration
@@ -164,7 +164,7 @@ def test_positions_beyond_the_tables_are_refused():
     long = jnp.zeros((1, tiny.LENGTH + 1), jnp.int32)
     with pytest.raises(ValueError, match=r"tokens has 7 positions; wanted at most 6"):
         module.encode(long, long == 0)
-    mixture = nvib.sample_prior(jax.random.key(0), module.nvib.prior, jnp.array([2]), max_length=6)
+    mixture = module.latent.sample_prior(jax.random.key(0), jnp.array([2]), most=6)
     memories = module.memories(mixture, "exact")
     with pytest.raises(ValueError, match=r"inputs has 8 positions; wanted at most 7"):
         module.decode(memories, jnp.zeros((1, 8), jnp.int32))
@@ -287,7 +287,7 @@ def test_every_parameter_but_the_priors_has_a_gradient(options):
 
     for name, grad in gradient(params).items():
         assert jnp.isfinite(grad).all(), name
-        assert bool(jnp.any(grad != 0)) == (not name.startswith("nvib.prior_values")), name
+        assert bool(jnp.any(grad != 0)) == (not name.startswith("latent.prior_values")), name
 
 
 def test_bfloat16_loss_is_close_to_float32():

@@ -36,7 +36,7 @@ def still():
 
     @jax.jit
     def terms():
-        posterior, prior = module.encode(data["tokens"], data["mask"]), module.nvib.prior
+        posterior, prior = module.encode(data["tokens"], data["mask"]), module.latent.prior
         memories = module.memories(module.draw(posterior, KEY), "exact")
         inputs, targets, counted = decoder_io(data["tokens"], data["mask"])
         log_p = log_likelihood(module.decode(memories, inputs), targets, counted)
@@ -237,7 +237,7 @@ def test_training_learns_and_leaves_the_prior_alone(stepping):
     assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
     for name, before in pieces[1].items():
         same = bool(jnp.array_equal(before, state.params[name]))
-        assert same == name.startswith("nvib.prior_values"), name
+        assert same == name.startswith("latent.prior_values"), name
 
 
 def test_the_noise_is_named_by_the_step(stepping):

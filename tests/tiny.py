@@ -33,10 +33,10 @@ class Still(NVAE):
         return nvib.Mixture(mean.mean, None, mean.log_weights, mean.mask)
 
 
-def model(kind: type[NVAE] = NVAE, *, max_length: int = LENGTH, **overrides: Any) -> NVAE:
+def model(module: type[NVAE] = NVAE, *, max_length: int = LENGTH, **overrides: Any) -> NVAE:
     """A module of width 16."""
     config = NVAEConfig(**{**SMALL, "dropout": 0.0, **overrides})
-    return kind(config, vocab_size=VOCAB, max_length=max_length, rngs=nnx.Rngs(0))
+    return module(config, vocab_size=VOCAB, max_length=max_length, rngs=nnx.Rngs(0))
 
 
 def batch(seed: int = 0, lengths: tuple[int, ...] = (6, 3, 1, 4)) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def setting(options: Generate) -> tuple[nnx.GraphDef, Params, Mixture]:
     params["output.bias"] = params["output.bias"].at[EOS].set(_NEVER)
     lengths = jnp.full((options.sentences,), options.length, jnp.int32)
     key = jax.random.key(options.seed)
-    mixture = sample_prior(key, model.nvib.prior, lengths, max_length=options.length)
+    mixture = sample_prior(key, model.latent.prior, lengths, max_length=options.length)
     return graph, params, mixture
 
 

@@ -170,7 +170,7 @@ def loss(
     logits = model.decode(memories, inputs, decode_key)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     cross_entropy = jnp.sum(jnp.where(counted, nll, 0.0)) / jnp.sum(counted).astype(jnp.float32)
-    prior, components = model.nvib.prior, jnp.sum(posterior.mask, axis=-1)
+    prior, components = model.latent.prior, jnp.sum(posterior.mask, axis=-1)
     kl_g = published_scale(kl_gaussian(posterior, prior), components, model.config.dim)
     kl_d = published_scale(kl_dirichlet(posterior, prior), components)
     return cross_entropy + jnp.mean(lambda_gaussian * kl_g + lambda_dirichlet * kl_d)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.kl import kl_dirichlet, kl_gaussian
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.text_model import ROWS, TextModel, pad
@@ -59,15 +58,14 @@ def bound_terms(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(log p(x|F) of a drawn F, exact KL_G, exact KL_D) in nats and vectors present, each (B,)."""
-    posterior, prior = model.encode(tokens, mask), model.nvib.prior
+    posterior = model.encode(tokens, mask)
     inputs, targets, counted = decoder_io(tokens, mask)
     logits = model.decode(model.memories(model.draw(posterior, key), "exact"), inputs)
-    draws = model.config.num_samples
+    present = ~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:]
     return (
         log_likelihood(logits, targets, counted),
-        kl_gaussian(posterior, prior, num_samples=draws, form="exact"),
-        kl_dirichlet(posterior, prior, num_samples=draws, form="exact"),
-        jnp.sum(~jnp.isneginf(posterior.log_alpha[:, 1:]) & mask, axis=-1),
+        *model.latent.kl(posterior),
+        jnp.sum(present, axis=-1),
     )
 
 

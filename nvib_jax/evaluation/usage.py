@@ -12,7 +12,7 @@ import numpy as np
 
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.text_model import ROWS, TextModel, pad
-from nvib_jax.types import Mixture
+from nvib_jax.types import Mixture, Posterior
 
 THRESHOLD = 0.1  # the published evaluation drops pseudo-counts at most this
 
@@ -50,13 +50,13 @@ def usage(model: NVAE, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, j
     """(hard, soft) share of each sentence, shapes (B,); see `vector_usage`."""
     posterior = model.encode(tokens, mask)
     # A draw has no attention of its own to measure: its mean is read.
-    form = "exact" if model.config.evaluation_form == "drawn" else None
+    form = "exact" if model.config.evaluation_form in ("drawn", "average") else None
     mixture, read_form = model.read(posterior, form=form)
     inputs, _, counted = decoder_io(tokens, mask)
     attention = model.attention(model.memories(mixture, read_form), inputs)
     lengths = jnp.sum(mask, axis=-1).astype(jnp.float32)
     soft = effective_number(attention, counted) / (lengths + 1)
-    return kept(model, posterior.log_alpha, mask, mixture), soft
+    return kept(model, posterior, mask, mixture), soft
 
 
 def effective_number(attention: jax.Array, counted: jax.Array) -> jax.Array:
@@ -66,10 +66,11 @@ def effective_number(attention: jax.Array, counted: jax.Array) -> jax.Array:
     return jnp.exp(-jnp.sum(jnp.where(mean > 0, mean * jnp.log(mean), 0.0), axis=-1))
 
 
-def kept(model: NVAE, log_alpha: jax.Array, mask: jax.Array, mixture: Mixture) -> jax.Array:
-    """Share of the token vectors above the threshold that the decoder is given, (B,)."""
-    threshold = model.config.threshold
-    above = log_alpha[:, 1:] > jnp.log(THRESHOLD if threshold is None else max(threshold, 0.0))
+def kept(model: NVAE, posterior: Posterior, mask: jax.Array, mixture: Mixture) -> jax.Array:
+    """Vectors above the threshold that the decoder is given, as a share of the tokens, (B,)."""
+    threshold = THRESHOLD if model.config.threshold is None else max(model.config.threshold, 0.0)
+    above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
     given = ~jnp.isneginf(mixture.log_weights[:, 1:])
-    count = jnp.sum(above & given & mask, axis=-1).astype(jnp.float32)
+    real = posterior.mask[:, 1:]
+    count = jnp.sum(above & given & real, axis=-1).astype(jnp.float32)
     return count / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(jnp.float32)

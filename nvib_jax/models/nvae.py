@@ -1,7 +1,8 @@
-"""NVAE: tokens -> encoder -> NVIB -> mixture -> decoder -> tokens, a VAE for text.
+"""NVAE: tokens -> encoder -> latent -> mixture -> decoder -> tokens, a VAE for text.
 
-Henderson & Fehr (2023). Every method is pure given the module; training and generation split it
-once into a plain dict of arrays and merge it inside `jax.jit` (`nvib_jax.models.params`).
+Henderson & Fehr (2023). The latent is an NVIB or one of its rivals (`model.kind`). Every method is
+pure given the module; training and generation split it once into a plain dict of arrays and merge
+it inside `jax.jit` (`nvib_jax.models.params`).
 """
 
 from dataclasses import dataclass
@@ -11,15 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nvib_jax.attention import FORMS, Memory
+from nvib_jax.attention import Memory
 from nvib_jax.cross_entropy import cross_entropy
-from nvib_jax.mixture import expected, sample
-from nvib_jax.modules import NVIB, Decoder, Encoder
+from nvib_jax.models.baselines import LATENTS
+from nvib_jax.modules import Decoder, Encoder
 from nvib_jax.modules.attention import Cache
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
-from nvib_jax.shapes import check_choice
-from nvib_jax.types import Mixture, Posterior, Prior
+from nvib_jax.types import Mixture, Posterior
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
@@ -28,6 +28,15 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 class NVAEConfig:
     """Architecture and bottleneck of an `NVAE`."""
 
+    kind: Literal["NVAE", "T", "VTV", "VTP", "VTS", "VTQ"] = "NVAE"
+    """The latent: the NVIB, or a rival of `nvib_jax.models.baselines`: T plain, VTV a Gaussian per
+    vector, VTP pooled to one, VTS a fixed share of the vectors, VTQ pooled by learned queries."""
+    pool: Literal["mean", "max", "first"] = "mean"
+    """VTP: how the states become one vector."""
+    stride_share: float = 0.5
+    """VTS: share of a sentence's vectors that are kept, at least one."""
+    latent_queries: int = 1
+    """VTQ: learned queries, each a vector."""
     dim: int = 256
     """Width D of the model and of the latent vectors."""
     heads: int = 4
@@ -62,10 +71,11 @@ class NVAEConfig:
     """Prior pseudo-counts a token adds: the knob of the bottleneck."""
     num_samples: int = 1
     """Draws per component in training, K."""
-    evaluation_form: Literal["exact", "published", "simplified", "expected_logit", "drawn"] = (
-        "expected_logit"
-    )
-    """How a posterior is read when not training: a form of denoising attention, or one draw."""
+    evaluation_form: Literal[
+        "exact", "published", "simplified", "expected_logit", "drawn", "average"
+    ] = "expected_logit"
+    """How a posterior is read when not training: a form of denoising attention, one draw, or the
+    average of eight."""
     threshold: float | None = None
     """Drop components with a pseudo-count at most this when evaluating; None keeps all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -80,13 +90,14 @@ class NVAEConfig:
             if not right:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")
 
-        for name in ("dim", "hidden", "decoder_layers", "num_samples"):
+        for name in ("dim", "hidden", "decoder_layers", "num_samples", "latent_queries"):
             check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("encoder_layers", "alpha_delta"):
             check(getattr(self, name) >= 0, name, "at least 0")
         for name in ("initial_variance", "prior_alpha"):
             check(getattr(self, name) > 0, name, "more than 0")
         check(self.initial_alpha is None or self.initial_alpha > 0, "initial_alpha", "more than 0")
+        check(0 < self.stride_share <= 1, "stride_share", "0 < stride_share <= 1")
         check(0 < self.initial_kept < 1, "initial_kept", "0 < initial_kept < 1")
         for name in ("heads", "latent_heads"):
             heads = getattr(self, name)
@@ -95,7 +106,7 @@ class NVAEConfig:
 
 
 class NVAE(nnx.Module):
-    """Transformer encoder, NVIB layer, Transformer decoder with denoising cross-attention.
+    """Transformer encoder, latent, Transformer decoder with denoising cross-attention.
 
     Args:
       config: architecture.
@@ -121,15 +132,7 @@ class NVAE(nnx.Module):
             "rngs": rngs,
         }
         self.encoder = Encoder(c.encoder_layers, c.dim, c.heads, c.hidden, **shared)
-        self.nvib = NVIB(
-            c.dim,
-            prior=Prior.standard(c.dim, alpha=c.prior_alpha, alpha_delta=c.alpha_delta),
-            pseudo_count=c.pseudo_count,
-            initial_alpha=c.initial_alpha,
-            initial_kept=c.initial_kept,
-            initial_variance=c.initial_variance,
-            rngs=rngs,
-        )
+        self.latent: Any = LATENTS[c.kind](c, rngs=rngs)
         self.decoder = Decoder(
             c.decoder_layers,
             c.dim,
@@ -156,7 +159,7 @@ class NVAE(nnx.Module):
           key: dropout key; None means no dropout.
 
         Returns:
-          A float32 `Posterior`, S = N + 1.
+          A float32 `Posterior`, S = N + 1 (pooled kinds: as many vectors as they have, and 1).
 
         Raises:
           ValueError: N beyond `max_length`.
@@ -167,11 +170,11 @@ class NVAE(nnx.Module):
         x = self._embed(self.encoder_embedding, tokens)
         x = x + self._embed(self.encoder_position, positions)
         x = dropout(x, self.config.dropout, first)
-        return self.nvib(self.encoder(x, mask, rest), mask)
+        return self.latent(self.encoder(x, mask, rest), mask)
 
     def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
         """The training mixture: K draws a component."""
-        return sample(key, posterior, num_samples=self.config.num_samples)
+        return self.latent.draw(posterior, key)
 
     def read(
         self, posterior: Posterior, *, form: str | None = None, key: jax.Array | None = None
@@ -180,20 +183,13 @@ class NVAE(nnx.Module):
 
         Args:
           posterior: from `encode`.
-          form: overrides `config.evaluation_form`.
-          key: for form "drawn" only.
+          form: one of `nvib_jax.models.latent.READS`; overrides `config.evaluation_form`.
+          key: for forms "drawn" and "average" only.
 
         Raises:
-          ValueError: an unknown form, or "drawn" without a key.
+          ValueError: an unknown form, or a draw without a key.
         """
-        form = form or self.config.evaluation_form
-        check_choice("form", form, (*FORMS, "drawn"))
-        if form == "drawn":
-            if key is None:
-                raise ValueError("form is 'drawn' and key is None; a draw needs a key")
-            return sample(key, posterior), "exact"
-        weights = "geometric" if form == "expected_logit" else "mean"
-        return expected(posterior, log_weights=weights, threshold=self.config.threshold), form
+        return self.latent.read(posterior, form or self.config.evaluation_form, key)
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
         """What each decoder layer's attention needs of a mixture, computed once."""

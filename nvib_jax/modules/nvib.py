@@ -17,7 +17,37 @@ class Fixed(nnx.Variable):
     """Saved in the checkpoint, never trained: the prior."""
 
 
-class NVIB(nnx.Module):
+class Gaussians(nnx.Module):
+    """Linear maps from states to means and log variances, and the prior of both.
+
+    Args:
+      dim: D.
+      prior: kept with the parameters and never trained.
+      initial_variance: variance of every component before training.
+      rngs: parameter RNGs.
+    """
+
+    def __init__(self, dim: int, *, prior: Prior, initial_variance: float = 0.1, rngs: nnx.Rngs):
+        self.mean = Linear(dim, dim, rngs=rngs)
+        self.log_variance = Linear(
+            dim,
+            dim,
+            kernel_init=nnx.initializers.zeros_init(),
+            bias_init=nnx.initializers.constant(math.log(initial_variance)),
+            rngs=rngs,
+        )
+        self.prior_values = nnx.data(
+            {f.name: Fixed(getattr(prior, f.name)) for f in dataclasses.fields(prior)}
+        )
+
+    @property
+    def prior(self) -> Prior:
+        """The prior, with no gradient."""
+        values = {name: jax.lax.stop_gradient(v[...]) for name, v in self.prior_values.items()}
+        return Prior(**values)
+
+
+class NVIB(Gaussians):
     """Linear maps from encoder states to means, log variances and pseudo-counts.
 
     Args:
@@ -42,6 +72,7 @@ class NVIB(nnx.Module):
         initial_variance: float = 0.1,
         rngs: nnx.Rngs,
     ):
+        super().__init__(dim, prior=prior, initial_variance=initial_variance, rngs=rngs)
         if initial_alpha is None:
             initial_alpha = float(prior.alpha_delta) or 1.0
         start, spread = math.log(initial_alpha), 1.0
@@ -49,28 +80,11 @@ class NVIB(nnx.Module):
             start, spread = rectified_normal(initial_alpha, initial_kept)
         init = nnx.initializers.normal(spread * dim**-0.5)
         self.pseudo_count = pseudo_count
-        self.mean = Linear(dim, dim, rngs=rngs)
-        self.log_variance = Linear(
-            dim,
-            dim,
-            kernel_init=nnx.initializers.zeros_init(),
-            bias_init=nnx.initializers.constant(math.log(initial_variance)),
-            rngs=rngs,
-        )
         self.alpha_linear = nnx.Param(init(rngs.params(), (dim,), jnp.float32))
         self.alpha_bias = nnx.Param(jnp.float32(start))
         self.alpha_quadratic = (
             nnx.Param(jnp.zeros((dim,), jnp.float32)) if pseudo_count == "exp_quadratic" else None
         )
-        self.prior_values = nnx.data(
-            {f.name: Fixed(getattr(prior, f.name)) for f in dataclasses.fields(prior)}
-        )
-
-    @property
-    def prior(self) -> Prior:
-        """The prior, with no gradient."""
-        values = {name: jax.lax.stop_gradient(v[...]) for name, v in self.prior_values.items()}
-        return Prior(**values)
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, previous: Posterior | None = None

@@ -27,7 +27,7 @@ from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, from_json, to_json
 from nvib_jax.training.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "checkpoints"
 METRIC = "objective"  # best is lowest: the loss on held-out data with the KLs at full weight
 # What may differ between a run and its continuation.

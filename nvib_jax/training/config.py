@@ -58,10 +58,41 @@ class ObjectiveConfig:
     """Anneal the Gaussian KL only: vectors compete for pseudo-counts from the first step."""
     anneal_cycle: int = 0
     """Steps of a cycle, for cyclic."""
+    alpha_delta_start: float | None = None
+    """The Dirichlet KL's alpha_delta at step 0; model.alpha_delta from alpha_delta_steps on."""
+    alpha_delta_steps: int = 0
+    """Steps from alpha_delta_start to model.alpha_delta, on a line."""
+    free_gaussian: float = 0.0
+    """Free bits: nats a token below which the Gaussian KL costs nothing."""
+    free_dirichlet: float = 0.0
+    """Free bits: nats a token below which the Dirichlet KL costs nothing."""
+    capacity_gaussian: float | None = None
+    """Capacity: |KL_G - C(t)| instead of KL_G, C in nats a token; None is none."""
+    capacity_dirichlet: float | None = None
+    """Capacity: |KL_D - C(t)| instead of KL_D, C in nats a token; None is none."""
+    capacity_steps: int = 0
+    """Steps from capacity 0 to the capacity, on a line."""
+    encoder_noise: float = 0.0
+    """Share of the encoder's input words that are replaced by the unknown word in training."""
+    word_dropout: float = 0.0
+    """Share of the decoder's input words that are replaced by the unknown word in training."""
 
     def __post_init__(self) -> None:
         _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet")
-        _at_least("objective", self, 0, "anneal_start", "anneal_steps")
+        _at_least("objective", self, 0, "anneal_start", "anneal_steps", "alpha_delta_steps")
+        _at_least("objective", self, 0, "free_gaussian", "free_dirichlet", "capacity_steps")
+        for name in ("alpha_delta_start", "capacity_gaussian", "capacity_dirichlet"):
+            if getattr(self, name) is not None:
+                _at_least("objective", self, 0, name)
+        for part in ("gaussian", "dirichlet"):
+            if getattr(self, f"free_{part}") and getattr(self, f"capacity_{part}") is not None:
+                raise ValueError(
+                    f"objective.free_{part} and objective.capacity_{part} are both given; "
+                    "wanted one"
+                )
+        for name in ("encoder_noise", "word_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; wanted 0 to 1")
         if self.anneal == "cyclic":
             _at_least("objective", self, max(self.anneal_steps, 1), "anneal_cycle")
 

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from nvib_jax.kl import kl_dirichlet, kl_gaussian
-from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.models.nvae import NVAE, PAD, UNK, decoder_io
 from nvib_jax.models.params import Params, merge
-from nvib_jax.objective import anneal, published_scale
+from nvib_jax.objective import anneal, budget, published_scale
 from nvib_jax.training.config import ObjectiveConfig, TrainConfig
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -78,41 +77,34 @@ def loss_and_metrics(
     Returns:
       (loss (), metrics): nats per token and per sentence, shares of vectors.
     """
-    encode_key, draw_key, decode_key = jax.random.split(key, 3)
-    if not train:
-        encode_key = decode_key = None
+    encode_key, draw_key, decode_key, noise_key = jax.random.split(key, 4)
     tokens, mask = batch["tokens"], batch["mask"]
     inputs, targets, counted = decoder_io(tokens, mask)
+    if train:
+        blanks = jax.random.split(noise_key)
+        tokens = _blank(tokens, objective.encoder_noise, blanks[0])
+        inputs = inputs.at[:, 1:].set(_blank(inputs[:, 1:], objective.word_dropout, blanks[1]))
+    else:
+        encode_key = decode_key = None
     posterior = model.encode(tokens, mask, encode_key)
     memories = model.memories(model.draw(posterior, draw_key), "exact")
     nll = model.cross_entropy(memories, inputs, targets, counted, decode_key)
 
     real = jnp.any(mask, axis=-1)
-    prior, draws = model.nvib.prior, model.config.num_samples
-    kl_g = kl_gaussian(posterior, prior, num_samples=draws, form=objective.gaussian_form)
-    kl_d = kl_dirichlet(posterior, prior, num_samples=draws, form=objective.dirichlet_form)
-    kl_g, kl_d = jnp.where(real, kl_g, 0.0), jnp.where(real, kl_d, 0.0)
-
-    components = jnp.sum(posterior.mask, axis=-1)
-    all_sentences, all_tokens = _counts(mask if whole is None else whole)
-    if objective.units == "elbo":
-        per_g, per_d, total = kl_g, kl_d, all_tokens
-    else:
-        per_g = published_scale(kl_g, components, model.config.dim)
-        per_d = published_scale(kl_d, components)
-        total = all_sentences
-    factor = anneal(
-        step,
-        schedule=objective.anneal,
-        start=objective.anneal_start,
-        steps=objective.anneal_steps,
-        cycle=objective.anneal_cycle,
+    alpha_delta = _alpha_delta(step, objective, model.config.alpha_delta) if train else None
+    kl_g, kl_d = model.latent.kl(
+        posterior,
+        gaussian_form=objective.gaussian_form,
+        dirichlet_form=objective.dirichlet_form,
+        alpha_delta=alpha_delta,
     )
-    factor_d = jnp.ones_like(factor) if objective.dirichlet_from_start else factor
-    kl = factor * objective.lambda_gaussian * jnp.sum(per_g)
-    kl = kl + factor_d * objective.lambda_dirichlet * jnp.sum(per_d)
+    kl_g, kl_d = jnp.where(real, kl_g, 0.0), jnp.where(real, kl_d, 0.0)
+    costs = penalty(kl_g, kl_d, mask, step, objective, dim=model.config.dim)
+
+    all_sentences, all_tokens = _counts(mask if whole is None else whole)
+    total = all_tokens if objective.units == "elbo" else all_sentences
     loss = nll / jnp.maximum(all_tokens, 1).astype(jnp.float32)
-    loss = loss + kl / jnp.maximum(total, 1).astype(jnp.float32)
+    loss = loss + jnp.sum(costs) / jnp.maximum(total, 1).astype(jnp.float32)
     sentences = jnp.sum(real)
     return loss, {
         "loss": (loss, jnp.ones((), jnp.int32)),
@@ -121,6 +113,55 @@ def loss_and_metrics(
         "kl_dirichlet": (jnp.sum(kl_d), sentences),
         "share_kept": count_kept(posterior, mask),
     }
+
+
+def penalty(
+    kl_gaussian: jax.Array,
+    kl_dirichlet: jax.Array,
+    mask: jax.Array,
+    step: jax.Array,
+    objective: ObjectiveConfig,
+    *,
+    dim: int,
+) -> jax.Array:
+    """What both KLs (B,) of sentences with this mask (B, N) cost at a step, (B,)."""
+    factor = anneal(
+        step,
+        schedule=objective.anneal,
+        start=objective.anneal_start,
+        steps=objective.anneal_steps,
+        cycle=objective.anneal_cycle,
+    )
+    factor_d = jnp.ones_like(factor) if objective.dirichlet_from_start else factor
+    grown = anneal(step, schedule="linear", steps=objective.capacity_steps)
+    tokens = jnp.sum(mask, axis=-1)
+
+    def cost(kl: jax.Array, free: float, capacity: float | None, width: int | None) -> jax.Array:
+        held = None if capacity is None else capacity * grown
+        kl = budget(kl, tokens, free=free, capacity=held)
+        # S counts a sentence's tokens and the prior's component, whatever the latent keeps.
+        return kl if objective.units == "elbo" else published_scale(kl, tokens + 1, width)
+
+    o = objective
+    gaussian = cost(kl_gaussian, o.free_gaussian, o.capacity_gaussian, dim)
+    dirichlet = cost(kl_dirichlet, o.free_dirichlet, o.capacity_dirichlet, None)
+    return factor * o.lambda_gaussian * gaussian + factor_d * o.lambda_dirichlet * dirichlet
+
+
+def _alpha_delta(step: jax.Array, objective: ObjectiveConfig, last: float) -> jax.Array | None:
+    first = objective.alpha_delta_start
+    if first is None:
+        return None
+    reached = anneal(step, schedule="linear", steps=objective.alpha_delta_steps)
+    return first + (last - first) * reached
+
+
+def _blank(tokens: jax.Array, share: float, key: jax.Array) -> jax.Array:
+    """A share of the words made unknown; padding stays."""
+    if share == 0.0:
+        return tokens
+    blank = jax.random.bernoulli(key, share, tokens.shape) & (tokens != PAD)
+    return jnp.where(blank, UNK, tokens)
 
 
 def _counts(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -132,10 +173,11 @@ def _counts(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 def count_kept(posterior, mask: jax.Array, threshold: float = 0.1) -> tuple[jax.Array, jax.Array]:
     """(components kept, components), the prior's and padding left out: a share once divided.
 
-    Kept means a pseudo-count above `threshold`, the published 0.1.
+    Kept means a pseudo-count above `threshold`, the published 0.1. A latent that pools has fewer
+    vectors than the text has tokens, and the share is one of tokens.
     """
     above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
-    return jnp.sum(above & mask), jnp.sum(mask)
+    return jnp.sum(above & posterior.mask[:, 1:]), jnp.sum(mask)
 
 
 def make_train_step(

@@ -1,0 +1,210 @@
+"""The rivals of the NVIB: Gaussian vectors without a Dirichlet, and what chooses the vectors.
+
+    T     plain autoencoder: every vector, no noise
+    VTV   a Gaussian per vector
+    VTP   one vector: the mean, the maximum or the first of the states
+    VTS   a fixed share of the vectors, evenly spaced
+    VTQ   k vectors, pooled by k learned queries; k = 1 is the latent attention of text VAEs
+
+The published rivals (Henderson & Fehr, 2023) attend to their vectors as Transformers do, without a
+norm in the logits and without the prior's component. That is denoising attention to
+
+    F = sum_i pi_i delta(z_i)    with    log pi_i = |z_i|^2 / (2 sqrt(E)),    pi_0 = 0
+
+so that the decoder, its cache and its kernels are the NVAE's. Their KL is the NVAE's exact one, a
+sum over the vectors that are there.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nvib_jax import mixture as mixtures
+from nvib_jax.attention import Memory, attend
+from nvib_jax.attention.inputs import MASK_VALUE
+from nvib_jax.kl import kl_gaussian
+from nvib_jax.models.latent import DRAWS, DirichletLatent, check_read
+from nvib_jax.modules.linear import Linear
+from nvib_jax.modules.nvib import Gaussians
+from nvib_jax.objective import gaussian_log_density_ratio
+from nvib_jax.posterior import make_posterior
+from nvib_jax.types import Mixture, Posterior, Prior
+
+
+class GaussianLatent(Gaussians):
+    """VTV: a Gaussian per vector, all kept; the other rivals are cases of it.
+
+    What is said of the methods of `DirichletLatent` holds of these.
+
+    Args:
+      config: an `NVAEConfig`.
+      rngs: parameter RNGs.
+    """
+
+    variational = True
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+        variance, prior = config.initial_variance, Prior.standard(config.dim)
+        super().__init__(config.dim, prior=prior, initial_variance=variance, rngs=rngs)
+        self.config, self.num_samples = config, config.num_samples
+
+    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """States (B, N, D) -> M vectors (B, M, D), where they are padding, and which are kept."""
+        return x, mask, mask
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> Posterior:
+        """Encoder states (B, N, D) to posterior; what is not kept has no pseudo-count."""
+        x, mask, kept = self.vectors(x.astype(jnp.float32), mask)
+        log_alpha = jnp.where(kept, 0.0, -jnp.inf)
+        return make_posterior(self.mean(x), self._spread(x), log_alpha, mask, self.prior)
+
+    def _spread(self, x: jax.Array) -> jax.Array:
+        return self.log_variance(x)
+
+    def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
+        """K draws of each vector."""
+        return self._draws(posterior, key, self.num_samples)
+
+    def read(
+        self, posterior: Posterior, form: str, key: jax.Array | None = None
+    ) -> tuple[Mixture, str]:
+        """The means whatever the form, but for "drawn" and "average"."""
+        if key is not None and form in ("drawn", "average"):
+            return self._draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
+        check_read(form, key)
+        return self._attended(posterior.mean, _kept(posterior), posterior.mask), "exact"
+
+    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
+        """(KL_G, 0) in nats, each (B,); there are no other forms and no pseudo-counts."""
+        kl = kl_gaussian(posterior, self.prior, num_samples=self.num_samples, form="exact")
+        return kl, jnp.zeros_like(kl)
+
+    def log_density_ratio(self, mixture: Mixture, posterior: Posterior) -> jax.Array:
+        """`log p(z) - log q(z | x)` of a mixture that `draw` made, nats, (B,)."""
+        return gaussian_log_density_ratio(mixture, posterior, self.prior)
+
+    def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
+        """Draws of the prior with these numbers of vectors (B,), `most` at most."""
+        drawn = mixtures.sample_prior(key, self.prior, counts, max_length=most)
+        return self._attended(drawn.mean, drawn.mask.at[:, 0].set(False), drawn.mask)
+
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """The vectors of both, attended to in the proportion (1 - t) : t."""
+        return mixtures.interpolate(a, b, t)
+
+    def _draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
+        mean, log_variance = (
+            jnp.tile(a, (1, count, 1)) for a in (posterior.mean, posterior.log_variance)
+        )
+        kept, mask = (jnp.tile(a, (1, count)) for a in (_kept(posterior), posterior.mask))
+        z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, jnp.float32)
+        return self._attended(z, kept, mask)
+
+    def _attended(self, z: jax.Array, kept: jax.Array, mask: jax.Array) -> Mixture:
+        """Impulses whose weights undo the norms of the logits: plain attention."""
+        root = (self.config.dim / self.config.latent_heads) ** 0.5
+        norm = jnp.sum(jnp.square(z), axis=-1) / (2 * root)
+        return Mixture(z, None, jnp.where(kept, norm, -jnp.inf), mask)
+
+
+class PlainLatent(GaussianLatent):
+    """T: every vector as it is. It has no density, so no likelihood; prior draws mean nothing."""
+
+    variational = False
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        del self.log_variance
+
+    def _spread(self, x: jax.Array) -> jax.Array:
+        return jnp.zeros_like(x)
+
+    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
+        """Zeros."""
+        zeros = jnp.zeros(posterior.mean.shape[:1], jnp.float32)
+        return zeros, zeros
+
+    def _draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
+        return self._attended(posterior.mean, _kept(posterior), posterior.mask)
+
+
+class StridedLatent(GaussianLatent):
+    """VTS: of n vectors, `stride_share` n of them, rounded and at least one, evenly spaced."""
+
+    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """All states; which are kept depends on the length alone."""
+        n = jnp.sum(mask, axis=-1, keepdims=True)
+        count = jnp.round(self.config.stride_share * n.astype(jnp.float32)).astype(n.dtype)
+        count = jnp.clip(count, 1, jnp.maximum(n, 1))
+        place = jnp.arange(mask.shape[1], dtype=n.dtype)[None]
+        steps = (place + 1) * count // jnp.maximum(n, 1) - place * count // jnp.maximum(n, 1)
+        return x, mask, mask & (steps > 0)
+
+
+class _FixedCount(GaussianLatent):
+    """Always as many vectors, so that a way between two texts is a line for each."""
+
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """`(1 - t) z_a + t z_b` for each vector."""
+        t = jnp.broadcast_to(t, a.mean.shape[:1])[:, None, None]
+        z = (1 - t) * a.mean + t * b.mean
+        return self._attended(z, ~jnp.isneginf(a.log_weights), a.mask)
+
+
+class PooledLatent(_FixedCount):
+    """VTP: one vector, the `pool` of the states."""
+
+    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One vector, (B, 1, D)."""
+        real, some = mask[..., None], jnp.any(mask, axis=-1, keepdims=True)
+        if self.config.pool == "first":
+            pooled = x[:, 0]
+        elif self.config.pool == "max":
+            pooled = jnp.max(x, axis=1, where=real, initial=-jnp.inf)
+            pooled = jnp.where(some, pooled, 0.0)
+        else:
+            count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(x.dtype)
+            pooled = jnp.sum(jnp.where(real, x, 0.0), axis=1) / count
+        return pooled[:, None], some, some
+
+
+class QueriesLatent(_FixedCount):
+    """VTQ: `latent_queries` learned queries attend to the states."""
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        init, shape = nnx.initializers.normal(1.0), (config.latent_queries, config.dim)
+        self.queries = nnx.Param(init(rngs.params(), shape))
+        self.key_value = Linear(config.dim, 2 * config.dim, rngs=rngs)
+
+    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """k vectors, (B, k, D)."""
+        heads, some = self.config.heads, jnp.any(mask, axis=-1, keepdims=True)
+        key, value = (
+            jnp.swapaxes(a.reshape(*a.shape[:2], heads, -1), 1, 2)
+            for a in jnp.split(self.key_value(x), 2, axis=-1)
+        )
+        seen = mask.at[:, 0].set(True)  # an empty softmax has no value
+        query = self.queries[...].reshape(1, -1, heads, x.shape[-1] // heads)
+        query = jnp.broadcast_to(query, (x.shape[0], *query.shape[1:])) * query.shape[-1] ** -0.5
+        out = attend(query, Memory(key, value, jnp.where(seen, 0.0, MASK_VALUE)))
+        vectors = out.reshape(x.shape[0], -1, x.shape[-1])
+        there = jnp.broadcast_to(some, vectors.shape[:2])
+        return vectors, there, there
+
+
+LATENTS: dict[str, type[Any]] = {
+    "NVAE": DirichletLatent,
+    "T": PlainLatent,
+    "VTV": GaussianLatent,
+    "VTP": PooledLatent,
+    "VTS": StridedLatent,
+    "VTQ": QueriesLatent,
+}
+
+
+def _kept(posterior: Posterior) -> jax.Array:
+    """Which vectors are attended to: never the prior's."""
+    return (posterior.mask & ~jnp.isneginf(posterior.log_alpha)).at[:, 0].set(False)

@@ -1,0 +1,117 @@
+"""What stands between encoder and decoder: states -> posterior -> the mixture that is read.
+
+Every kind of text autoencoder here is an encoder, a latent and a decoder, and they differ in the
+latent alone. It says what is encoded (`__call__`), drawn in training (`draw`), read in evaluation
+(`read`), what that costs (`kl`, `log_density_ratio`), and what comes before any text
+(`sample_prior`). This file has the NVIB's; `baselines.py` has its rivals'.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nvib_jax import mixture as mixtures
+from nvib_jax import objective
+from nvib_jax.attention import FORMS
+from nvib_jax.kl import kl_dirichlet, kl_gaussian
+from nvib_jax.modules import NVIB
+from nvib_jax.shapes import check_choice
+from nvib_jax.types import Mixture, Posterior, Prior
+
+READS = (*FORMS, "drawn", "average")
+DRAWS = 8  # of form "average"
+
+
+class DirichletLatent(NVIB):
+    """The NVIB: a Gaussian and a pseudo-count for each encoder state.
+
+    Args:
+      config: an `NVAEConfig`.
+      rngs: parameter RNGs.
+    """
+
+    variational = True
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+        super().__init__(
+            config.dim,
+            prior=Prior.standard(
+                config.dim, alpha=config.prior_alpha, alpha_delta=config.alpha_delta
+            ),
+            pseudo_count=config.pseudo_count,
+            initial_alpha=config.initial_alpha,
+            initial_kept=config.initial_kept,
+            initial_variance=config.initial_variance,
+            rngs=rngs,
+        )
+        self.num_samples, self.threshold = config.num_samples, config.threshold
+
+    def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
+        """The training mixture: K draws a component."""
+        return mixtures.sample(key, posterior, num_samples=self.num_samples)
+
+    def read(
+        self, posterior: Posterior, form: str, key: jax.Array | None = None
+    ) -> tuple[Mixture, str]:
+        """The evaluation mixture and the attention form that goes with it.
+
+        Args:
+          posterior: from `__call__`.
+          form: a form of denoising attention, "drawn", or "average": the mean of eight drawn
+            mixtures, a mixture of eight times as many impulses.
+          key: for "drawn" and "average" only.
+
+        Raises:
+          ValueError: an unknown form, or a draw without a key.
+        """
+        if key is not None and form in ("drawn", "average"):
+            return draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
+        check_read(form, key)
+        weights = "geometric" if form == "expected_logit" else "mean"
+        read = mixtures.expected(posterior, log_weights=weights, threshold=self.threshold)
+        return read, form
+
+    def kl(
+        self,
+        posterior: Posterior,
+        *,
+        gaussian_form: str = "exact",
+        dirichlet_form: str = "exact",
+        alpha_delta: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(KL_G, KL_D) in nats, each (B,); `alpha_delta` stands in for the prior's."""
+        prior, count = self.prior, self.num_samples
+        if alpha_delta is not None:
+            prior = dataclasses.replace(prior, alpha_delta=alpha_delta)
+        return (
+            kl_gaussian(posterior, prior, num_samples=count, form=gaussian_form),
+            kl_dirichlet(posterior, prior, num_samples=count, form=dirichlet_form),
+        )
+
+    def log_density_ratio(self, mixture: Mixture, posterior: Posterior) -> jax.Array:
+        """`log p(F) - log q(F | x)` of a mixture that `draw` made, nats, (B,)."""
+        return objective.log_density_ratio(mixture, posterior, self.prior)
+
+    def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
+        """Draws of the prior with these numbers of vectors (B,), `most` at most."""
+        return mixtures.sample_prior(key, self.prior, counts, max_length=most)
+
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """From a (t = 0) to b (t = 1): the mixture `(1 - t) a + t b`."""
+        return mixtures.interpolate(a, b, t)
+
+
+def draws(posterior: Posterior, key: jax.Array, count: int) -> Mixture:
+    """The mean of `count` independently drawn mixtures, as one mixture of `count` S impulses."""
+    drawn = [mixtures.sample(k, posterior) for k in jax.random.split(key, count)]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn)
+
+
+def check_read(form: str, key: jax.Array | None) -> None:
+    """ValueError for a form that is none, and for a draw without a key."""
+    check_choice("form", form, READS)
+    if form in ("drawn", "average"):
+        raise ValueError(f"form is {form!r} and key is {key}; a draw needs a key")
