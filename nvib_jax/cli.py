@@ -1,4 +1,4 @@
-"""The `nvib` command: train, prepare, reconstruct, sample, interpolate, bench.
+"""The `nvib` command: train, evaluate, sweep, report, and what a trained model is played with.
 
 This file prints the usage and the errors; `commands.py`, slower to import, does the rest.
 """
@@ -14,12 +14,18 @@ USAGE = """usage: nvib COMMAND ...
   nvib reconstruct RUN [TEXT ...]                          encode sentences and write them again
   nvib sample RUN [--count 10]                             write sentences drawn from the prior
   nvib interpolate RUN A B [--steps 5]                     sentences on the way from A to B
+  nvib evaluate RUN [RUN ...]                              every figure, on text not seen
+  nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
+  nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
   nvib bench attention|train|generate|sampler [...]        time, memory and error, beside plain
 
 `nvib COMMAND --help` shows every option with its default, `--debug` where an error comes from.
 Begin with: nvib train configs/quickstart.py
 """
-_NAMES = ("train", "prepare", "reconstruct", "sample", "interpolate", "bench")
+_NAMES = (
+    *("train", "prepare", "reconstruct", "sample", "interpolate"),
+    *("evaluate", "sweep", "report", "bench"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

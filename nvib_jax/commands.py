@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from nvib_jax import studies
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.training.config import Config, load_preset
 
@@ -131,10 +132,10 @@ def _free(parent: str, name: str, flags: set[str]) -> Path:
 
 
 def _train(arguments: list[str]) -> None:
-    config, flags = _config("train", arguments, ("--resume",))
+    config, flags = _config("train", arguments, ("--resume", "--no-summary"))
     from nvib_jax.training.loop import train
 
-    train(config, resume="--resume" in flags)
+    train(config, resume="--resume" in flags, summary="--no-summary" not in flags)
 
 
 def _prepare(arguments: list[str]) -> None:
@@ -233,5 +234,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "reconstruct": _reconstruct,
     "sample": _sample,
     "interpolate": _interpolate,
+    "evaluate": lambda arguments: studies.evaluate(_parse(studies.Evaluate, arguments)),
+    "sweep": lambda arguments: studies.sweep(_parse(studies.Sweep, arguments)),
+    "report": lambda arguments: studies.report(_parse(studies.Report, arguments)),
     "bench": _bench,
 }

@@ -1,10 +1,13 @@
 """The two KL terms of the bottleneck, in nats per example.
 
 Enters a `Posterior` and its `Prior`, leaves [B]. DESIGN 3.6; Henderson & Fehr (2023).
-`k0 = S K` counts the valid components (padding excluded), K draws each. Each term has two forms:
+`k0 = S K` counts the valid components (padding excluded), K draws each. The forms of each term:
 
 - `expected_count`, the published loss: components weighted by their expected counts, and a
   Dirichlet KL that sees the total pseudo-count only (the KL of two symmetric Dirichlets).
+- `expected_use`, the Gaussians' only and ours: a component is paid for once, by the probability
+  that it is drawn at all. At small counts it is `expected_count`; but none is paid for twice, so
+  that weight may gather on few vectors, and one that is not worth its KL is pushed out.
 - `exact`: the KL of what `sample` really draws. A likelihood bound needs this one. A component
   with a pseudo-count of exactly zero is never drawn and leaves both densities, n and k0 with it:
   the prior is that of the vectors which are there, as `sample_prior` draws them.
@@ -16,10 +19,11 @@ import jax.numpy as jnp
 from nvib_jax import dirichlet
 from nvib_jax.random import log_normalize
 from nvib_jax.shapes import check_choice
-from nvib_jax.special import expm1_minus
+from nvib_jax.special import LOG_HUGE, expm1_minus
 from nvib_jax.types import Posterior, Prior
 
-FORMS = ("expected_count", "exact")
+DIRICHLET_FORMS = ("expected_count", "exact")
+GAUSSIAN_FORMS = (*DIRICHLET_FORMS, "expected_use")
 
 
 def kl_gaussian(
@@ -28,14 +32,16 @@ def kl_gaussian(
     """KL of the components' Gaussians.
 
         expected_count   k0/2 sum_i (alpha_i / alpha_0) sum_d [ ... ]_id
+        expected_use      K/2 sum_i P_i                 sum_d [ ... ]_id
         exact             K/2 sum_i                     sum_d [ ... ]_id
+        P_i = 1 - (1 + k0/alpha_0)^-alpha_i,  that one of Poisson(k0) draws is of component i
         [ ... ] = s2/s2^p + (mu - mu^p)^2/s2^p - 1 - log(s2/s2^p)
 
     Args:
       posterior: S components.
       prior: the same the posterior was made with.
       num_samples: K, as given to `sample`.
-      form: "expected_count" or "exact".
+      form: "expected_count", "expected_use" or "exact".
 
     Returns:
       float32 nats, shape (B,). The published loss divides by S D; this does not.
@@ -43,7 +49,7 @@ def kl_gaussian(
     Raises:
       ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
     """
-    _check(posterior, prior, num_samples, form)
+    _check(posterior, prior, num_samples, form, GAUSSIAN_FORMS)
     present, log_alpha = _present(posterior)
     # Chosen before the arithmetic: what is padded or empty must not reach a gradient as 0 * inf.
     mean, log_variance = (
@@ -55,6 +61,15 @@ def kl_gaussian(
     if form == "exact":
         return num_samples * jnp.sum(each, axis=-1)
     _, count = prior_atom(posterior.mask, prior, num_samples)
+    if form == "expected_use":
+        log_total = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
+        # alpha_i log(1 + k0/alpha_0), where neither alpha is formed: k0/alpha_0 if that is small.
+        log_rate = jnp.log(count)[:, None] - log_total
+        small = log_rate < -10.0
+        above = jnp.log(jnp.log1p(jnp.exp(jnp.where(small, 0.0, log_rate))))
+        draws = jnp.exp(jnp.minimum(log_alpha + jnp.where(small, log_rate, above), LOG_HUGE))
+        used = jnp.where(present, -jnp.expm1(-draws), 0.0)
+        return num_samples * jnp.sum(used * each, axis=-1)
     return count * jnp.sum(jnp.exp(log_normalize(log_alpha, present)) * each, axis=-1)
 
 
@@ -84,7 +99,7 @@ def kl_dirichlet(
     Raises:
       ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
     """
-    _check(posterior, prior, num_samples, form)
+    _check(posterior, prior, num_samples, form, DIRICHLET_FORMS)
     present, log_alpha = _present(posterior)
     if form == "exact":
         log_b, count = prior_atom(present, prior, num_samples)
@@ -112,8 +127,10 @@ def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:
     return present, jnp.where(present, posterior.log_alpha, 0.0).astype(jnp.float32)
 
 
-def _check(posterior: Posterior, prior: Prior, num_samples: int, form: str) -> None:
-    check_choice("form", form, FORMS)
+def _check(
+    posterior: Posterior, prior: Prior, num_samples: int, form: str, forms: tuple[str, ...]
+) -> None:
+    check_choice("form", form, forms)
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; wanted at least 1")
     width = posterior.check()["D"]

@@ -49,7 +49,10 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
 
 
 def expected(
-    posterior: Posterior, *, log_weights: str = "mean", threshold: float | None = None
+    posterior: Posterior,
+    *,
+    log_weights: str = "mean",
+    threshold: float | jax.Array | None = None,
 ) -> Mixture:
     """The posterior's mean mixture, Gaussians included.
 

@@ -6,7 +6,7 @@ so that each method compiles once a shape.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,7 +146,7 @@ class TextModel:
           seed: for sampling.
         """
         run = self.compiled(write, form=form, max_length=self.max_length, config=decoding)
-        return self._texts(run(self.params, mixture, jax.random.key(seed)))
+        return self.texts(run(self.params, mixture, jax.random.key(seed)))
 
     def reconstruct(
         self,
@@ -213,7 +213,7 @@ class TextModel:
             part = np.ones(ROWS, np.int32)
             part[: len(chosen[start : start + ROWS])] = chosen[start : start + ROWS]
             key = jax.random.fold_in(jax.random.key(seed), start)
-            texts += self._texts(run(self.params, jnp.asarray(part), key))
+            texts += self.texts(run(self.params, jnp.asarray(part), key))
         return texts[:count]
 
     def interpolate(
@@ -255,21 +255,61 @@ class TextModel:
         return self._compiled[name]
 
     def _in_batches(self, rows: list[list[int]], run: Callable[..., jax.Array]) -> list[str]:
-        """Group rows by bucket, pad each batch to ROWS, put the texts back in order."""
+        """The text of each row, in order."""
         texts = [""] * len(rows)
+        for part, tokens, mask in self.batches(rows):
+            # The first member names the batch: no two draw the same noise.
+            written = self.texts(run(tokens, mask, int(part[0])))
+            for i, text in zip(part, written, strict=False):
+                texts[i] = text
+        return texts
+
+    def batches(
+        self, rows: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
+        """Rows by bucket: (which they are, tokens, mask), filled up to ROWS sentences."""
         bucket_of = np.searchsorted(self.buckets, [len(row) for row in rows])
         for bucket, width in enumerate(self.buckets):
             members = np.flatnonzero(bucket_of == bucket)
             for start in range(0, len(members), ROWS):
                 part = members[start : start + ROWS]
                 tokens, mask = pad([rows[i] for i in part], width, ROWS)
-                # The first member names the batch: no two draw the same noise.
-                written = self._texts(run(jnp.asarray(tokens), jnp.asarray(mask), int(part[0])))
-                for i, text in zip(part, written, strict=False):
-                    texts[i] = text
-        return texts
+                yield part, jnp.asarray(tokens), jnp.asarray(mask)
 
-    def _texts(self, ids: jax.Array) -> list[str]:
+    def measure(
+        self,
+        function: Callable[..., Any],
+        texts: Sequence[str],
+        seed: int = 0,
+        *,
+        arrays: Sequence[Any] = (),
+        **options: Any,
+    ) -> Any:
+        """`function(module, tokens, mask, key, *arrays, **options)` over all texts.
+
+        Args:
+          function: gives a tree of arrays whose first axis is the batch's.
+          texts: at least one.
+          seed: of the keys; every batch has its own.
+          arrays: the same for every batch.
+          options: static.
+
+        Returns:
+          The tree, numpy arrays in the order of the texts.
+        """
+        rows, run = self.tokenize(texts), self.compiled(function, **options)
+        order, parts = [], []
+        for part, tokens, mask in self.batches(rows):
+            key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
+            found = jax.device_get(run(self.params, tokens, mask, key, *arrays))
+            parts.append([np.asarray(x)[: len(part)] for x in jax.tree.leaves(found)])
+            order.append(part)
+        place = np.argsort(np.concatenate(order))
+        leaves = [np.concatenate(leaf)[place] for leaf in zip(*parts, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(found), leaves)
+
+    def texts(self, ids: Any) -> list[str]:
+        """What generated ids (B, max_length) say."""
         return [self.tokenizer.decode(row[row > 0].tolist()) for row in np.asarray(ids)]
 
 

@@ -124,8 +124,7 @@ def sentences(ids):
     return [[tuple(int(t) for t in hypothesis if t) for hypothesis in row] for row in ids]
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.6])
-@pytest.mark.parametrize("beams", [1, 2, 3, 4])
+@pytest.mark.parametrize(("beams", "penalty"), [(1, 0.0), (2, 0.6), (3, 0.0), (4, 0.6)])
 def test_search_is_the_plain_one(beams, penalty):
     """Three models each: sentences that end soon, that may, and that never do; all K kept."""
     lengths = set()
@@ -149,7 +148,7 @@ def test_every_layers_cache_follows_its_prefix(layers, norm):
     assert sentences(ids) == [[s for _, s in row] for row in want]
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("penalty", [0.0, 2.0])
 def test_one_kept_is_the_best_of_all_kept(penalty):
     for seed, ends in enumerate((4.0, 1.5, -1e9)):
         (graph, params), data = sharp(seed, ends), tiny.batch(seed, LENGTHS)
@@ -208,7 +207,7 @@ class Table:
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 3.0])
-@pytest.mark.parametrize(("vocabulary", "max_length", "beams"), [(4, 5, 2), (8, 2, 6), (12, 2, 10)])
+@pytest.mark.parametrize(("vocabulary", "max_length", "beams"), [(4, 5, 2), (12, 2, 10)])
 def test_a_beam_that_holds_everything_finds_the_best(vocabulary, max_length, beams, penalty):
     """One word and an end, or two tokens: no prefix is ever dropped. Eight sentences each."""
     model = Table(vocabulary, vocabulary, max_length, rows=8)

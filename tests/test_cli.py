@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import tiny
 
@@ -312,9 +313,14 @@ def test_the_installed_command(run):
     command = shutil.which("nvib", path=os.path.dirname(sys.executable))
     if command is None:
         pytest.skip("nvib is not installed beside this python")
+    # What this session has compiled already is not compiled again there.
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     done = subprocess.run(
         [command, "reconstruct", run, "--jsonl"],
-        input=TEXTS[0], capture_output=True, text=True,
+        input=TEXTS[0], capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["text"] == TEXTS[0]

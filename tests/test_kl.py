@@ -1,5 +1,6 @@
 """The two KLs and their gradients against mpmath, and at the edges."""
 
+import functools
 import itertools
 
 import jax
@@ -125,23 +126,25 @@ def test_kl_dirichlet_is_zero_at_the_prior(form):
     assert np.all(np.isfinite(by_alpha))
 
 
+@functools.partial(jax.jit, static_argnames="form")
+@functools.partial(jax.value_and_grad, argnums=(0, 1))
+def both_kls(log_alpha, log_p, form):
+    """Summed, with their gradients."""
+    post, base = posterior(), prior()
+    changed = nvib.Posterior(post.mean, post.log_variance, log_alpha, post.mask)
+    other = nvib.Prior(base.mean, base.log_variance, log_p, base.alpha_delta)
+    kls = [f(changed, other, form=form) for f in (nvib.kl_gaussian, nvib.kl_dirichlet)]
+    return jnp.sum(sum(kls))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("log_alpha", [-300.0, -80.0, 88.0, 300.0])
 @pytest.mark.parametrize("log_p", [0.0, 300.0])
 def test_kls_stay_finite(form, log_alpha, log_p):
     """exp(log_alpha) would overflow or vanish: values and gradients stay finite."""
-    post = posterior()
-    base = prior()
-
-    def loss(a, p):
-        changed = nvib.Posterior(post.mean, post.log_variance, a, post.mask)
-        other = nvib.Prior(base.mean, base.log_variance, p, base.alpha_delta)
-        kls = [f(changed, other, form=form) for f in (nvib.kl_gaussian, nvib.kl_dirichlet)]
-        return jnp.sum(sum(kls))
-
-    a = jnp.asarray(post.log_alpha)
+    a = posterior().log_alpha
     a = a.at[0, 1].set(log_alpha).at[0, 2].set(-jnp.inf).at[1, :].set(log_alpha)
-    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(a, jnp.float32(log_p))
+    value, grads = both_kls(a, jnp.float32(log_p), form=form)
     assert np.isfinite(value)
     assert np.isfinite(grads[0]).all()
     assert np.isfinite(grads[1])
@@ -204,20 +207,22 @@ def test_conditional_prior_total():
 
 def test_padding_of_any_kind_leaves_the_kls_alone():
     post, base = posterior(), prior()
-    garbage = nvib.Posterior(
+    clean = (post.mean, post.log_variance, post.log_alpha)
+    garbage = (
         jnp.where(post.mask[..., None], post.mean, jnp.nan),
         jnp.where(post.mask[..., None], post.log_variance, jnp.inf),
         jnp.where(post.mask, post.log_alpha, 300.0),
-        post.mask,
     )
     for kl, form in itertools.product((nvib.kl_gaussian, nvib.kl_dirichlet), FORMS):
-        run = jax.value_and_grad(
-            lambda p, f=kl, k=form: jnp.sum(f(p, base, form=k)), allow_int=True
-        )
-        (value, grads), (want, wanted) = run(garbage), run(post)
+
+        def total(arrays, kl=kl, form=form):
+            return jnp.sum(kl(nvib.Posterior(*arrays, post.mask), base, form=form))
+
+        run = jax.jit(jax.value_and_grad(total))
+        (value, grads), (want, wanted) = run(garbage), run(clean)
         np.testing.assert_allclose(value, want, rtol=1e-6)
-        for name in ("mean", "log_variance", "log_alpha"):
-            np.testing.assert_allclose(getattr(grads, name), getattr(wanted, name), rtol=1e-6)
+        for got, expected in zip(grads, wanted, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kl", [nvib.kl_gaussian, nvib.kl_dirichlet])
@@ -286,3 +291,56 @@ def test_relative_entropy_is_blind_to_a_common_rounding():
         np.testing.assert_allclose(
             relative_entropy(log_share, change + shift, times), [want], rtol=1e-4
         )
+
+
+def test_expected_use_pays_for_a_vector_once():
+    """Against numpy in float64, and between its limits: the expected count and the exact KL."""
+    rng = np.random.default_rng(3)
+    alpha = np.array([[0.001, 0.3, 2.0, 0.0, 40.0]])
+    mean, log_variance = rng.normal(size=(1, 5, 3)), rng.normal(size=(1, 5, 3))
+    prior = nvib.Prior.standard(3, alpha_delta=0.5)
+    posterior = nvib.make_posterior(
+        *(jnp.asarray(a, jnp.float32) for a in (mean, log_variance, np.log(alpha + 1e-300))),
+        jnp.ones((1, 5), bool),
+        prior,
+    )
+    posterior = nvib.Posterior(
+        posterior.mean,
+        posterior.log_variance,
+        posterior.log_alpha.at[0, 4].set(-jnp.inf),
+        posterior.mask,
+    )
+    each = 0.5 * np.sum(np.exp(log_variance) + mean**2 - 1 - log_variance, axis=-1)
+    total, count = alpha.sum() + 1, 6
+    used = 1 - (1 + count / total) ** -alpha
+    got = nvib.kl_gaussian(posterior, prior, form="expected_use")
+    np.testing.assert_allclose(got, (used * each).sum(-1), rtol=1e-5)
+    # Drawn 6 times, by Monte Carlo: a component's counts are negative binomial; 5 errors.
+    rates = rng.gamma(alpha[0], size=(100_000, 5)) * count / total
+    seen = rng.poisson(rates) > 0
+    assert (
+        np.abs(seen.mean(0) - used[0]) < 5 * (used[0] * (1 - used[0]) / 1e5) ** 0.5 + 1e-9
+    ).all()
+
+
+def test_expected_use_beyond_the_range_of_float32():
+    """Pseudo-counts of e^100: as many draws as the expected count, and no overflow."""
+    prior = nvib.Prior.standard(2)
+    mean = jnp.ones((1, 4, 2))
+    posterior = nvib.make_posterior(
+        mean, 0 * mean, jnp.full((1, 4), 100.0), jnp.ones((1, 4), bool), prior
+    )
+    # Five draws over four vectors and a prior of no weight: 1 - exp(-5/4) of 1 nat each.
+    got, slope = jax.value_and_grad(
+        lambda p: nvib.kl_gaussian(p, prior, form="expected_use")[0], allow_int=True
+    )(posterior)
+    np.testing.assert_allclose(got, 4 * (1 - np.exp(-5 / 4)), rtol=1e-5)
+    assert np.isfinite(slope.log_alpha).all()
+
+
+def test_the_dirichlet_kl_has_no_expected_use():
+    prior = nvib.Prior.standard(2)
+    mean = jnp.ones((1, 4, 2))
+    posterior = nvib.make_posterior(mean, mean, jnp.zeros((1, 4)), jnp.ones((1, 4), bool), prior)
+    with pytest.raises(ValueError, match="form is 'expected_use'; wanted one of 'expected_count'"):
+        nvib.kl_dirichlet(posterior, prior, form="expected_use")

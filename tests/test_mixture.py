@@ -11,6 +11,7 @@ from tolerance import assert_close
 import nvib_jax as nvib
 
 KEY = jax.random.key(3)
+attention = jax.jit(nvib.denoising_attention)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -83,7 +84,7 @@ def test_expected_and_its_gradient_at_extreme_counts(log_weights, log_alpha):
         mix = nvib.expected(p, log_weights=log_weights)
         return jnp.sum(jnp.where(where, jnp.maximum(mix.log_weights, -1e30), 0.0))
 
-    value, grad = jax.value_and_grad(loss)(post.log_alpha.at[:, 1].set(log_alpha))
+    value, grad = jax.jit(jax.value_and_grad(loss))(post.log_alpha.at[:, 1].set(log_alpha))
     assert np.isfinite(value)
     assert np.isfinite(grad).all()
 
@@ -135,8 +136,7 @@ def test_interpolation_ends_are_the_mixtures_themselves(impulses):
     b = mixture(tokens=3, impulses=impulses[1], seed=9)
     q, k = query(), kernels()
     for t, end in ((0.0, a), (1.0, b)):
-        got = nvib.denoising_attention(q, nvib.interpolate(a, b, t), **k)
-        assert_close(got, nvib.denoising_attention(q, end, **k))
+        assert_close(attention(q, nvib.interpolate(a, b, t), **k), attention(q, end, **k))
     ts = jnp.float32([0.0, 0.4, 1.0])
     rows = nvib.interpolate(a, b, ts)
     assert_close(jnp.sum(jnp.exp(rows.log_weights), -1), jnp.ones(3))

@@ -39,12 +39,17 @@ def decoder(layers: int = 2, **kw) -> Decoder:
     return Decoder(layers, D, H, HIDDEN, rngs=nnx.Rngs(0), **kw)
 
 
+def jitted(module):
+    """As one program: each operation alone would be compiled for its own."""
+    return jax.jit(lambda *arguments: module(*arguments))
+
+
 # ---- encoder
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_encoder_gives_normalised_states(norm):
-    out = encoder(norm=norm)(10 * normal(0, 3, 5, D), masks(5, 2, 1))
+    out = jitted(encoder(norm=norm))(10 * normal(0, 3, 5, D), masks(5, 2, 1))
     assert out.shape == (3, 5, D)
     # Both placements end with a layer norm, whose scale is 1 and bias 0 at the start.
     np.testing.assert_allclose(out.mean(-1), 0, atol=1e-5)
@@ -54,8 +59,8 @@ def test_encoder_gives_normalised_states(norm):
 def test_pre_norm_keeps_the_residual_and_post_norm_does_not():
     """A pre-norm layer adds to its input; scaled inputs therefore come through."""
     x, mask = 100 * normal(0, 1, 5, D), masks(5)
-    pre = encoder(1, norm="pre").layers[0](x, mask)
-    post = encoder(1, norm="post").layers[0](x, mask)
+    pre = jitted(encoder(1, norm="pre").layers[0])(x, mask)
+    post = jitted(encoder(1, norm="post").layers[0])(x, mask)
     assert jnp.abs(pre - x).max() < 0.1 * jnp.abs(x).max()
     assert jnp.abs(post).max() < 10
 
@@ -74,7 +79,7 @@ def test_heads_must_divide_the_width():
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_encoder_does_not_see_padding(norm):
-    run, x = encoder(norm=norm), normal(0, 2, 3, D)
+    run, x = jitted(encoder(norm=norm)), normal(0, 2, 3, D)
     short = run(x, masks(3, 2, width=3))
     padded = jnp.concatenate([x, 50 * normal(1, 2, 4, D)], axis=1)
     long = run(padded, masks(3, 2, width=7))[:, :3]
@@ -86,21 +91,21 @@ def test_encoder_does_not_see_padding(norm):
 
 
 def test_encoder_treats_rows_alone():
-    run, x, mask = encoder(), normal(0, 3, 5, D), masks(5, 2, 1)
+    run, x, mask = jitted(encoder()), normal(0, 3, 5, D), masks(5, 2, 1)
     alone = jnp.concatenate([run(x[i : i + 1], mask[i : i + 1]) for i in range(3)])
     np.testing.assert_allclose(run(x, mask), alone, atol=1e-5)
 
 
 def test_encoder_is_equivariant_to_the_order_of_tokens():
     """No positions inside the encoder: they come in with the embedding."""
-    run, x, order = encoder(), normal(0, 1, 5, D), jnp.array([3, 1, 4, 0, 2])
+    run, x, order = jitted(encoder()), normal(0, 1, 5, D), jnp.array([3, 1, 4, 0, 2])
     out = run(x, masks(5))
     np.testing.assert_allclose(run(x[:, order], masks(5)), out[:, order], atol=1e-5)
 
 
 def test_a_row_of_padding_alone_is_finite_and_so_is_its_gradient():
-    run, x = encoder(), normal(0, 2, 5, D)
-    grad = jax.grad(lambda x: jnp.sum(run(x, masks(5, 0)) ** 2))(x)
+    run, x = jitted(encoder()), normal(0, 2, 5, D)
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(run(x, masks(5, 0)) ** 2)))(x)
     assert jnp.isfinite(run(x, masks(5, 0))).all()
     assert jnp.isfinite(grad).all()
 
@@ -138,8 +143,9 @@ def test_dropout_rates_near_their_ends(rate, share):
 
 @pytest.mark.parametrize("build", [encoder, decoder])
 def test_dropout_of_the_stacks(build):
-    run, x = build(dropout_rate=0.5), normal(0, 2, 5, D)
-    second = masks(5, 3) if build is encoder else run.memories(mixture(), "exact")
+    module, x = build(dropout_rate=0.5), normal(0, 2, 5, D)
+    second = masks(5, 3) if build is encoder else module.memories(mixture(), "exact")
+    run = jitted(module)
     still = run(x, second)
     np.testing.assert_array_equal(still, run(x, second))
     one, two = (run(x, second, jax.random.key(i)) for i in (1, 2))
@@ -153,8 +159,8 @@ def test_dropout_of_the_stacks(build):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_decoder_is_causal(norm):
-    run, x = decoder(norm=norm), normal(0, 2, 5, D)
-    memories = run.memories(mixture(), "exact")
+    module, x = decoder(norm=norm), normal(0, 2, 5, D)
+    run, memories = jitted(module), module.memories(mixture(), "exact")
     changed = run(x.at[:, 3].add(normal(9, D)), memories) - run(x, memories)
     np.testing.assert_allclose(changed[:, :3], 0, atol=1e-6)
     assert (jnp.abs(changed[:, 3:]).max(-1) > 1e-3).all()
@@ -163,20 +169,21 @@ def test_decoder_is_causal(norm):
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_steps_with_a_cache_equal_the_whole(norm, layers):
-    run, x = decoder(layers, norm=norm), normal(0, 2, 5, D)
-    memories = run.memories(mixture(), "exact")
+    module, x = decoder(layers, norm=norm), normal(0, 2, 5, D)
+    step, memories = jitted(module.step), module.memories(mixture(), "exact")
     zeros = jnp.zeros((2, 5, D))
     caches, outputs = tuple((zeros, zeros) for _ in range(layers)), []
     for i in range(5):
-        out, caches = run.step(x[:, i : i + 1], memories, caches, jnp.int32(i))
+        out, caches = step(x[:, i : i + 1], memories, caches, jnp.int32(i))
         outputs.append(out)
-    np.testing.assert_allclose(jnp.concatenate(outputs, 1), run(x, memories), atol=1e-5)
+    whole = jitted(module)(x, memories)
+    np.testing.assert_allclose(jnp.concatenate(outputs, 1), whole, atol=1e-5)
 
 
 def test_every_decoder_layer_reads_the_mixture():
-    run, x = decoder(2), normal(0, 2, 5, D)
-    memories = run.memories(mixture(0), "exact")
-    other = run.memories(mixture(7), "exact")
+    module, x = decoder(2), normal(0, 2, 5, D)
+    run, memories = jitted(module), module.memories(mixture(0), "exact")
+    other = module.memories(mixture(7), "exact")
     base = run(x, memories)
     for i in range(2):
         mixed = tuple(other[j] if j == i else memories[j] for j in range(2))
@@ -187,7 +194,7 @@ def test_every_decoder_layer_reads_the_mixture():
 def test_weights_are_the_attention_of_every_layer(norm):
     run, x = decoder(2, norm=norm), normal(0, 2, 5, D)
     memories = run.memories(mixture(), "exact")
-    weights = run.weights(x, memories)
+    weights = jitted(run.weights)(x, memories)
     assert weights.shape == (2, 2, H, 5, 4)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
     # The output of the latent attention is these weights times the values.
@@ -249,7 +256,7 @@ def test_nvib_starts_where_it_is_told(form):
         wide, prior=nvib.Prior.standard(wide), pseudo_count=form, initial_alpha=3.0,
         initial_kept=0.3, initial_variance=0.2, rngs=nnx.Rngs(0),
     )  # fmt: skip
-    posterior = layer(normal(0, states, 5, wide), masks(*[5] * states))
+    posterior = jitted(layer)(normal(0, states, 5, wide), masks(*[5] * states))
     np.testing.assert_allclose(posterior.log_variance[:, 1:], np.log(0.2), rtol=1e-6)
     log_alpha = np.asarray(posterior.log_alpha[:, 1:])
     # The spread is |w|, chi-square over 256: its deviation is 4 %. 2,000 states add less. Four
@@ -297,7 +304,7 @@ def test_no_gradient_reaches_the_prior():
         kls = nvib.kl_gaussian(posterior, module.prior) + nvib.kl_dirichlet(posterior, module.prior)
         return jnp.sum(kls) + jnp.sum(posterior.mean**2)
 
-    grads = jax.grad(loss)(state)
+    grads = jax.jit(jax.grad(loss))(state)
     assert set(grads["prior_values"]) == {"mean", "log_variance", "log_alpha", "alpha_delta"}
     for leaf in jax.tree.leaves(grads["prior_values"]):
         np.testing.assert_array_equal(leaf, 0)
@@ -313,7 +320,8 @@ def test_bfloat16_is_close_to_float32(build):
     full, half = build(), build(dtype=jnp.bfloat16)
 
     def run(module, x):
-        return module(x, masks(5, 3) if build is encoder else module.memories(mixture(), "exact"))
+        second = masks(5, 3) if build is encoder else module.memories(mixture(), "exact")
+        return jitted(module)(x, second)
 
     out = run(half, x.astype(jnp.bfloat16))
     assert out.dtype == jnp.bfloat16

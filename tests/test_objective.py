@@ -158,3 +158,39 @@ def test_scales():
     np.testing.assert_allclose(objective.published_scale(kl, components), [4.0, 3.0])
     np.testing.assert_allclose(objective.published_scale(kl, components, 2), [2.0, 1.5])
     assert objective.elbo_weights(1e-3, 1.0, 256) == (1e-3 / 256, 1.0)
+
+
+def test_budgets_by_hand():
+    """Two tokens and four, 3 nats: 1.5 and .75 a token."""
+    kl, tokens = jnp.float32([3.0, 3.0]), jnp.array([2, 4], jnp.int32)
+    np.testing.assert_allclose(objective.budget(kl, tokens), [3.0, 3.0])
+    np.testing.assert_allclose(objective.budget(kl, tokens, free=1.0), [3.0, 4.0])
+    np.testing.assert_allclose(objective.budget(kl, tokens, capacity=1.0), [1.0, 1.0])
+    slopes = jax.vmap(jax.grad(lambda k, n: objective.budget(k[None], n[None], free=1.0)[0]))
+    np.testing.assert_allclose(slopes(kl, tokens), [1.0, 0.0])
+    slopes = jax.vmap(jax.grad(lambda k, n: objective.budget(k[None], n[None], capacity=1.0)[0]))
+    np.testing.assert_allclose(slopes(kl, tokens), [1.0, -1.0])
+
+
+def test_the_ratio_of_a_mixture_is_of_the_vectors_that_are_there():
+    """An empty component changes nothing: neither the densities nor the prior's n."""
+    prior = nvib.Prior.standard(2, alpha_delta=0.5)
+    mean = jax.random.normal(jax.random.key(0), (1, 3, 2))
+
+    def both(log_alpha, n):
+        posterior = nvib.make_posterior(
+            mean[:, :n], 0 * mean[:, :n], log_alpha[:, :n], jnp.ones((1, n), bool), prior
+        )
+        mixture = nvib.Mixture(
+            jnp.concatenate([jnp.zeros((1, 1, 2)), mean[:, :n] + 0.3], 1),
+            None,
+            jnp.log(jnp.array([[0.2, 0.5, 0.3, 0.0]]))[:, : n + 1],
+            posterior.mask,
+        )
+        return (
+            objective.log_density_ratio(mixture, posterior, prior),
+            nvib.kl_dirichlet(posterior, prior, form="exact"),
+        )
+
+    log_alpha = jnp.log(jnp.array([[1.5, 0.7, 0.0]]))
+    np.testing.assert_allclose(both(log_alpha, 3), both(log_alpha, 2), rtol=1e-6)

@@ -16,8 +16,8 @@ from nvib_jax.attention import cudnn, pallas_gpu, xla
 from nvib_jax.attention.inputs import MASK_VALUE
 
 HALF = jnp.bfloat16
-# (batch, T, S, D, H): less than a block, more than one, odd everywhere, D beyond one pass.
-SIZES = [(2, 7, 5, 16, 2), (1, 130, 70, 16, 1), (1, 70, 201, 24, 3), (1, 5, 9, 200, 8)]
+# (batch, T, S, D, H): less than a block, more blocks than slots, D beyond one pass.
+SIZES = [(2, 7, 5, 16, 2), (1, 67, 131, 18, 2), (1, 5, 9, 200, 2)]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -39,8 +39,9 @@ def simulation():
     return params.InterpretGPUParams()
 
 
-@pytest.mark.parametrize("form", ["simplified", "published"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("form", "size"), [*(("published", size) for size in SIZES), ("simplified", SIZES[1])]
+)
 def test_the_kernel_errs_at_most_twice_what_plain_bfloat16_does(size, form, simulation):
     q, mix, k, memory = example(size, form)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), (q, k))
@@ -50,7 +51,7 @@ def test_the_kernel_errs_at_most_twice_what_plain_bfloat16_does(size, form, simu
     assert_as_good_as(got, plain_attention(q, mix, **k, form=form), truth)
 
 
-@pytest.mark.parametrize("size", [(1, 70, 71, 16, 2), (1, 130, 65, 16, 1)])
+@pytest.mark.parametrize("size", [(1, 70, 71, 16, 1), (1, 130, 65, 16, 1)])
 def test_causal(size, simulation):
     q, _, _, memory = example(size, "expected_logit")
     got = pallas_gpu.attend(q, memory, causal=True, interpret=simulation)
@@ -59,7 +60,7 @@ def test_causal(size, simulation):
 
 
 def test_the_gradient_is_that_of_xla(simulation):
-    q, _, _, memory = example(SIZES[2], "published")
+    q, _, _, memory = example(SIZES[0], "published")
 
     def gradient(attend):
         return jax.grad(lambda q, m: jnp.sum(jnp.sin(attend(q, m).astype(jnp.float32))), (0, 1))(
@@ -70,10 +71,10 @@ def test_the_gradient_is_that_of_xla(simulation):
     jax.tree.map(lambda a, b: assert_close(a, b, 0.03), got, gradient(xla.attend))
 
 
-@pytest.mark.parametrize("form", ["simplified", "expected_logit", "published"])
+@pytest.mark.parametrize("form", ["simplified", "published"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_it_lowers_for_cuda(form, causal):
-    q, _, _, memory = example((2, 300, 201, 512, 8), form)
+    q, _, _, memory = jax.eval_shape(lambda: example((2, 300, 201, 512, 8), form))
     run = jax.jit(lambda q, m: pallas_gpu.attend(q, m, causal=causal))
     text = run.trace(q, memory).lower(lowering_platforms=("cuda",)).as_text()
     assert "mosaic_gpu" in text

@@ -141,7 +141,6 @@ def pmapped(f):
 TRANSFORMS = {
     "vmap": lambda f: jax.jit(jax.vmap(rows(f))),
     "scan": lambda f: jax.jit(scanned(f)),
-    "pmap": pmapped,
     "shard_map": sharded,
     "remat": lambda f: jax.jit(jax.checkpoint(f)),
 }
@@ -169,6 +168,20 @@ def test_transforms(name):
     assert_trees_close(jax.jit(jax.grad(loss(jax.checkpoint(f))))(floats(x)), wanted, 1e-4)
     if name in ("attention", "kl_dirichlet exact", "sample"):
         assert_trees_close(jax.grad(loss(sharded(f)))(floats(x)), wanted, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("attention", "kl_dirichlet") else pytest.mark.long)
+        for name in FUNCTIONS
+        if name not in SAMPLERS
+    ],
+)
+def test_pmap(name):
+    """A shard_map with one row a device by now, so most of it can wait."""
+    f, x = FUNCTIONS[name], inputs()
+    assert_trees_close(pmapped(f)(x), jax.jit(f)(x), 1e-5)
 
 
 def test_no_tracer_leaks(no_leaks):

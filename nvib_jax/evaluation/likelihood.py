@@ -1,10 +1,15 @@
-"""A bound on the likelihood of text: `log p(x) >= log p(m) + E log p(x|F) - KL_G - KL_D`.
+"""Bounds on the likelihood of text, in nats: the ELBO and the importance-weighted bound.
 
-Exact KLs, one drawn mixture a sentence, and the cost of telling the decoder the number m of
-components. Where a pseudo-count map gives exact zeros, those components are in neither density and
-m counts the rest; which tokens they came from costs nothing, since a mixture is a set. DESIGN 3.7.
+    log p(x) >= log p(m) + E_q log p(x | F) - KL_G - KL_D                                    ELBO
+    log p(x) >= E_q log 1/k sum_j p(m) p(x | F_j) p(F_j) / q(F_j | x)                        IWAE_k
+
+with exact KLs and drawn mixtures. m is the number of vectors that are there, which the decoder is
+told, so that it costs `log p(m)`. Where a pseudo-count map gives exact zeros, those components
+are in neither density: p(F | m) and q(F | x) are densities of ordered sets of m vectors and their
+weights, and which tokens the vectors came from costs nothing, since a mixture is a set. DESIGN 3.7.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +18,9 @@ import numpy as np
 
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
-from nvib_jax.text_model import ROWS, TextModel, pad
+from nvib_jax.text_model import TextModel
+
+DRAWS = 10  # of a sentence, between two looks at the host
 
 
 def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> dict[str, float]:
@@ -25,28 +32,26 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
       seed: of the drawn mixtures.
 
     Returns:
-      "elbo_sentence", "elbo_token" (a ratio of sums; end-of-sentence is a token), its parts a
-      sentence "log_likelihood", "kl_gaussian", "kl_dirichlet", "log_prob_count", and
-      "reconstruction_token", the likelihood part a token.
+      "elbo_sentence", "elbo_token" (a ratio of sums; end-of-sentence is a token), their standard
+      errors over sentences "elbo_sentence_error", "elbo_token_error", "perplexity"
+      `exp(-elbo_token)`, an upper bound on the model's; its parts a sentence "log_likelihood",
+      "kl_gaussian", "kl_dirichlet", "log_prob_count", and "reconstruction_token", the likelihood
+      part a token. The bound is nan for a latent that has no density (T).
     """
-    rows = model.tokenize(texts)
-    key, parts = jax.random.key(seed), []
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        tokens, mask = pad(part, model.max_length, ROWS)
-        terms = model.compiled(bound_terms)(
-            model.params, jnp.asarray(tokens), jnp.asarray(mask), jax.random.fold_in(key, start)
-        )
-        parts.append([np.asarray(t)[: len(part)] for t in terms])
-    log_p, kl_g, kl_d, present = (np.concatenate(t) for t in zip(*parts, strict=True))
-    lengths = np.array([len(row) for row in rows])
+    log_p, kl_g, kl_d, present = model.measure(bound_terms, texts, seed)
     log_count = log_count_probability(model.count_probabilities, present)
     bound = log_p + log_count - kl_g - kl_d
-    count = float(np.sum(lengths + 1))
+    if not is_variational(model):
+        bound = np.full_like(bound, np.nan)
+    tokens = token_counts(model, texts)
+    per_token, error = ratio(bound, tokens)
     return {
         "elbo_sentence": float(bound.mean()),
-        "elbo_token": float(bound.sum()) / count,
-        "reconstruction_token": float(log_p.sum()) / count,
+        "elbo_sentence_error": standard_error(bound),
+        "elbo_token": per_token,
+        "elbo_token_error": error,
+        "perplexity": math.exp(min(-per_token, 700.0)),
+        "reconstruction_token": ratio(log_p, tokens)[0],
         "log_likelihood": float(log_p.mean()),
         "kl_gaussian": float(kl_g.mean()),
         "kl_dirichlet": float(kl_d.mean()),
@@ -61,15 +66,130 @@ def bound_terms(
     posterior = model.encode(tokens, mask)
     inputs, targets, counted = decoder_io(tokens, mask)
     logits = model.decode(model.memories(model.draw(posterior, key), "exact"), inputs)
-    present = ~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:]
     return (
         log_likelihood(logits, targets, counted),
         *model.latent.kl(posterior),
-        jnp.sum(present, axis=-1),
+        vectors_present(posterior),
     )
+
+
+def vectors_present(posterior) -> jax.Array:
+    """m, the vectors that are there, the prior's left out, int (B,)."""
+    return jnp.sum(~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:], axis=-1)
+
+
+def importance_bounds(
+    model: TextModel, texts: Sequence[str], *, draws: int = 100, seed: int = 0
+) -> dict[int, np.ndarray]:
+    """IWAE_k of each text for k = 1, 10, 100 ... and `draws`, all from the same draws.
+
+    IWAE_k is averaged over the `draws / k` groups of k draws; a k divides the next, so that every
+    sentence's bounds rise with k, not only their means. Draws are streamed: nothing is kept but a
+    running log-sum for each k.
+
+    Args:
+      model: the model; its latent must have a density.
+      texts: held-out sentences.
+      draws: the largest k, 1 to 9 or a multiple of the powers of ten below it.
+      seed: of the draws.
+
+    Returns:
+      k -> float64 nats, shape (len(texts),). IWAE_1 is the ELBO over `draws` draws.
+
+    Raises:
+      ValueError: `draws` that the smaller k do not divide, or a latent without a density.
+
+    Source: Burda et al. (2016).
+    """
+    sizes = group_sizes(draws)
+    if not is_variational(model):
+        raise ValueError(f"a {model.config.model.kind} has no density; wanted a variational latent")
+    rows = model.tokenize(texts)
+    chunk = math.gcd(draws, DRAWS)
+    run = model.compiled(log_importance_weights, draws=chunk)
+    found = {k: np.zeros(len(rows)) for k in sizes}
+    for part, tokens, mask in model.batches(rows):
+        groups = {k: RunningMean(k, len(part)) for k in sizes}
+        for i in range(draws // chunk):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), part[0]), i)
+            weights, present = jax.device_get(run(model.params, tokens, mask, key))
+            log_count = log_count_probability(model.count_probabilities, present[: len(part)])
+            for each in weights[:, : len(part)].astype(np.float64) + log_count:
+                for group in groups.values():
+                    group.add(each)
+        for k, group in groups.items():
+            found[k][part] = group.mean()
+    return found
+
+
+def log_importance_weights(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, draws: int
+) -> tuple[jax.Array, jax.Array]:
+    """(`log p(x|F_j) p(F_j) / q(F_j|x)` (draws, B), vectors present (B,)); one encoding."""
+    posterior = model.encode(tokens, mask)
+    inputs, targets, counted = decoder_io(tokens, mask)
+
+    def one(_, draw_key: jax.Array) -> tuple[None, jax.Array]:
+        mixture = model.draw(posterior, draw_key)
+        logits = model.decode(model.memories(mixture, "exact"), inputs)
+        ratio = model.latent.log_density_ratio(mixture, posterior)
+        return None, log_likelihood(logits, targets, counted) + ratio
+
+    weights = jax.lax.scan(one, None, jax.random.split(key, draws))[1]
+    return weights, vectors_present(posterior)
+
+
+class RunningMean:
+    """Mean over groups of `size` draws of the log of the mean weight in a group, streamed."""
+
+    def __init__(self, size: int, count: int):
+        self.size, self.seen = size, 0
+        self.log_sum, self.total = np.full(count, -np.inf), np.zeros(count)
+
+    def add(self, log_weight: np.ndarray) -> None:
+        """One draw of every sentence, nats, (count,)."""
+        self.log_sum = np.logaddexp(self.log_sum, log_weight)
+        self.seen += 1
+        if self.seen % self.size == 0:
+            self.total += self.log_sum - math.log(self.size)
+            self.log_sum = np.full_like(self.log_sum, -np.inf)
+
+    def mean(self) -> np.ndarray:
+        """Over the groups that are full, (count,)."""
+        return self.total / (self.seen // self.size)
+
+
+def group_sizes(draws: int) -> list[int]:
+    """1, 10, 100 ... and `draws`, each a divisor of the next."""
+    smaller = [10**i for i in range(10) if 10**i < draws]
+    largest = smaller[-1] if smaller else 1
+    if draws < 1 or draws % largest:
+        raise ValueError(f"draws is {draws}; wanted 1 to 10 or a multiple of {largest}")
+    return [*smaller, draws]
+
+
+def is_variational(model: TextModel) -> bool:
+    """Whether the latent has a density, so that there is a bound."""
+    return model.config.model.kind != "T"
 
 
 def log_count_probability(probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """`log p(m)` with a thousandth of the mass spread evenly, so that no count is impossible."""
     smoothed = 0.999 * probabilities + 0.001 / len(probabilities)
-    return np.log(smoothed[counts]).astype(np.float32)
+    return np.log(smoothed[counts])
+
+
+def token_counts(model: TextModel, texts: Sequence[str]) -> np.ndarray:
+    """Tokens of each text with its end-of-sentence, float64."""
+    return np.array([len(row) + 1.0 for row in model.tokenize(texts)])
+
+
+def ratio(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """(sum of values / sum of counts, its standard error over sentences)."""
+    mean = float(values.sum() / counts.sum())
+    return mean, standard_error(values - mean * counts) / float(counts.mean())
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean; nan for a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

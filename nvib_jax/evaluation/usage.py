@@ -5,13 +5,14 @@ attention says what is read, however little it carries.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax.models.nvae import NVAE, decoder_io
-from nvib_jax.text_model import ROWS, TextModel, pad
+from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior
 
 THRESHOLD = 0.1  # the published evaluation drops pseudo-counts at most this
@@ -31,46 +32,105 @@ def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
       positions, layers and heads under teacher forcing: 1 if all components are read alike, the
       share k / (n + 1) if k of them are.
     """
-    rows = model.tokenize(texts)
-    hard, soft = [], []
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        tokens, mask = pad(part, model.max_length, ROWS)
-        measured = model.compiled(usage)(model.params, jnp.asarray(tokens), jnp.asarray(mask))
-        kept, read = (np.asarray(x)[: len(part)] for x in measured)
-        hard.append(kept)
-        soft.append(read)
+    vectors, effective, lengths = model.measure(usage, texts)
     return {
-        "kept_hard": float(np.concatenate(hard).mean()),
-        "kept_soft": float(np.concatenate(soft).mean()),
+        "kept_hard": float((vectors / lengths).mean()),
+        "kept_soft": float((effective / (lengths + 1)).mean()),
     }
 
 
-def usage(model: NVAE, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(hard, soft) share of each sentence, shapes (B,); see `vector_usage`."""
+def usage_by_length(model: TextModel, texts: Sequence[str]) -> list[dict[str, float]]:
+    """Vectors used by sentences of each length.
+
+    Returns:
+      For each length that occurs: "length" in tokens, "sentences", and means over them: "vectors"
+      above the threshold, "effective" number of components by attention.
+    """
+    vectors, effective, lengths = model.measure(usage, texts)
+    return [
+        {
+            "length": int(length),
+            "sentences": int(np.sum(lengths == length)),
+            "vectors": float(vectors[lengths == length].mean()),
+            "effective": float(effective[lengths == length].mean()),
+        }
+        for length in np.unique(lengths)
+    ]
+
+
+def growth(by_length: Sequence[dict[str, float]]) -> float:
+    """Exponent b of `vectors ~ length^b`, least squares on logs weighted by sentences.
+
+    1 is a constant share, below 1 grows sublinearly; nan where there is one length only.
+    """
+    rows = [r for r in by_length if r["vectors"] > 0]
+    if len(rows) < 2:
+        return float("nan")
+    x, y = (np.log([r[name] for r in rows]) for name in ("length", "vectors"))
+    weights = np.sqrt([r["sentences"] for r in rows])
+    return float(np.polyfit(x, y, 1, w=weights)[0])
+
+
+def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Every token with its vector: "tokens", "pseudo_counts", "attention", a list each.
+
+    Attention is a token's share of the mean over positions, layers and heads; what is missing to 1
+    is the prior's. A latent that pools has no vector for a token: these two lists are empty.
+    """
+    counts, attention = model.measure(_by_token, texts)
+    found = []
+    for row, alpha, share in zip(model.tokenize(texts), counts, attention, strict=True):
+        n = len(row) if alpha.shape[0] == model.max_length else 0
+        found.append(
+            {
+                "tokens": [model.tokenizer.decode([i]) for i in row],
+                "pseudo_counts": [float(a) for a in alpha[:n]],
+                "attention": [float(a) for a in share[:n]],
+            }
+        )
+    return found
+
+
+def usage(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(vectors above the threshold, effective number by attention, tokens), shapes (B,)."""
+    posterior, mixture, attention, counted = _read(model, tokens, mask)
+    vectors = kept(model, posterior, mixture)
+    return vectors, effective_number(attention, counted), jnp.sum(mask, axis=-1)
+
+
+def _by_token(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array):
+    posterior, _, attention, counted = _read(model, tokens, mask)
+    found = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
+    missing = model.max_length - tokens.shape[1] if found[0].shape == tokens.shape else 0
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), found)
+
+
+def _read(model: NVAE, tokens: jax.Array, mask: jax.Array):
     posterior = model.encode(tokens, mask)
     # A draw has no attention of its own to measure: its mean is read.
     form = "exact" if model.config.evaluation_form in ("drawn", "average") else None
     mixture, read_form = model.read(posterior, form=form)
     inputs, _, counted = decoder_io(tokens, mask)
-    attention = model.attention(model.memories(mixture, read_form), inputs)
-    lengths = jnp.sum(mask, axis=-1).astype(jnp.float32)
-    soft = effective_number(attention, counted) / (lengths + 1)
-    return kept(model, posterior, mask, mixture), soft
+    return posterior, mixture, model.attention(model.memories(mixture, read_form), inputs), counted
+
+
+def mean_attention(attention: jax.Array, counted: jax.Array) -> jax.Array:
+    """(B, T, S) over the positions that count, (B, T) -> (B, S)."""
+    positions = jnp.maximum(jnp.sum(counted, axis=-1), 1).astype(jnp.float32)
+    return jnp.sum(jnp.where(counted[..., None], attention, 0.0), axis=1) / positions[:, None]
 
 
 def effective_number(attention: jax.Array, counted: jax.Array) -> jax.Array:
     """`exp(H(mean attention))`: attention (B, T, S), the positions that count (B, T) -> (B,)."""
-    positions = jnp.maximum(jnp.sum(counted, axis=-1), 1).astype(jnp.float32)
-    mean = jnp.sum(jnp.where(counted[..., None], attention, 0.0), axis=1) / positions[:, None]
+    mean = mean_attention(attention, counted)
     return jnp.exp(-jnp.sum(jnp.where(mean > 0, mean * jnp.log(mean), 0.0), axis=-1))
 
 
-def kept(model: NVAE, posterior: Posterior, mask: jax.Array, mixture: Mixture) -> jax.Array:
-    """Vectors above the threshold that the decoder is given, as a share of the tokens, (B,)."""
+def kept(model: NVAE, posterior: Posterior, mixture: Mixture) -> jax.Array:
+    """Vectors above the threshold that the decoder is given, float (B,)."""
     threshold = THRESHOLD if model.config.threshold is None else max(model.config.threshold, 0.0)
     above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
     given = ~jnp.isneginf(mixture.log_weights[:, 1:])
-    real = posterior.mask[:, 1:]
-    count = jnp.sum(above & given & real, axis=-1).astype(jnp.float32)
-    return count / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(jnp.float32)
+    return jnp.sum(above & given & posterior.mask[:, 1:], axis=-1).astype(jnp.float32)

@@ -54,7 +54,12 @@ class DirichletLatent(NVIB):
         return mixtures.sample(key, posterior, num_samples=self.num_samples)
 
     def read(
-        self, posterior: Posterior, form: str, key: jax.Array | None = None
+        self,
+        posterior: Posterior,
+        form: str,
+        key: jax.Array | None = None,
+        *,
+        threshold: float | jax.Array | None = None,
     ) -> tuple[Mixture, str]:
         """The evaluation mixture and the attention form that goes with it.
 
@@ -63,6 +68,7 @@ class DirichletLatent(NVIB):
           form: a form of denoising attention, "drawn", or "average": the mean of eight drawn
             mixtures, a mixture of eight times as many impulses.
           key: for "drawn" and "average" only.
+          threshold: pseudo-counts at most this are dropped; None is the config's.
 
         Raises:
           ValueError: an unknown form, or a draw without a key.
@@ -71,8 +77,8 @@ class DirichletLatent(NVIB):
             return draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
         check_read(form, key)
         weights = "geometric" if form == "expected_logit" else "mean"
-        read = mixtures.expected(posterior, log_weights=weights, threshold=self.threshold)
-        return read, form
+        least = self.threshold if threshold is None else threshold
+        return mixtures.expected(posterior, log_weights=weights, threshold=least), form
 
     def kl(
         self,

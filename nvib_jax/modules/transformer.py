@@ -79,8 +79,10 @@ class EncoderLayer(_Block):
         )
         self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """x (B, N, D), mask (B, N) -> (B, N, D)."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None = None
+    ) -> jax.Array:
+        """x (B, N, D), mask (B, N) -> (B, N, D); causal where mask is None."""
         keys = split_key(key, 2)
         x = self.residual(0, x, lambda h: self.attention(h, mask), keys[0])
         return self.residual(1, x, self.mlp, keys[1])

@@ -44,7 +44,7 @@ class ObjectiveConfig:
     """Weight of the Gaussian KL."""
     lambda_dirichlet: float = 1.0
     """Weight of the Dirichlet KL."""
-    gaussian_form: Literal["expected_count", "exact"] = "expected_count"
+    gaussian_form: Literal["expected_count", "expected_use", "exact"] = "expected_count"
     """Form of the Gaussian KL in the loss; reported bounds always use exact."""
     dirichlet_form: Literal["expected_count", "exact"] = "expected_count"
     """Form of the Dirichlet KL in the loss; reported bounds always use exact."""
@@ -158,7 +158,7 @@ class Config:
 
 
 def load_preset(path: str | Path) -> Config:
-    """Run a preset file's `config()`.
+    """Run a preset file's `config()`, or read a run's `config.json`.
 
     Raises:
       FileNotFoundError: no such file; names the presets beside it.
@@ -169,20 +169,31 @@ def load_preset(path: str | Path) -> Config:
         near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = f"; {path.parent} has {', '.join(near)}" if near else ""
         raise FileNotFoundError(f"config {path} does not exist{hint}")
+    if path.suffix == ".json":
+        return from_json(path.read_text(encoding="utf-8"))
+    config = call_file(path, "config")
+    if not isinstance(config, Config):
+        raise ValueError(f"config() of {path} gives {type(config).__name__}; wanted Config")
+    return config
+
+
+def call_file(path: Path, function: str) -> Any:
+    """What a function of a Python file returns.
+
+    Raises:
+      ValueError: no Python file, or whatever its code raises, named.
+    """
     spec = importlib.util.spec_from_file_location(f"nvib_preset_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"config {path} is no Python file; wanted one that defines config()")
+        raise ValueError(f"config {path} is no Python file; wanted one that defines {function}()")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.config()
+        return getattr(module, function)()
     except Exception as error:  # whatever a preset's own code may raise
         raise ValueError(
             f"config {path}: {type(error).__name__}: {_with_nearest_field(str(error))}"
         ) from error
-    if not isinstance(config, Config):
-        raise ValueError(f"config() of {path} gives {type(config).__name__}; wanted Config")
-    return config
 
 
 def _with_nearest_field(message: str) -> str:

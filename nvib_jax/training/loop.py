@@ -46,12 +46,13 @@ _COUNTED = 1024  # training sentences from which the number of vectors is learne
 SUMMARY_SAMPLES = 1000  # prior samples scored at the end, where the language is known
 
 
-def train(config: Config, *, resume: bool = False) -> dict[str, float]:
+def train(config: Config, *, resume: bool = False, summary: bool = True) -> dict[str, float]:
     """Run a config from text to a summary.
 
     Args:
       config: the whole configuration; `train.run_dir` must not hold another run's checkpoints.
       resume: continue from the last checkpoint in `train.run_dir`.
+      summary: measure at the end and write a page; without, `nvib evaluate` does.
 
     Returns:
       The final metrics on held-out sentences (`nvib_jax.evaluation.evaluate`), with
@@ -84,6 +85,8 @@ def train(config: Config, *, resume: bool = False) -> dict[str, float]:
         checkpoints.close()
         writer.close()
 
+    if not summary:
+        return {"tokens_per_second": speed}
     bar.print("measuring on held-out sentences, beside the same model untrained")
     fresh = dataclasses.replace(model, params=open_model(config, data).params)  # compiled once
     fresh = fresh.counted(data.sentences("train", _COUNTED))

@@ -1,0 +1,260 @@
+"""`nvib evaluate`: everything that is asked of a trained run, on text it has not seen.
+
+The scores are one flat dict, the tables beside it lists of rows; `evaluation.json` in the run's
+folder holds both, and the report is made from it.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nvib_jax.data import PreparedData, default_grammar, prepare
+from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
+from nvib_jax.evaluation.collapse import collapse_report
+from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
+from nvib_jax.evaluation.interpolation import (
+    interpolate_pairs,
+    interpolation_scores,
+    mirrored_pairs,
+)
+from nvib_jax.evaluation.language_model import (
+    LanguageModel,
+    cached_language_model,
+    reverse_perplexity,
+)
+from nvib_jax.evaluation.likelihood import (
+    evidence_bound,
+    importance_bounds,
+    is_variational,
+    ratio,
+    standard_error,
+    token_counts,
+)
+from nvib_jax.evaluation.reconstruction import reconstruction_scores
+from nvib_jax.evaluation.samples import language_scores, sample_scores
+from nvib_jax.evaluation.usage import growth, token_usage, usage_by_length, vector_usage
+from nvib_jax.generate import DecodingConfig
+from nvib_jax.text_model import TextModel
+
+RESULT = "evaluation.json"
+SHOWN = 12  # sentences, samples and ways that a person reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured, and on how much."""
+
+    split: Literal["test", "validation"] = "test"
+    """Which sentences; settings are chosen on validation."""
+    sentences: int = 512
+    """Held-out sentences; 0 takes all."""
+    samples: int = 1000
+    """Prior samples; 0 leaves them out."""
+    draws: int = 100
+    """Draws a sentence of the importance-weighted bound, the largest k (1 to 10, or a multiple of
+    the power of ten below); 0 leaves it out."""
+    bound_sentences: int = 64
+    """Held-out sentences whose importance-weighted bound is measured; 0 takes all."""
+    pairs: int = 128
+    """Pairs of sentences to interpolate between; 0 leaves them out."""
+    forms: bool = True
+    """Compare every way to read a posterior, and thresholds."""
+    beams: int = 0
+    """Reconstruct by beam search too, with this many beams; 0 does not."""
+    language_model: bool = True
+    """Train a causal language model on the training sentences (once a corpus) to score samples."""
+    reverse: bool = False
+    """Train a causal language model on the samples to score held-out sentences."""
+    seed: int = 0
+    """Seed of draws and samples."""
+    lm: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    """The language model."""
+
+    def __post_init__(self) -> None:
+        for name in ("sentences", "samples", "draws", "bound_sentences", "pairs", "beams", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 0")
+
+
+def evaluate_run(
+    run: str | Path,
+    config: EvaluationConfig | None = None,
+    *,
+    checkpoint: str = "best",
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure a run and write its `evaluation.json`.
+
+    Args:
+      run: the folder that `nvib train` wrote.
+      config: what to measure.
+      checkpoint: "best" or "last".
+      progress: told what is being measured.
+
+    Returns:
+      What was written; a figure that does not exist is None.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+      ValueError: the data have no such split.
+    """
+    config = config or EvaluationConfig()
+    model = TextModel.load(str(run), which=checkpoint)
+    data = prepare(model.config.data, progress=progress)
+    found = {
+        "name": Path(run).name,
+        "kind": model.config.model.kind,
+        "checkpoint": checkpoint,
+        "seed": config.seed,
+        "options": asdict(config),
+        "config": asdict(model.config),
+        **measure(model, data, config, progress=progress),
+    }
+    found = without_nan(found)
+    path = Path(run) / RESULT
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+    return found
+
+
+def measure(
+    model: TextModel,
+    data: PreparedData,
+    config: EvaluationConfig,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The scores and tables of a model on a split of its data."""
+    texts = data.sentences(config.split, config.sentences or None)
+    known = data.sentences("train")
+    grammar = model.config.data.source == "grammar"
+    lm = None
+    if config.language_model and (config.samples or config.pairs):
+        lm = cached_language_model(data, config.lm, progress)
+
+    progress(f"reconstructing {len(texts)} sentences of the {config.split} split")
+    outputs = model.reconstruct(texts, seed=config.seed)
+    scores: dict[str, Any] = {**reconstruction_scores(texts, outputs), **vector_usage(model, texts)}
+    if config.beams:
+        how = DecodingConfig(method="beam", beams=config.beams)
+        beam = reconstruction_scores(texts, model.reconstruct(texts, decoding=how))
+        scores |= {f"beam_{name}": beam[name] for name in ("exact", "bleu")}
+    lengths = usage_by_length(model, texts)
+    scores["growth"] = growth(lengths)
+
+    progress("bounding the likelihood")
+    scores |= evidence_bound(model, texts, seed=config.seed)
+    if config.draws and is_variational(model):
+        scores |= bound_scores(model, texts[: config.bound_sentences or None], config, grammar)
+    collapse = collapse_report(model, texts, seed=config.seed)
+    kl = collapse.pop("kl_per_dimension")
+    scores |= collapse
+
+    found: dict[str, Any] = {
+        "split": config.split,
+        "sentences": len(texts),
+        "by_length": lengths,
+        "dimensions": {
+            "active": collapse["active_dimensions"],
+            "passive": collapse["passive_dimensions"],
+            "kl": kl,
+        },
+        "reconstructions": [
+            {"text": a, "output": b} for a, b in zip(texts[:SHOWN], outputs, strict=False)
+        ],
+        "tokens": token_usage(model, texts[: SHOWN // 2]),
+    }
+    if config.forms:
+        progress("comparing the forms")
+        found["forms"] = compare_forms(model, texts, seed=config.seed)
+        if model.config.model.kind == "NVAE":
+            found["thresholds"] = compare_thresholds(model, texts)
+    if config.samples:
+        progress(f"drawing {config.samples} samples")
+        samples = _sample_scores(model, data, config, lm, texts, known)
+        scores |= samples[0]
+        found["samples"] = samples[1][:SHOWN]
+    pairs = mirrored_pairs(texts)[: config.pairs]
+    if pairs:
+        progress(f"interpolating between {len(pairs)} pairs")
+        paths = interpolate_pairs(model, pairs, seed=config.seed)
+        ways = interpolation_scores(
+            pairs, paths, known=frozenset(known), perplexity=lm.perplexity if lm else None
+        )
+        if grammar:
+            ways["in_language"] = language_scores([path[len(path) // 2] for path in paths])[
+                "in_language"
+            ]
+        scores |= {f"interpolation_{name}": value for name, value in ways.items()}
+        found["interpolations"] = [
+            {"a": a, "b": b, "path": list(path)}
+            for (a, b), path in zip(pairs[:SHOWN], paths, strict=False)
+        ]
+    return {"scores": scores, **found}
+
+
+def bound_scores(
+    model: TextModel, texts: Sequence[str], config: EvaluationConfig, grammar: bool
+) -> dict[str, float]:
+    """Importance-weighted bounds of a subset, nats, with standard errors over sentences.
+
+    "iwae_K_sentence" and "iwae_K_token" for each k; "iwae_*" without a number is the largest's; on
+    the grammar "source_sentence", the log-probability under the source itself, and "gap_sentence",
+    how far the tightest bound is below it.
+    """
+    bounds = importance_bounds(model, texts, draws=config.draws, seed=config.seed)
+    tokens, found = token_counts(model, texts), {}
+    for k, bound in bounds.items():
+        for name in {f"iwae_{k}", "iwae"} if k == config.draws else {f"iwae_{k}"}:
+            found[f"{name}_sentence"] = float(bound.mean())
+            found[f"{name}_sentence_error"] = standard_error(bound)
+            found[f"{name}_token"], found[f"{name}_token_error"] = ratio(bound, tokens)
+    if grammar:
+        source = np.array([default_grammar().log_prob(text) for text in texts])
+        gap = source - bounds[config.draws]
+        found["source_sentence"] = float(source.mean())
+        found["gap_sentence"], found["gap_sentence_error"] = float(gap.mean()), standard_error(gap)
+    return found
+
+
+def _sample_scores(
+    model: TextModel,
+    data: PreparedData,
+    config: EvaluationConfig,
+    lm: LanguageModel | None,
+    held_out: Sequence[str],
+    training: Sequence[str],
+) -> tuple[dict[str, float], list[str]]:
+    samples = model.sample(
+        config.samples, decoding=DecodingConfig(method="sample"), seed=config.seed
+    )
+    reverse = None
+    if config.reverse:
+        reverse = functools.partial(
+            reverse_perplexity, held_out=held_out, tokenizer=data.tokenizer, config=config.lm
+        )
+    scores = sample_scores(
+        samples, training=training, language_model=lm, reverse=reverse, seed=config.seed
+    )
+    scores = {f"sample_{name}": value for name, value in scores.items()}
+    if lm is not None:
+        scores["data_perplexity"] = lm.perplexity(held_out)
+    if model.config.data.source == "grammar":
+        scores |= language_scores(samples)
+    return scores, samples
+
+
+def without_nan(tree: Any) -> Any:
+    """JSON has no NaN: a figure that does not exist is None."""
+    if isinstance(tree, dict):
+        return {name: without_nan(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -1,0 +1,104 @@
+"""The same posterior read in every way: which form gives the text back?
+
+A model is trained on drawn mixtures. What its decoder is given afterwards is a choice, worth tens
+of BLEU (DESIGN 3.5): a form of denoising attention to the mean mixture, one draw, the average of
+several, and which components are dropped.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvib_jax.evaluation.likelihood import ratio, token_counts
+from nvib_jax.evaluation.reconstruction import reconstruction_scores
+from nvib_jax.generate import write
+from nvib_jax.models.latent import READS
+from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.objective import log_likelihood
+from nvib_jax.text_model import TextModel
+
+THRESHOLDS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def compare_forms(
+    model: TextModel, texts: Sequence[str], *, forms: Sequence[str] = READS, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Reconstruction and likelihood under each form.
+
+    Args:
+      model: the model.
+      texts: held-out sentences.
+      forms: of `nvib_jax.models.latent.READS`.
+      seed: of draws.
+
+    Returns:
+      For each form "form", "exact", "bleu" of greedy decoding, and "nats_per_token", the
+      cross-entropy under teacher forcing.
+    """
+    tokens, found = token_counts(model, texts), []
+    for form in forms:
+        scores = reconstruction_scores(texts, model.reconstruct(texts, form=form, seed=seed))
+        log_p = model.measure(read_log_likelihood, texts, seed, form=form)
+        found.append(
+            {
+                "form": form,
+                "exact": scores["exact"],
+                "bleu": scores["bleu"],
+                "nats_per_token": -ratio(log_p, tokens)[0],
+            }
+        )
+    return found
+
+
+def compare_thresholds(
+    model: TextModel, texts: Sequence[str], *, thresholds: Sequence[float] = THRESHOLDS
+) -> list[dict[str, float]]:
+    """Reconstruction with components of small pseudo-counts dropped.
+
+    Args:
+      model: an NVAE.
+      texts: held-out sentences.
+      thresholds: pseudo-counts; a component with at most this is dropped.
+
+    Returns:
+      For each threshold "threshold", "kept" (share of vectors), "exact", "bleu".
+    """
+    lengths, found = token_counts(model, texts) - 1, []
+    for threshold in thresholds:
+        ids, kept = model.measure(_above, texts, arrays=[np.float32(threshold)])
+        scores = reconstruction_scores(texts, model.texts(ids))
+        found.append(
+            {
+                "threshold": threshold,
+                "kept": float((kept / lengths).mean()),
+                "exact": scores["exact"],
+                "bleu": scores["bleu"],
+            }
+        )
+    return found
+
+
+def _above(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, threshold: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(ids written from the vectors above a threshold, how many these are)."""
+    posterior = model.encode(tokens, mask)
+    mixture, form = model.latent.read(
+        posterior, model.config.evaluation_form, key, threshold=threshold
+    )
+    ids = write(model, mixture, key, form=form, max_length=model.max_length)
+    given = ~jnp.isneginf(mixture.log_weights[:, 1:]) & mixture.mask[:, 1:]
+    return ids, jnp.sum(given, axis=-1)
+
+
+def read_log_likelihood(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, form: str
+) -> jax.Array:
+    """`log p(x | F)` of the mixture that a form reads, nats, (B,)."""
+    mixture, read = model.read(model.encode(tokens, mask), form=form, key=key)
+    inputs, targets, counted = decoder_io(tokens, mask)
+    logits = model.decode(model.memories(mixture, read), inputs)
+    return log_likelihood(logits, targets, counted)

@@ -1,0 +1,149 @@
+"""Texts on the way between two texts: written in batches, and scored.
+
+Pairs of held-out sentences -> paths of `steps` texts -> how well the half-way text keeps either
+end, whether it is new, and how evenly the words change. Protocol of Henderson & Fehr (2023), "A VAE
+for Transformers with Nonparametric Variational Information Bottleneck".
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.evaluation.reconstruction import corpus_bleu, word_edit_distance
+from nvib_jax.generate import DecodingConfig
+from nvib_jax.mixture import interpolate
+from nvib_jax.text_model import ROWS, TextModel
+
+
+def mirrored_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Sentence i of N with sentence N - 1 - i, each pair once; the middle one of an odd N is out.
+
+    Raises:
+      ValueError: fewer than two texts.
+    """
+    if len(texts) < 2:
+        raise ValueError(f"texts has {len(texts)}; wanted at least 2, to make a pair")
+    return [(texts[i], texts[-1 - i]) for i in range(len(texts) // 2)]
+
+
+def interpolate_pairs(
+    model: TextModel,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    steps: int = 5,
+    form: str | None = None,
+    decoding: DecodingConfig | None = None,
+    seed: int = 0,
+) -> list[list[str]]:
+    """`TextModel.interpolate` of many pairs, about `ROWS` texts at a time in one static shape.
+
+    Args:
+      model: the model.
+      pairs: the two ends of each path.
+      steps: points on a path, t = 0, 1 / (steps - 1), ..., 1.
+      form: how a posterior is read; None is the config's `evaluation_form`. "drawn" draws each end
+        once, for all its path.
+      decoding: None is greedy.
+      seed: for "drawn" and for sampling; these depend on a pair's place in `pairs`, too.
+
+    Returns:
+      A path for each pair, in order: `steps` texts from the first end to the second.
+
+    Raises:
+      ValueError: no pairs, `steps < 2`, or a text the model does not take.
+    """
+    if not pairs:
+        raise ValueError("pairs is empty; wanted at least one pair of texts")
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
+    model.tokenize([text for pair in pairs for text in pair])  # refused before anything is written
+    count = max(ROWS // steps, 1)
+    times = jnp.tile(jnp.linspace(0.0, 1.0, steps), count)
+    paths: list[list[str]] = []
+    for start in range(0, len(pairs), count):
+        part = list(pairs[start : start + count])
+        part += part[:1] * (count - len(part))
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        batch_seed = int(jax.random.bits(key))
+        posterior = model.encode([a for a, _ in part] + [b for _, b in part])
+        ends, read_form = model.mixture(posterior, form=form, seed=batch_seed)
+        first, second = (
+            jax.tree.map(lambda x, half=half: jnp.repeat(x[half], steps, axis=0), ends)
+            for half in (slice(count), slice(count, None))
+        )
+        mixture = interpolate(first, second, times)
+        texts = model.decode(mixture, read_form, decoding=decoding, seed=batch_seed)
+        paths += [texts[i : i + steps] for i in range(0, len(texts), steps)]
+    return paths[: len(pairs)]
+
+
+def interpolation_scores(
+    pairs: Sequence[tuple[str, str]],
+    paths: Sequence[Sequence[str]],
+    *,
+    known: AbstractSet[str] = frozenset(),
+    perplexity: Callable[[list[str]], float] | None = None,
+) -> dict[str, float]:
+    """Score what was written between pairs of texts.
+
+    Published at t = 1/2 for an NVAE: "bleu_a", "bleu_b" (28.5, 33.7). Distances are
+    `word_edit_distance`; a mean over no path is nan.
+
+    Args:
+      pairs: the two texts of each path.
+      paths: what `interpolate_pairs` wrote: an odd number of texts, the same for all.
+      known: the training sentences.
+      perplexity: of a list of texts under a language model.
+
+    Returns:
+      "bleu_a", "bleu_b": `corpus_bleu` of the half-way texts against the first, the second texts.
+      "bleu_ends": of the first and last text of each path against their sources, in one corpus.
+      "new": share of paths whose half-way text is a new sentence: it has a word and is neither of
+      the two texts, nor what was written for them at t = 0 and 1, nor `known`.
+      "perplexity_new": of the new sentences; nan without any or without `perplexity`.
+      "constant": share of paths whose words never change.
+      "largest_step": of a path, the largest distance between consecutive texts over their sum:
+      1 / (steps - 1) is even, 1 is one jump. Mean over paths that are not constant.
+      "detour": of a path, the sum of these distances over that from the first to the last text: 1
+      is straight. Mean over paths whose ends differ.
+      "distinct_points": different texts on a path, 1 to `steps`, mean.
+
+    Raises:
+      ValueError: different numbers of pairs and paths, or none, or paths without a middle.
+    """
+    if len(pairs) != len(paths) or not pairs:
+        raise ValueError(f"{len(paths)} paths for {len(pairs)} pairs; wanted as many, at least 1")
+    sizes = sorted({len(path) for path in paths})
+    if len(sizes) > 1 or sizes[0] < 3 or sizes[0] % 2 == 0:
+        raise ValueError(
+            f"paths have {sizes} texts; wanted one odd number of at least 3, so that t = 1/2 is one"
+        )
+    sources_a, sources_b = [a for a, _ in pairs], [b for _, b in pairs]
+    firsts, lasts = [path[0] for path in paths], [path[-1] for path in paths]
+    half_way = [path[sizes[0] // 2] for path in paths]
+    new = [
+        half
+        for half, *ends in zip(half_way, sources_a, sources_b, firsts, lasts, strict=True)
+        if half.split() and half not in ends and half not in known
+    ]
+    distances = [[word_edit_distance(a, b) for a, b in pairwise(path)] for path in paths]
+    direct = map(word_edit_distance, firsts, lasts)
+    return {
+        "bleu_a": corpus_bleu(sources_a, half_way),
+        "bleu_b": corpus_bleu(sources_b, half_way),
+        "bleu_ends": corpus_bleu(sources_a + sources_b, firsts + lasts),
+        "new": len(new) / len(paths),
+        "perplexity_new": float(perplexity(new)) if perplexity and new else math.nan,
+        "constant": sum(not any(d) for d in distances) / len(paths),
+        "largest_step": _mean([max(d) / sum(d) for d in distances if any(d)]),
+        "detour": _mean([sum(d) / ends for d, ends in zip(distances, direct, strict=True) if ends]),
+        "distinct_points": _mean([len(set(path)) for path in paths]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,207 @@
+"""The sections that are figures: settings in, html out, empty where there is nothing to show.
+
+The place of a setting in the list is its colour, in every figure and in every label.
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from nvib_jax import plots
+from nvib_jax.evaluation.report import html
+from nvib_jax.evaluation.report.runs import Setting, mean_and_deviation, runs_of, with_part
+
+_CURVES = (  # metric, caption, axis
+    ("loss", "Loss, as it was minimised", "loss"),
+    ("cross_entropy", "Reconstruction", "nats per token"),
+    ("kl_gaussian", "KL of the Gaussians", "nats per sentence"),
+    ("kl_dirichlet", "KL of the Dirichlet", "nats per sentence"),
+    ("share_kept", "Vectors kept", "share of the tokens, %"),
+)
+_PLANES = (  # name, caption, x score, its factor, axis; y score, its origin, axis
+    (
+        "nats",
+        "Rate and distortion add up to the negative ELBO.",
+        ("rate_token", 1, "rate: KL, nats per token"),
+        ("reconstruction_token", 0, "distortion: nats per token"),
+    ),
+    (
+        "share",
+        "Vectors kept, against what BLEU lacks to 100.",
+        ("kept_hard", 100, "vectors kept by pseudo-count, %"),
+        ("bleu", 100, "100 − BLEU"),
+    ),
+)
+_SCORES = (  # as forms and thresholds have them: name, axis, caption
+    ("bleu", "BLEU", "BLEU of what comes back"),
+    ("exact", "sentences exact, %", "Sentences that come back exactly"),
+    ("nats_per_token", "nats per token", "What a token costs, given the vectors"),
+)
+
+
+def curves(settings: Sequence[Setting]) -> str:
+    """Held-out curves in full, training's behind them."""
+    order, figures = _labels(settings), []
+    for metric, caption, axis in _CURVES:
+        lines: dict[str, list[plots.Series]] = {"train": [], "validation": []}
+        for i, run in runs_of(settings):
+            for split, found in lines.items():
+                records = [r for r in run.metrics if r.get("split") == split]
+                if any(r.get(metric) for r in records):  # a rival has no Dirichlet: all zeros
+                    steps = [r["step"] for r in records]
+                    found.append((order[i], steps, _column(records, metric, axis)))
+        if lines["train"] or lines["validation"]:
+            figure = plots.curves(
+                lines["validation"],
+                faint=lines["train"],
+                xlabel="step",
+                ylabel=axis,
+                order=order,
+                legend=False,
+            )
+            figures.append((f"curve-{metric}", caption, figure))
+    if not figures:
+        return ""
+    note = html.paragraph("With markers: held-out sentences. Thin: training.")
+    without = [run.label for _, run in runs_of(settings) if not run.metrics]
+    return html.key(order) + note + html.gallery(figures) + html.missing(without, "metrics.jsonl")
+
+
+def rate_distortion(settings: Sequence[Setting]) -> str:
+    """What the bottleneck lets through against what is lost, a point for each setting."""
+    figures = []
+    for name, caption, (x, factor, xlabel), (y, origin, ylabel) in _PLANES:
+        points = []
+        for s in settings:
+            pairs = [(factor * run.score(x), origin - run.score(y)) for run in s.runs]
+            if pairs := [p for p in pairs if all(map(math.isfinite, p))]:
+                knob = str(s.knob[1]) if s.knob else ""
+                spread = [mean_and_deviation(values) for values in zip(*pairs, strict=True)]
+                points.append((s.kind or "?", knob, *spread[0], *spread[1]))
+        if len(points) > 1:
+            kinds, knobs, rate, rate_sd, loss, loss_sd = zip(*points, strict=True)
+            figure = plots.rate_distortion(
+                kinds,
+                knobs,
+                rate,
+                loss,
+                order=[s.kind or "?" for s in settings],
+                rate_error=rate_sd,
+                distortion_error=loss_sd,
+                rate_label=xlabel,
+                distortion_label=ylabel,
+            )
+            figures.append((f"plane-{name}", caption, figure))
+    if not figures:
+        return ""
+    note = "Lower left is better. Beside a point: alpha_delta, or what else sets its bottleneck."
+    bars = " Bars: one standard deviation over seeds." * any(len(s.runs) > 1 for s in settings)
+    return html.paragraph(note + bars) + html.gallery(figures)
+
+
+def lengths(settings: Sequence[Setting]) -> str:
+    """How the number of vectors grows with the sentence, and what comes back."""
+    found, without = with_part(settings, "by_length")
+    order = _labels(settings)
+
+    def series(name: str, axis: str = "") -> list[plots.Series]:
+        return [(order[i], _column(p, "length"), _column(p, name, axis)) for i, _, p in found]
+
+    if not found:
+        return ""
+    figures = []
+    for name, how in (("vectors", "by pseudo-count"), ("effective", "by attention")):
+        figure = plots.vectors_by_length(
+            series(name), ylabel=f"vectors, {how}", order=order, legend=False
+        )
+        figures.append((f"length-{name}", f"Vectors kept, {how}; mean over sentences.", figure))
+    exact = series("exact", "%")
+    if any(np.isfinite(values).any() for _, _, values in exact):
+        xlabel, ylabel = "sentence length, tokens", "sentences exact, %"
+        figure = plots.curves(exact, xlabel=xlabel, ylabel=ylabel, order=order, legend=False)
+        figures.append(("length-exact", "Sentences that come back exactly.", figure))
+    return html.key(order) + html.gallery(figures) + html.missing(without)
+
+
+def forms(settings: Sequence[Setting]) -> str:
+    """The same posteriors, read in several ways."""
+    found, without = with_part(settings, "forms")
+    if not found:
+        return ""
+    order, figures = _labels(settings), []
+    names = list(dict.fromkeys(row["form"] for _, _, part in found for row in part))
+    for score, axis, caption in _SCORES:
+        series = []
+        for i, _, part in found:
+            rows = {row["form"]: row for row in part}
+            series.append((order[i], _column([rows.get(n, {}) for n in names], score, axis)))
+        if any(np.isfinite(values).any() for _, values in series):
+            plain = [name.replace("_", " ") for name in names]
+            figure = plots.forms_compared(plain, series, xlabel=axis, order=order, legend=False)
+            figures.append((f"form-{score}", caption, figure))
+    return html.key(order) + html.gallery(figures) + html.missing(without)
+
+
+def thresholds(settings: Sequence[Setting]) -> str:
+    """What is lost as vectors with small pseudo-counts are dropped."""
+    found, without = with_part(settings, "thresholds")
+    if not found:
+        return ""
+    order, figures, xlabel = _labels(settings), [], "vectors kept, %"
+    for score, axis, caption in _SCORES[:2]:
+        series = [(order[i], _column(p, "kept", "%"), _column(p, score, axis)) for i, _, p in found]
+        figure = plots.curves(series, xlabel=xlabel, ylabel=axis, order=order, legend=False)
+        figures.append((f"threshold-{score}", f"{caption}; the threshold rises leftwards", figure))
+    names = (("threshold", 1), ("kept", 100), ("bleu", 1), ("exact", 100))
+    rows = [
+        [html.label_html(run.label, i), *(_number(row.get(n), factor) for n, factor in names)]
+        for i, run, part in found
+        for row in part
+    ]
+    numbers = html.table(["run", "threshold", "kept\n%", "BLEU", "exact\n%"], rows)
+    note = html.paragraph("A vector with a pseudo-count at most the threshold is dropped.")
+    return (
+        html.key(order)
+        + note
+        + html.gallery(figures)
+        + html.details("The numbers", numbers)
+        + html.missing(without)
+    )
+
+
+def dimensions(settings: Sequence[Setting]) -> str:
+    """How many latent dimensions carry something."""
+    found, without = with_part(settings, "dimensions")
+    if not found:
+        return ""
+    order = _labels(settings)
+    rows = [
+        [
+            html.label_html(run.label, i),
+            *(escape(str(part.get(k, "–"))) for k in ("active", "passive")),
+        ]
+        for i, run, part in found
+    ]
+    shown = html.table(["run", "active", "passive"], rows)
+    series = [(order[i], part["kl"]) for i, _, part in found if part.get("kl")]
+    if series:
+        figure = plots.kl_per_dimension(series, order=order, legend=False)
+        caption = "KL of each dimension to the prior, mean over vectors."
+        shown = html.gallery([("dimensions-kl", caption, figure)], beside=shown)
+    return html.key(order) + shown + html.missing(without)
+
+
+def _labels(settings: Sequence[Setting]) -> list[str]:
+    return [setting.label for setting in settings]
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str, axis: str = "") -> np.ndarray:
+    """One value of each row, NaN where it is missing; a percentage where the axis says so."""
+    return np.array([row.get(name) for row in rows], float) * (100 if axis.endswith("%") else 1)
+
+
+def _number(value: float | None, factor: float) -> str:
+    return "–" if value is None else f"{factor * value:.3g}"

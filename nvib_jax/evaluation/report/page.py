@@ -1,0 +1,69 @@
+"""Run folders in, one HTML page out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvib_jax.evaluation.report import figures, html, texts
+from nvib_jax.evaluation.report.runs import Setting, group, read_run
+
+_SECTIONS = (  # id, heading, settings -> html
+    ("runs", "Runs side by side", texts.summary),
+    ("curves", "Training curves", figures.curves),
+    ("rate-distortion", "Rate and distortion", figures.rate_distortion),
+    ("reconstructions", "Reconstructions", texts.reconstructions),
+    ("tokens", "What each token's vector weighs", texts.tokens),
+    ("lengths", "Vectors against length", figures.lengths),
+    ("forms", "Ways to read a posterior", figures.forms),
+    ("thresholds", "Dropping small pseudo-counts", figures.thresholds),
+    ("dimensions", "KL per latent dimension", figures.dimensions),
+    ("interpolations", "Interpolations", texts.interpolations),
+    ("samples", "Samples from the prior", texts.samples),
+)
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Compare runs in one page that needs no network.
+
+    Args:
+      runs: run folders, at least one; each has `metrics.jsonl`, `evaluation.json` or both.
+      out: the page, `report.html` say; its folder is made if missing.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      FileNotFoundError: a folder that is no run.
+      ValueError: no runs, or an evaluation that is no JSON object.
+    """
+    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    if not folders:
+        raise ValueError("no runs to report on; wanted at least one run folder")
+    settings = group([read_run(folder) for folder in folders])
+    labels = [setting.label for setting in settings]
+    sections = [(name, heading, section(settings)) for name, heading, section in _SECTIONS]
+    header = _header(settings, [heading for _, heading, shown in sections if not shown])
+    title = "NVIB runs: " + ", ".join(labels[:4]) + (", ..." if len(labels) > 4 else "")
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page = html.page(title, header, [section for section in sections if section[2]])
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _header(settings: Sequence[Setting], empty: Sequence[str]) -> str:
+    runs = [run for setting in settings for run in setting.runs]
+    parts = [f"{_count(len(runs), 'run')} of {_count(len(settings), 'setting')}."]
+    scored = [run.evaluation for run in runs if run.part("split")]
+    seen = {f"{e.get('sentences', 'some')} sentences of the {e['split']} split" for e in scored}
+    if seen:
+        parts.append(f"Evaluated on {' or '.join(sorted(seen))}.")
+    without = [run.label for run in runs if not run.evaluation]
+    if without:
+        parts.append(f"Without evaluation.json, so curves only: {', '.join(without)}.")
+    if empty:
+        parts.append(f"Left out for want of data: {', '.join(empty)}.")
+    return html.paragraph(" ".join(parts))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)

@@ -1,0 +1,204 @@
+"""Run folders -> runs, and those that differ in their seed only together, as settings."""
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+_KNOBS = {
+    "NVAE": "model.alpha_delta",
+    "VTV": "objective.lambda_gaussian",
+    "VTP": "model.pool",
+    "VTS": "model.stride_share",
+    "VTQ": "model.latent_queries",
+}
+_FREE = {"train.seed", "train.run_dir"}  # what may differ within a setting
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read.
+
+    Attributes:
+      folder: where it is.
+      name: its evaluation's, or the folder's.
+      label: name, and whatever else tells it from the others.
+      config: flat, "model.dim" say; empty if unknown.
+      metrics: records of `metrics.jsonl`.
+      evaluation: of `nvib evaluate`; empty if there was none.
+    """
+
+    folder: Path
+    name: str
+    label: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """Of the latent, "NVAE" say; empty if unknown."""
+        return self.evaluation.get("kind") or self.config.get("model.kind") or ""
+
+    def part(self, name: str) -> Any:
+        """A part of the evaluation, None where it is missing or empty."""
+        return self.evaluation.get(name) or None
+
+    def score(self, name: str) -> float:
+        """One of the evaluation's scores, NaN where it is missing.
+
+        "rate_token" is what the bound pays for the latent, so that distortion and rate add up to
+        the negative bound; "iwae_token" is had from "iwae_sentence" too; what is measured on
+        samples may have "sample_" before its name.
+        """
+        scores = self.part("scores") or {}
+        if name == "rate_token":
+            return self.score("reconstruction_token") - self.score("elbo_token")
+        if name == "iwae_token" and name not in scores:
+            per_sentence = self.score("elbo_token") / (self.score("elbo_sentence") or float("nan"))
+            return self.score("iwae_sentence") * per_sentence
+        value = scores.get(name, scores.get(f"sample_{name}"))
+        return float("nan") if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed only.
+
+    Attributes:
+      label: as unlike the others' as can be.
+      kind: of the latent.
+      knob: the field that sets its bottleneck and the value, "alpha_delta", 0.3; None if unknown.
+      runs: at least one.
+    """
+
+    label: str
+    kind: str
+    knob: tuple[str, Any] | None
+    runs: list[Run]
+
+
+def read_run(folder: Path) -> Run:
+    """What there is of a run.
+
+    Raises:
+      FileNotFoundError: neither metrics nor an evaluation.
+      ValueError: an evaluation that is no JSON object.
+    """
+    metrics, evaluation = folder / "metrics.jsonl", folder / "evaluation.json"
+    if not metrics.is_file() and not evaluation.is_file():
+        raise FileNotFoundError(f"{folder} is no run: neither {metrics.name} nor {evaluation.name}")
+    scored = _object(evaluation)
+    config = _flat(scored.get("config") or _object(folder / "config.json"))
+    name = str(scored.get("name") or folder.resolve().name)
+    return Run(folder, name, name, config, _records(metrics), scored)
+
+
+def group(runs: Sequence[Run]) -> list[Setting]:
+    """Settings in the order of their first runs; labels of settings and runs are unique."""
+    found: dict[Any, list[Run]] = {}
+    for run in runs:
+        same = {k: v for k, v in run.config.items() if k not in _FREE}
+        split = run.evaluation.get("split")
+        alike = json.dumps([run.kind, split, same], sort_keys=True) if same else run.folder
+        found.setdefault(alike, []).append(run)
+    settings = []
+    for members in found.values():
+        kind = members[0].kind
+        field = _KNOBS.get(kind, "")
+        value = members[0].config.get(field)
+        knob = None if value is None else (field.split(".")[-1], value)
+        settings.append(Setting(_common([run.name for run in members]), kind, knob, members))
+    knobs = [" ".join(map(str, s.knob or ())) for s in settings]
+    folders = [s.runs[0].folder.as_posix() for s in settings]
+    names = _unique([(s.label, k, f) for s, k, f in zip(settings, knobs, folders, strict=True)])
+    return [
+        replace(s, label=name, runs=_labelled(name, s.runs))
+        for name, s in zip(names, settings, strict=True)
+    ]
+
+
+def _labelled(setting: str, runs: list[Run]) -> list[Run]:
+    if len(runs) == 1:
+        names = [setting]
+    else:
+        seeds = [f"seed {run.config.get('train.seed', '?')}" for run in runs]
+        folders = [run.folder.as_posix() for run in runs]
+        names = _unique([(f"{setting}, {s}", f) for s, f in zip(seeds, folders, strict=True)])
+    return [replace(run, label=name) for name, run in zip(names, runs, strict=True)]
+
+
+def _unique(choices: Sequence[tuple[str, ...]]) -> list[str]:
+    """The first word of each, and of those that share it as many more as tell them apart."""
+    labels = [words[0] for words in choices]
+    for more in range(1, len(choices[0])):
+        twice = {label for label in labels if labels.count(label) > 1}
+        labels = [
+            f"{label} {words[more]}".strip() if label in twice else label
+            for label, words in zip(labels, choices, strict=True)
+        ]
+    return labels
+
+
+def _common(names: Sequence[str]) -> str:
+    """The name of runs that differ in their seed, without the seed: "a-0.3" of "a-0.3-seed1"."""
+    if len(set(names)) > 1:
+        bare = {re.sub(r"[-_. ]*(s|seed)?[-_. ]*\d+$", "", name) for name in names}
+        return min(bare) if len(bare) == 1 and all(bare) else names[0]
+    return names[0]
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {type(found).__name__}; wanted a JSON object")
+    return found
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl`; one that was cut off is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [record for record in found if isinstance(record, dict) and "step" in record]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
+
+
+def runs_of(settings: Sequence[Setting]) -> list[tuple[int, Run]]:
+    """Every run, with the place of its setting."""
+    return [(i, run) for i, setting in enumerate(settings) for run in setting.runs]
+
+
+def with_part(
+    settings: Sequence[Setting], name: str
+) -> tuple[list[tuple[int, Run, Any]], list[str]]:
+    """(place of the setting, run, that part of its evaluation), and the labels of those without."""
+    runs = runs_of(settings)
+    found = [(i, run, run.part(name)) for i, run in runs if run.part(name)]
+    return found, [run.label for _, run in runs if not run.part(name)]
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, NaN where there is one value only."""
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return statistics.mean(values), deviation

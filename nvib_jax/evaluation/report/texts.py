@@ -1,0 +1,196 @@
+"""The sections that are tables and sentences: settings in, html out, empty if there are none."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from nvib_jax.evaluation.report import html
+from nvib_jax.evaluation.report.runs import (
+    Run,
+    Setting,
+    mean_and_deviation,
+    with_part,
+)
+
+_COLUMNS: tuple[tuple[str, str, float, int, Callable | None], ...] = (
+    # score, heading and unit, factor, digits, which is best
+    ("kept_hard", "kept, %\npseudo-count", 100, 1, None),
+    ("kept_soft", "kept, %\nattention", 100, 1, None),
+    ("bleu", "BLEU\n0 to 100", 1, 1, max),
+    ("exact", "exact\n%", 100, 1, max),
+    ("elbo_token", "ELBO\nnats/token", 1, 2, max),
+    ("iwae_token", "IWAE\nnats/token", 1, 2, max),
+    ("in_language", "in language\nsamples, %", 100, 1, max),
+    ("forward_perplexity", "perplexity\nsamples", 1, 1, min),
+)
+_SHOWN = 8  # sentences; the rest is folded
+
+
+def summary(settings: Sequence[Setting]) -> str:
+    """A row for each setting: means and standard deviations over its seeds, the best marked."""
+    found, without = with_part(settings, "scores")
+    columns = [c for c in _COLUMNS if any(_scores(s, c[0]) for s in settings)]
+    best = {}
+    for name, *_, choose in columns:
+        means = [mean_and_deviation(values)[0] for s in settings if (values := _scores(s, name))]
+        best[name] = choose(means) if choose and len(means) > 1 else math.nan
+    rows = []
+    for i, setting in enumerate(settings):
+        knob = " ".join(map(str, setting.knob)) if setting.knob else "–"
+        seeds = ", ".join(str(run.config.get("train.seed", "–")) for run in setting.runs)
+        cells = [
+            _cell(_scores(setting, name), factor, digits, best[name])
+            for name, _, factor, digits, _ in columns
+        ]
+        name = html.label_html(setting.label, i) + html.small(f"seed {seeds}")
+        rows.append([name, escape(setting.kind or "–") + html.small(knob), *cells])
+    note = "★ best of its column." * any(map(math.isfinite, best.values()))
+    if any(len(setting.runs) > 1 for setting in settings):
+        note += " Mean ± standard deviation over seeds."
+    header = ["run\nseed", "kind\nbottleneck", *(heading for _, heading, *_ in columns)]
+    shown = html.table(header, rows, words=2) + html.paragraph(note) * bool(found and note)
+    folded = html.details("All scores, run by run", _all_scores(found)) if found else ""
+    return shown + folded + _differing(settings) + html.missing(without if found else [])
+
+
+def reconstructions(settings: Sequence[Setting]) -> str:
+    """What every run makes of the same sentences."""
+    found, without = with_part(settings, "reconstructions")
+    if not found:
+        return ""
+    outputs: dict[str, dict[str, list[str]]] = {}
+    for i, run, part in found:
+        for pair in part:
+            alike = outputs.setdefault(str(pair["text"]), {}).setdefault(str(pair["output"]), [])
+            alike.append(html.label_html(run.label, i))
+    blocks = []
+    for text, made in outputs.items():
+        lines = [
+            ("all runs" if len(runs) == len(found) > 1 else "".join(runs), _output(text, output))
+            for output, runs in made.items()
+        ]
+        blocks.append(html.comparison("source", text, lines))
+    rest = html.details(f"{len(blocks) - _SHOWN} more", "".join(blocks[_SHOWN:]))
+    note = (
+        '<p class="note"><span class="same">=</span> the sentence itself. '
+        "<ins>A word</ins> that is not in the source; <del>a word</del> of the source that is lost."
+        "</p>"
+    )
+    shown = "".join(blocks[:_SHOWN]) + rest * (len(blocks) > _SHOWN)
+    return note + shown + html.missing(without)
+
+
+def _output(text: str, output: str) -> str:
+    mark = '<span class="same">=</span> ' if text == output else ""
+    return mark + (html.difference(text, output) if output.strip() else "<em>nothing</em>")
+
+
+def tokens(settings: Sequence[Setting]) -> str:
+    """Pseudo-count and share of attention of every token, runs beneath each other."""
+    found, without = with_part(settings, "tokens")
+    if not found:
+        return ""
+    sentences: dict[tuple[str, ...], list[tuple[int, Run, dict[str, Any]]]] = {}
+    for i, run, part in found:
+        for sentence in part:
+            words = tuple(map(str, sentence["tokens"]))
+            sentences.setdefault(words, []).append((i, run, sentence))
+    blocks = []
+    for words, readings in sentences.items():
+        groups = []
+        for name, heading in (
+            ("pseudo_counts", "pseudo-count"),
+            ("attention", "share of attention"),
+        ):
+            rows = [
+                (html.label_html(run.label, i), values)
+                for i, run, sentence in readings
+                if len(values := sentence.get(name) or ()) == len(words)
+            ]
+            groups += [(heading, rows)] if rows else []
+        blocks.append(html.heat_table(words, groups))
+    note = html.paragraph(
+        "The bluer the more, each row on its own scale. A token whose pseudo-count is 0 has no "
+        "vector; attention that is missing to 1 goes to the prior's component."
+    )
+    rest = html.details(f"{len(blocks) - 4} more", "".join(blocks[4:])) * (len(blocks) > 4)
+    return note + "".join(blocks[:4]) + rest + html.missing(without)
+
+
+def interpolations(settings: Sequence[Setting]) -> str:
+    """The way from one sentence to another, for every run."""
+    found, without = with_part(settings, "interpolations")
+    if not found:
+        return ""
+    ways: dict[tuple[str, str], list[str]] = {}
+    for i, run, part in found:
+        for way in part:
+            path = [str(text) for text in way["path"]]
+            changes = [html.difference(a, b, lost=False) for a, b in itertools.pairwise(path)]
+            steps = [*map(escape, path[:1]), *changes]
+            card = html.card(html.label_html(run.label, i), steps, ordered=True)
+            ways.setdefault((str(way["a"]), str(way["b"])), []).append(card)
+    note = '<p class="note"><ins>A word</ins> that is not in the step before.</p>'
+    blocks = [
+        f'<h3>{escape(a)} → {escape(b)}</h3><div class="cards">{"".join(cards)}</div>'
+        for (a, b), cards in ways.items()
+    ]
+    rest = html.details(f"{len(blocks) - 3} more", "".join(blocks[3:])) * (len(blocks) > 3)
+    return note + "".join(blocks[:3]) + rest + html.missing(without)
+
+
+def samples(settings: Sequence[Setting]) -> str:
+    """What every run writes from its prior."""
+    found, without = with_part(settings, "samples")
+    if not found:
+        return ""
+    cards = [
+        html.card(html.label_html(run.label, i), [escape(str(text)) for text in part])
+        for i, run, part in found
+    ]
+    return f'<div class="cards">{"".join(cards)}</div>' + html.missing(without)
+
+
+def _scores(setting: Setting, name: str) -> list[float]:
+    return [value for run in setting.runs if math.isfinite(value := run.score(name))]
+
+
+def _cell(values: list[float], factor: float, digits: int, best: float) -> str:
+    if not values:
+        return "–"
+    mean, deviation = mean_and_deviation(values)
+    text = f"{factor * mean:.{digits}f}"
+    if math.isfinite(deviation):
+        text += f" ± {factor * deviation:.{digits}f}"
+    # A true minus is as wide as a plus.
+    text = text.replace("-", "−")
+    return f'<strong class="best">{text}</strong>' if mean == best else text
+
+
+def _all_scores(found: Sequence[tuple[int, Run, dict[str, Any]]]) -> str:
+    names = list(dict.fromkeys(name for _, _, scores in found for name in scores))
+    rows = [
+        [
+            escape(name),
+            *("–" if math.isnan(v := run.score(name)) else f"{v:.4g}" for _, run, _ in found),
+        ]
+        for name in names
+    ]
+    return html.table(["score", *(run.label for _, run, _ in found)], rows)
+
+
+def _differing(settings: Sequence[Setting]) -> str:
+    """The fields of the config in which settings differ."""
+    known = [s for s in settings if s.runs[0].config]
+    rows = []
+    for field in dict.fromkeys(field for s in known for field in s.runs[0].config):
+        values = [str(s.runs[0].config.get(field, "–")) for s in known]
+        if len(set(values)) > 1 and field not in ("train.seed", "train.run_dir"):
+            rows.append([escape(field), *map(escape, values)])
+    if not rows:
+        return ""
+    return html.details(
+        "Settings that differ", html.table(["field", *(s.label for s in known)], rows)
+    )

@@ -1,0 +1,145 @@
+"""The look of `nvib_jax.plots`, and the parts that its figures share.
+
+Colours are Okabe & Ito's (2008), which the colour-blind can tell apart.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
+
+INK, MUTED, GRID = "#1b1f23", "#6a6f75", "#d4d7da"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
+MARKERS = ("o", "s", "^", "D", "v", "p", "X")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # tokens and names may hold dollars
+    "text.color": INK,
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+def styled(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a function under this file's matplotlib settings; the caller's are left as they were."""
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def colour(index: int) -> str:
+    """Of the label at this place of the order, `#rrggbb`."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def marker(index: int) -> str:
+    """Another one once the colours are used up."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+
+
+def new_axes(
+    xlabel: str, ylabel: str, *, width: float = 4.4, height: float = 3.0
+) -> tuple[Figure, Axes]:
+    """An empty figure; sizes in inches, and a phone is 4 wide."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure, axes
+
+
+def floats(values: ArrayLike) -> np.ndarray:
+    """None becomes NaN."""
+    return np.asarray(values, dtype=float)
+
+
+def finite(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of numbers that are two numbers."""
+    x, y = floats(x), floats(y)
+    here = np.isfinite(x) & np.isfinite(y)
+    return x[here], y[here]
+
+
+def label_order(series: Sequence[tuple], order: Sequence[str] | None) -> list[str]:
+    """Labels once each; the place of a label is its colour."""
+    return list(dict.fromkeys([*(order or ()), *(label for label, *_ in series)]))
+
+
+def look(index: int) -> dict[str, Any]:
+    """Line and marker of the label at this place."""
+    return {"color": colour(index), "marker": marker(index), "markersize": 4.5, "linewidth": 1.3}
+
+
+def add_legend(axes: Axes, places: Mapping[str, int], wanted: bool) -> None:
+    """One entry a label (label -> its place), where there are several."""
+    if wanted and len(places) > 1:
+        lines = [Line2D([], [], **look(i)) for i in places.values()]
+        # A label that starts with an underscore would be left out.
+        axes.legend(lines, [f" {name}" if name.startswith("_") else name for name in places])
+
+
+def heat_map(
+    axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> QuadMesh:
+    """Cells centred on whole numbers, the first row on top."""
+    places = np.arange(len(columns)), np.arange(len(rows))
+    mesh = axes.pcolormesh(*places, values, cmap="Blues", vmin=0, vmax=1, shading="nearest")
+    axes.set_xticks(places[0], labels=list(columns), rotation=45, ha="right")
+    axes.set_yticks(places[1], labels=list(rows))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.invert_yaxis()
+    return mesh
+
+
+def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:
+    """Each label at the first place around its point where it covers no point or other label."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # settles the layout, which is measured below
+    points = axes.transData.transform(np.stack([x, y], -1))
+    taken = [Bbox.from_bounds(a - 4, b - 4, 8, 8) for a, b in points]
+    if (legend := axes.get_legend()) is not None:
+        taken.append(legend.get_window_extent())
+    around = [(dx, dy) for d in (6, 14, 24) for dy in (d, -d) for dx in (d, -d)]
+    for place, label in zip(zip(x, y, strict=True), labels, strict=True):
+        text = axes.annotate(label, place, around[0], textcoords="offset points", size=8)
+        for dx, dy in around:
+            text.xyann = (dx, dy)
+            text.set(ha="left" if dx > 0 else "right", va="bottom" if dy > 0 else "top")
+            box = text.get_window_extent()
+            inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)

@@ -1,0 +1,286 @@
+"""Arrays -> `matplotlib.figure.Figure`s: training, rate and distortion, vectors, attention.
+
+No pyplot and no global state: `figure.savefig("a.svg")` works anywhere, and a notebook shows the
+figure that a cell ends with. A *series* is (label, x, y); series that share a label, as the seeds
+of one setting do, share a colour, and `order` fixes which colour a label has in several figures.
+Colours are Okabe & Ito's, which the colour-blind can tell apart; values that are None, NaN or
+infinite are left out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
+
+from nvib_jax.plot_style import (
+    COLOURS,
+    GRID,
+    INK,
+    MUTED,
+    add_legend,
+    colour,
+    finite,
+    floats,
+    heat_map,
+    label_order,
+    label_points,
+    look,
+    new_axes,
+    styled,
+)
+
+Series = tuple[str, ArrayLike, ArrayLike]
+
+
+@styled
+def curves(
+    series: Sequence[Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    faint: Sequence[Series] = (),
+    order: Sequence[str] | None = None,
+    legend: bool = True,
+) -> Figure:
+    """Lines with markers: training curves, scores against a threshold or a length.
+
+    The vertical axis is logarithmic where values are positive and span more than a factor of 30.
+
+    Args:
+      series: held-out values against steps, say.
+      xlabel: with its unit.
+      ylabel: with its unit.
+      faint: series drawn thin and without markers beneath them, say those of training.
+      order: labels in order of colour; by default as they come.
+      legend: name the labels, where there are several.
+    """
+    figure, axes = new_axes(xlabel, ylabel)
+    names = label_order([*series, *faint], order)
+    for label, x, y in faint:
+        axes.plot(*finite(x, y), color=colour(names.index(label)), linewidth=0.8, alpha=0.5)
+    for label, x, y in series:
+        x, y = finite(x, y)
+        axes.plot(x, y, markevery=max(1, len(x) // 10), **look(names.index(label)))
+    heights = [finite(x, y)[1] for _, x, y in [*series, *faint]]
+    values = np.concatenate([np.zeros(0), *heights])
+    axes.xaxis.set_major_locator(_ticks(whole=_whole(series)))
+    if len(values) and values.min() > 0 and values.max() > 30 * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    add_legend(axes, {name: i for i, name in enumerate(names)}, legend)
+    return figure
+
+
+@styled
+def vectors_by_length(
+    series: Sequence[Series],
+    *,
+    ylabel: str = "vectors kept",
+    order: Sequence[str] | None = None,
+    legend: bool = True,
+) -> Figure:
+    """Number of vectors against tokens; below the dashed line y = x the bottleneck is at work.
+
+    Args:
+      series: (label, tokens, mean number of vectors).
+      ylabel: how vectors are counted.
+      order: labels in order of colour.
+      legend: name the labels, where there are several.
+    """
+    xlabel = "sentence length, tokens"
+    figure = curves(series, xlabel=xlabel, ylabel=ylabel, order=order, legend=legend)
+    (axes,) = figure.axes
+    axes.set_yscale("linear")
+    axes.yaxis.set_major_locator(_ticks(whole=True))
+    end = max((finite(x, y)[0].max(initial=1) for _, x, y in series), default=1)
+    axes.plot([0, end], [0, end], color=MUTED, linestyle="--", linewidth=1, zorder=1.5)
+    axes.text(0.58 * end, 0.65 * end, "one a token", color=MUTED, ha="right", size=8)
+    axes.set_xlim(0)
+    axes.set_ylim(0)
+    return figure
+
+
+@styled
+def rate_distortion(
+    kinds: Sequence[str],
+    labels: Sequence[str],
+    rate: ArrayLike,
+    distortion: ArrayLike,
+    *,
+    rate_error: ArrayLike | None = None,
+    distortion_error: ArrayLike | None = None,
+    order: Sequence[str] | None = None,
+    rate_label: str = "rate: KL, nats per token",
+    distortion_label: str = "distortion: nats per token",
+) -> Figure:
+    """What a bottleneck lets through against what is lost: towards the lower left is better.
+
+    Args:
+      kinds: of each of n points, "NVAE" say; a line joins the points of a kind by their rate.
+      labels: beside each point, its alpha_delta say; may be empty.
+      rate: shape (n,).
+      distortion: shape (n,).
+      rate_error: half length of the bars, standard deviations over seeds say; NaN draws none.
+      distortion_error: likewise.
+      order: kinds in order of colour; one that comes twice has the first place.
+      rate_label: axis label with its unit.
+      distortion_label: likewise.
+    """
+    figure, axes = new_axes(rate_label, distortion_label)
+    x, y = floats(rate), floats(distortion)
+    errors = (rate_error, distortion_error)
+    bars = [np.zeros(len(x)) if error is None else np.nan_to_num(floats(error)) for error in errors]
+    here, order = np.isfinite(x) & np.isfinite(y), list(order or dict.fromkeys(kinds))
+    places = {kind: order.index(kind) for kind in kinds}
+    for kind, index in places.items():
+        mine = np.flatnonzero(here & (np.array(kinds) == kind))
+        mine = mine[np.argsort(x[mine], kind="stable")]
+        xerr, yerr = (bar[mine] for bar in bars)
+        axes.errorbar(x[mine], y[mine], yerr, xerr, capsize=2, elinewidth=0.9, **look(index))
+    axes.margins(0.15)
+    add_legend(axes, places, True)
+    label_points(axes, x[here], y[here], np.array(labels)[here])
+    return figure
+
+
+@styled
+def forms_compared(
+    forms: Sequence[str],
+    series: Sequence[tuple[str, ArrayLike]],
+    *,
+    xlabel: str,
+    order: Sequence[str] | None = None,
+    legend: bool = True,
+) -> Figure:
+    """A row of dots for each way to read a posterior, a dot for each run.
+
+    Args:
+      forms: n names, from top to bottom.
+      series: (label, n scores).
+      xlabel: the score, with its unit.
+      order: labels in order of colour.
+      legend: name the labels, where there are several.
+    """
+    figure, axes = new_axes(xlabel, "", height=1 + 0.36 * len(forms))
+    names = label_order(series, order)
+    rows = list(dict.fromkeys(label for label, _ in series))
+    shift = np.linspace(-0.3, 0.3, len(rows) + 2)[1:-1]  # so that none hides another
+    for label, scores in series:
+        x, y = finite(scores, np.arange(len(forms)) + shift[rows.index(label)])
+        axes.plot(x, y, **look(names.index(label)) | {"linestyle": "none"})
+    axes.set_yticks(range(len(forms)), labels=list(forms))
+    axes.set_ylim(len(forms) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    for edge in range(len(forms) - 1):
+        axes.axhline(edge + 0.5, color=GRID, linewidth=0.6, zorder=0)
+    add_legend(axes, {name: i for i, name in enumerate(names)}, legend)
+    return figure
+
+
+@styled
+def kl_per_dimension(
+    series: Sequence[tuple[str, ArrayLike]],
+    *,
+    order: Sequence[str] | None = None,
+    legend: bool = True,
+) -> Figure:
+    """The KL of each latent dimension, largest first: those at zero carry nothing.
+
+    Args:
+      series: (label, nats of D dimensions in any order).
+      order: labels in order of colour.
+      legend: name the labels, where there are several.
+    """
+    figure, axes = new_axes("latent dimension, largest first", "KL, nats")
+    names = label_order(series, order)
+    for label, kl in series:
+        values = np.sort(finite(kl, kl)[0])[::-1]
+        every = max(1, len(values) // 8)
+        axes.plot(
+            np.arange(1, len(values) + 1), values, markevery=every, **look(names.index(label))
+        )
+    axes.set_ylim(bottom=0)
+    add_legend(axes, {name: i for i, name in enumerate(names)}, legend)
+    return figure
+
+
+@styled
+def token_weights(tokens: Sequence[str], pseudo_counts: ArrayLike, attention: ArrayLike) -> Figure:
+    """A heat map of what each token's vector may weigh and of how much it is read.
+
+    Args:
+      tokens: n of them.
+      pseudo_counts: shape (n,).
+      attention: share of attention, shape (n,); the rest is the prior's component's.
+    """
+    rows = np.stack([floats(pseudo_counts), floats(attention)])
+    peaks = np.nanmax(rows, axis=1, keepdims=True, initial=1e-30)  # each row has its own scale
+    figure, axes = new_axes("", "", width=1.8 + 0.42 * len(tokens), height=1.8)
+    heat_map(axes, rows / peaks, ["pseudo-count", "share of attention"], tokens)
+    for (row, column), value in np.ndenumerate(rows):
+        ink = "white" if value > 0.6 * peaks[row, 0] else INK
+        axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=ink, size=7)
+    return figure
+
+
+@styled
+def attention_map(
+    attention: ArrayLike, queries: Sequence[str], components: Sequence[str]
+) -> Figure:
+    """Which component each position of the decoder reads.
+
+    Args:
+      attention: shares, shape (T, S).
+      queries: T labels, the token that is predicted say.
+      components: S labels; the first is the prior's.
+    """
+    size = {"width": 2.2 + 0.3 * len(components), "height": 1.6 + 0.24 * len(queries)}
+    figure, axes = new_axes("component", "position of the decoder", **size)
+    mesh = heat_map(axes, floats(attention), queries, components)
+    figure.colorbar(mesh, ax=axes, label="share of attention", shrink=0.8)
+    return figure
+
+
+@styled
+def mixture_field(
+    mean: ArrayLike,
+    variance: ArrayLike,
+    weights: ArrayLike,
+    query: ArrayLike,
+    denoised: ArrayLike,
+) -> Figure:
+    """A mixture in the plane and where denoising attention moves each query.
+
+    Args:
+      mean: shape (S, 2).
+      variance: shape (S, 2), 0 for impulses; ellipses are one standard deviation.
+      weights: shape (S,); the area of a dot.
+      query: shape (..., 2), where the arrows start.
+      denoised: the posterior mean given each query, where they end; shape of `query`.
+    """
+    mean, variance = np.asarray(mean, float), np.asarray(variance, float)
+    start, end = (np.asarray(a, float).reshape(-1, 2) for a in (query, denoised))
+    figure, axes = new_axes("first dimension", "second dimension", width=4.4, height=4.2)
+    axes.quiver(
+        *start.T, *(end - start).T, angles="xy", scale_units="xy", scale=1, color=MUTED, width=0.003
+    )
+    for centre, sd in zip(mean, np.sqrt(variance), strict=True):
+        axes.add_patch(Ellipse(centre, *(2 * sd), facecolor=COLOURS[0], alpha=0.25))
+    area = 300 * np.asarray(weights, float) / max(np.max(weights), 1e-30)
+    axes.scatter(mean[:, 0], mean[:, 1], s=area, color=COLOURS[1], edgecolor="white", zorder=3)
+    axes.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def _whole(series: Sequence[Series]) -> bool:
+    """Whether x counts something."""
+    return all(np.all(x % 1 == 0) for _, x, y in series for x, _ in [finite(x, y)])
+
+
+def _ticks(*, whole: bool) -> MaxNLocator:
+    return MaxNLocator(7, steps=[1, 2, 5, 10], integer=whole)

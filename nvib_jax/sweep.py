@@ -1,0 +1,160 @@
+"""Many runs from one file: train each, evaluate each, tabulate, and go on where it stopped.
+
+A sweep file defines `sweep() -> dict[str, Config]`, a name for each run. Run NAME lives in
+OUT/NAME; it is trained once it has its last checkpoint and done once it has an `evaluation.json`.
+Every run is a process of its own, `jobs` at a time with an equal share of the cores each, and all
+share one cache of compiled code.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from nvib_jax.evaluation.evaluate import RESULT, EvaluationConfig
+from nvib_jax.training.checkpoint import saved_steps
+from nvib_jax.training.config import Config, call_file, to_json
+
+CONFIG, LOG = "sweep.json", "log.txt"
+
+
+def load_sweep(path: str | Path) -> dict[str, Config]:
+    """Run a sweep file's `sweep()`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file does not define `sweep() -> dict[str, Config]`, or a name is no folder's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"sweep {path} does not exist")
+    runs = call_file(path, "sweep")
+    if not isinstance(runs, dict) or not runs:
+        raise ValueError(f"sweep() of {path} gives {runs!r}; wanted a dict of name to Config")
+    for name, config in runs.items():
+        if not isinstance(config, Config):
+            raise ValueError(f"run {name!r} of {path} is {type(config).__name__}; wanted Config")
+        if Path(name).name != name:
+            raise ValueError(f"run {name!r} of {path} is no name of a folder")
+    return runs
+
+
+def run_sweep(
+    runs: dict[str, Config],
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    evaluation: EvaluationConfig | None = None,
+    progress: Callable[[str], None] = print,
+) -> list[Path]:
+    """Train and evaluate what is not done yet.
+
+    Args:
+      runs: name -> config; `train.run_dir` is set here.
+      out: folder of the runs.
+      jobs: runs at a time.
+      evaluation: what to measure.
+      progress: told of every run.
+
+    Returns:
+      The folders of the runs that are done, in the order of `runs`.
+
+    Raises:
+      ValueError: `jobs < 1`, a folder that holds a run of another config, or runs that failed,
+        named with their logs; all others were finished first.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; wanted at least 1")
+    folders = {name: _claim(Path(out) / name, config) for name, config in runs.items()}
+    cores: Queue[set[int]] = Queue()
+    for share in _shares(jobs):
+        cores.put(share)
+
+    def one(name: str) -> str | None:
+        mine = cores.get()
+        try:
+            for step in _steps(folders[name], runs[name], evaluation or EvaluationConfig()):
+                since = time.monotonic()
+                if not _run(step, folders[name], runs[name], mine):
+                    progress(f"{name}: {step[0]} failed, see {folders[name] / LOG}")
+                    return f"{name} ({folders[name] / LOG})"
+                progress(f"{name}: {step[0]} {time.monotonic() - since:.0f} s")
+        finally:
+            cores.put(mine)
+        return None
+
+    with ThreadPoolExecutor(jobs) as pool:
+        errors = [error for error in pool.map(one, folders) if error]
+    if errors:
+        raise ValueError(f"{len(errors)} of {len(runs)} runs failed: {'; '.join(errors)}")
+    return list(folders.values())
+
+
+def _claim(folder: Path, config: Config) -> Path:
+    """The run's folder with its config; what is there already must be the same run."""
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, run_dir=str(folder))
+    )
+    wanted, file = to_json(config), folder / CONFIG
+    if file.is_file() and file.read_text(encoding="utf-8") != wanted:
+        raise ValueError(f"{folder} holds a run of another config; remove it or name another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(wanted, encoding="utf-8")
+    return folder
+
+
+def _steps(folder: Path, config: Config, evaluation: EvaluationConfig) -> list[list[str]]:
+    """Commands that a run still needs."""
+    saved, steps = max(saved_steps(folder), default=0), []
+    if saved < config.train.steps:
+        train = ["train", str(folder / CONFIG), "--no-summary"]
+        steps.append(train + (["--resume"] if saved else []))
+    if steps or not (folder / RESULT).is_file():
+        steps.append(["evaluate", str(folder), *as_arguments(evaluation)])
+    return steps
+
+
+def as_arguments(options: Any, prefix: str = "--") -> list[str]:
+    """A dataclass as the command-line arguments that give it, defaults left out."""
+    arguments: list[str] = []
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            arguments += as_arguments(value, f"{name}.")
+        elif value == field.default:
+            continue
+        elif isinstance(value, bool):
+            arguments.append(name if value else f"--no-{name.removeprefix('--')}")
+        else:
+            arguments += [name, str(value)]
+    return arguments
+
+
+def _run(step: Sequence[str], folder: Path, config: Config, cores: set[int]) -> bool:
+    """One command in a process of its own; whether it went well."""
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "nvib_jax", *step]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(config))
+        if cores:  # before it has threads: they inherit it
+            os.sched_setaffinity(process.pid, cores)
+        return process.wait() == 0
+
+
+def _environment(config: Config) -> dict[str, str]:
+    cache = str(Path(config.data.cache_dir) / "xla")
+    return {"JAX_COMPILATION_CACHE_DIR": cache, **os.environ}
+
+
+def _shares(jobs: int) -> list[set[int]]:
+    """The cores of each job; empty where the system does not say or there are fewer than jobs."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // jobs
+    return [set(cores[i * each : (i + 1) * each]) for i in range(jobs)]

@@ -1,0 +1,193 @@
+"""The NVAE's rivals: which vectors they keep, that their attention is plain, what they cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import nvib_jax as nvib
+from nvib_jax.generate import rewrite, write_prior
+from nvib_jax.models.baselines import LATENTS
+from nvib_jax.objective import gaussian_log_density_ratio
+from nvib_jax.training.config import ObjectiveConfig
+from nvib_jax.training.state import loss_and_metrics
+
+RIVALS = [kind for kind in LATENTS if kind != "NVAE"]
+
+
+def encoded(kind, lengths=(6, 3, 1, 0), **options):
+    module, data = tiny.model(kind=kind, **options), tiny.batch(lengths=lengths)
+    return module, module.encode(data["tokens"], data["mask"]), data
+
+
+def kept(posterior):
+    return np.asarray(~jnp.isneginf(posterior.log_alpha) & posterior.mask)[:, 1:]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+def test_strided_keeps_every_share_from_one_vector_to_all(n):
+    """Shares 1/n, 2/n ... 1 keep 1, 2 ... n vectors, evenly: gaps differ by one at most."""
+    x, mask = jnp.zeros((1, 12, 16)), jnp.arange(12)[None] < n
+    for count in range(1, n + 1):
+        latent = tiny.model(kind="VTS", stride_share=count / n).latent
+        where = np.flatnonzero(latent.vectors(x, mask)[2][0])
+        assert len(where) == count
+        gaps = np.diff([-1, *where])
+        assert gaps.max() - gaps.min() <= 1
+        assert where[-1] == n - 1
+    assert tiny.model(kind="VTS", stride_share=0.01).latent.vectors(x, mask)[2].sum() == 1
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "first"])
+def test_pooled_is_one_vector_of_the_tokens_alone(pool):
+    latent = tiny.model(kind="VTP", pool=pool).latent
+    x = jax.random.normal(jax.random.key(0), (3, 6, 16))
+    lengths = np.array([6, 2, 0])
+    vectors, there, _ = latent.vectors(x, jnp.arange(6)[None] < lengths[:, None])
+    for row, n in zip(x[:2], lengths, strict=False):
+        want = {"mean": row[:n].mean(0), "max": row[:n].max(0), "first": row[0]}[pool]
+        np.testing.assert_allclose(vectors[len(x[:2]) - 2 + int(n == 2), 0], want, rtol=1e-6)
+    np.testing.assert_array_equal(there[:, 0], [True, True, False])
+    assert np.isfinite(vectors).all()
+
+
+def test_queries_pool_to_k_vectors_and_see_no_padding():
+    module, posterior, data = encoded("VTQ", latent_queries=3)
+    assert posterior.mean.shape == (4, 4, 16)
+    np.testing.assert_array_equal(kept(posterior), np.array([[1] * 3] * 3 + [[0] * 3], bool))
+    other = jnp.where(data["mask"], data["tokens"], 7)
+    same = module.encode(other, data["mask"])
+    np.testing.assert_allclose(same.mean[:3], posterior.mean[:3], rtol=1e-5, atol=1e-6)
+    # Three queries, three vectors.
+    assert float(jnp.abs(posterior.mean[0, 1] - posterior.mean[0, 2]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_their_attention_is_plain(kind):
+    """softmax(q k) v over the vectors that are kept: no norm, no prior's component."""
+    module, posterior, _ = encoded(kind, lengths=(6, 3, 2, 4), latent_queries=2)
+    layer = module.decoder.layers[0].latent_attention
+    x = jax.random.normal(jax.random.key(1), (4, 5, 16))
+    mixture, form = module.read(posterior)
+    got = layer(x, layer.memory(mixture, form))
+
+    query = layer._project(x)
+    keys = jnp.einsum("bsd,dhe->bshe", posterior.mean[:, 1:], layer.key_kernel[...])
+    values = jnp.einsum("bsd,dhe->bshe", posterior.mean[:, 1:], layer.value_kernel[...])
+    logits = jnp.einsum("bthe,bshe->bhts", query, keys) / keys.shape[-1] ** 0.5
+    logits = jnp.where(kept(posterior)[:, None, None], logits, -jnp.inf)
+    out = jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(logits), values)
+    np.testing.assert_allclose(got, layer.out(out.reshape(x.shape)), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_the_kl_is_the_mean_log_ratio_of_draws(kind):
+    """2,000 draws a sentence; 4.5 standard errors: false alarms below 1e-4 over all sentences."""
+    module, posterior, _ = encoded(kind, lengths=(6, 3, 1, 4))
+    kl_g, kl_d = module.latent.kl(posterior)
+    np.testing.assert_array_equal(kl_d, 0)
+    if kind == "T":
+        np.testing.assert_array_equal(kl_g, 0)
+        return
+
+    @jax.jit
+    def ratios(keys):
+        return jax.lax.map(
+            lambda key: module.latent.log_density_ratio(
+                module.latent.draw(posterior, key), posterior
+            ),
+            keys,
+        )
+
+    found = np.asarray(ratios(jax.random.split(jax.random.key(0), 2000)), np.float64)
+    error = found.std(axis=0) / len(found) ** 0.5
+    assert (np.abs(found.mean(axis=0) + kl_g) < 4.5 * error).all()
+    # It is the NVAE's exact KL of the same Gaussians.
+    np.testing.assert_allclose(
+        kl_g, nvib.kl_gaussian(posterior, module.latent.prior, form="exact"), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", list(LATENTS))
+def test_all_train_write_and_draw(kind):
+    module, data = tiny.model(kind=kind, latent_queries=2), tiny.batch(lengths=(6, 3, 1, 0))
+    objective = ObjectiveConfig(units="elbo")
+
+    @jax.jit
+    def run(key):
+        loss, metrics = loss_and_metrics(module, data, key, jnp.int32(0), objective)
+        back = rewrite(module, data["tokens"], data["mask"], key, form=None, max_length=6)
+        return loss, metrics, back, write_prior(module, jnp.array([1, 2, 3, 6]), key, max_length=6)
+
+    loss, metrics, back, drawn = run(jax.random.key(0))
+    assert np.isfinite(loss)
+    assert back.shape == drawn.shape == (4, 6)
+    vectors = {"NVAE": None, "VTP": 3, "VTQ": 6, "VTS": 2 + 3 - 0}.get(kind, 10)
+    if vectors is not None and kind != "VTS":
+        assert (int(metrics["share_kept"][0]), int(metrics["share_kept"][1])) == (vectors, 10)
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_every_parameter_but_the_priors_is_trained(kind):
+    module, data = tiny.model(kind=kind), tiny.batch()
+    from nvib_jax.models.params import merge, split
+
+    graph, params = split(module)
+
+    @jax.jit
+    def grads(params):
+        def loss(p):
+            return loss_and_metrics(
+                merge(graph, p), data, jax.random.key(0), jnp.int32(0), ObjectiveConfig()
+            )[0]
+
+        return jax.grad(loss)(params)
+
+    for name, grad in grads(params).items():
+        assert bool(jnp.isfinite(grad).all()), name
+        assert bool(jnp.any(grad != 0)) == ("prior_values" not in name), name
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_forms_and_draws(kind):
+    module, posterior, _ = encoded(kind, lengths=(6, 3, 1, 4))
+    exact, _ = module.read(posterior, form="exact")
+    other, _ = module.read(posterior, form="expected_logit")
+    np.testing.assert_array_equal(exact.mean, other.mean)
+    drawn, _ = module.read(posterior, form="drawn", key=jax.random.key(0))
+    average, _ = module.read(posterior, form="average", key=jax.random.key(0))
+    assert average.mean.shape[1] == 8 * drawn.mean.shape[1]
+    assert bool(jnp.any(drawn.mean != exact.mean)) == (kind != "T")
+    with pytest.raises(ValueError, match="form is 'drawn' and key is None; a draw needs a key"):
+        module.read(posterior, form="drawn")
+
+
+def test_between_two_texts_pooled_kinds_go_along_a_line():
+    for kind, shape in (("VTP", 2), ("VTV", 14)):
+        module, posterior, _ = encoded(kind, lengths=(6, 3, 1, 4))
+        mixture, _ = module.read(posterior)
+        back = jax.tree.map(lambda x: x[::-1], mixture)
+        half = module.latent.interpolate(mixture, back, jnp.full(4, 0.5))
+        assert half.mean.shape[1] == shape
+        if kind == "VTP":
+            np.testing.assert_allclose(half.mean, (mixture.mean + back.mean) / 2, rtol=1e-6)
+            norm = jnp.sum(jnp.square(half.mean[:, 1]), -1) / (2 * 8**0.5)
+            np.testing.assert_allclose(half.log_weights[:, 1], norm, rtol=1e-5)
+        ends = module.latent.interpolate(mixture, back, jnp.zeros(4))
+        assert not np.isnan(ends.log_weights).any()
+
+
+def test_the_ratio_of_the_vectors_is_a_part_of_the_mixtures():
+    """KL_G + KL_D of the NVAE: weights that are no draw leave the first."""
+    module, posterior, _ = encoded("NVAE", lengths=(6, 3, 1, 4))
+    drawn, prior = module.draw(posterior, jax.random.key(0)), module.latent.prior
+    whole = module.latent.log_density_ratio(drawn, posterior)
+    part = gaussian_log_density_ratio(drawn, posterior, prior)
+    assert float(jnp.abs(whole - part).max()) > 1e-3
+
+
+def test_a_plain_autoencoder_has_no_variances():
+    from nvib_jax.models.params import split
+
+    assert not any("log_variance.kernel" in name for name in split(tiny.model(kind="T"))[1])

@@ -1,0 +1,165 @@
+"""`nvib evaluate` end to end on the smallest run, and the tables beside its scores."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny
+
+from nvib_jax import cli
+from nvib_jax.data import prepare
+from nvib_jax.evaluation import evaluate as module
+from nvib_jax.evaluation.evaluate import EvaluationConfig, evaluate_run, without_nan
+from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
+from nvib_jax.evaluation.language_model import LanguageModelConfig
+from nvib_jax.evaluation.table import score_table
+from nvib_jax.evaluation.usage import growth, token_usage, usage_by_length, vector_usage
+from nvib_jax.models.latent import READS
+from nvib_jax.text_model import TextModel
+
+SMALL = EvaluationConfig(
+    sentences=10, samples=20, draws=2, pairs=2, lm=LanguageModelConfig(dim=16, steps=5, heads=2)
+)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return tiny.trained()[0].train.run_dir
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return TextModel.load(run)
+
+
+@pytest.fixture(scope="module")
+def texts(model):
+    return prepare(model.config.data).sentences("test", 10)
+
+
+@pytest.fixture(scope="module")
+def found(run, tmp_path_factory):
+    """The evaluation of a copy of the run: its folder is everyone's."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(run, folder)
+    lines = []
+    return folder, evaluate_run(folder, SMALL, progress=lines.append), lines
+
+
+def test_everything_is_there_and_is_what_was_written(found):
+    folder, result, lines = found
+    assert json.loads((folder / "evaluation.json").read_text()) == result
+    assert result["split"] == "test"
+    assert result["sentences"] == 10
+    scores = result["scores"]
+    for name in (
+        *("exact", "bleu", "chrf", "token_accuracy", "kept_hard", "kept_soft", "growth"),
+        *("elbo_token", "elbo_token_error", "perplexity", "iwae_1_token", "iwae_2_token"),
+        *("iwae_token", "source_sentence", "gap_sentence", "mutual_information"),
+        *("active_dimensions", "kl_per_vector", "sample_self_bleu", "sample_memorised"),
+        *("sample_forward_perplexity", "data_perplexity", "in_language"),
+        *("interpolation_bleu_a", "interpolation_new", "interpolation_largest_step"),
+    ):
+        assert name in scores, name
+    assert scores["iwae_token"] == scores["iwae_2_token"] >= scores["iwae_1_token"]
+    assert scores["gap_sentence"] > 0
+    assert [row["form"] for row in result["forms"]] == list(READS)
+    assert len(result["interpolations"]) == 2
+    assert any("reconstructing 10 sentences" in line for line in lines)
+
+
+def test_the_table_of_a_run(found):
+    head, line = score_table([found[0]]).splitlines()
+    for column in ("BLEU", "kept %", "ELBO/token", "sample PPL"):
+        assert column in head
+    assert line.startswith("run")
+    assert f"{found[1]['scores']['bleu']:.1f}" in line.split()
+
+
+def test_seeds_are_one_line(found, tmp_path):
+    _, result, _ = found
+    for seed in (0, 1):
+        path = tmp_path / f"run-s{seed}"
+        path.mkdir()
+        copy = json.loads(json.dumps(result)) | {"name": path.name}
+        copy["config"]["train"]["seed"] = seed
+        copy["scores"]["bleu"] = 40.0 + 2 * seed
+        (path / "evaluation.json").write_text(json.dumps(copy))
+    _, line = score_table([tmp_path / "run-s0", tmp_path / "run-s1"]).splitlines()
+    assert line.split()[:2] == ["run", "2"]
+    assert "41.0 ±1.4" in line
+
+
+def test_forms_by_their_own_functions(model, texts):
+    rows = compare_forms(model, texts, forms=("exact", "drawn"))
+    again = compare_forms(model, texts, forms=("drawn",))
+    assert [row["form"] for row in rows] == ["exact", "drawn"]
+    assert rows[1] == again[0]
+    assert rows[0]["nats_per_token"] != rows[1]["nats_per_token"]
+
+
+def test_thresholds_drop_vectors_and_leave_one(model, texts):
+    rows = compare_thresholds(model, texts, thresholds=(0.0, 1e9))
+    none, all_but_one = (row["kept"] for row in rows)
+    assert none > all_but_one
+    lengths = np.array([len(row) for row in model.tokenize(texts)])
+    # The largest component stays: a token's vector or the prior's.
+    assert all_but_one <= float((1 / lengths).mean()) + 1e-6
+
+
+def test_usage_by_length_adds_up_to_the_share(model, texts):
+    rows = usage_by_length(model, texts)
+    assert sum(row["sentences"] for row in rows) == len(texts)
+    share = sum(r["sentences"] * r["vectors"] / r["length"] for r in rows) / len(texts)
+    assert share == pytest.approx(vector_usage(model, texts)["kept_hard"], rel=1e-6)
+
+
+def test_growth_by_hand():
+    rows = [{"length": n, "sentences": 3, "vectors": 2 * n**0.5} for n in (4, 9, 30)]
+    assert growth(rows) == pytest.approx(0.5)
+    assert growth([{**row, "vectors": row["length"] / 3} for row in rows]) == pytest.approx(1)
+    assert math.isnan(growth(rows[:1]))
+
+
+def test_tokens_have_their_vectors(model, texts):
+    for text, row in zip(texts[:3], token_usage(model, texts[:3]), strict=True):
+        assert " ".join(row["tokens"]).split() == text.split()
+        assert len(row["tokens"]) == len(row["pseudo_counts"]) == len(row["attention"])
+        assert 0 < sum(row["attention"]) <= 1 + 1e-5
+        assert min(row["pseudo_counts"]) >= 0
+
+
+def test_what_is_switched_off_is_not_measured(run, monkeypatch):
+    monkeypatch.setattr(module, "importance_bounds", None)
+    monkeypatch.setattr(module, "cached_language_model", None)
+    config = EvaluationConfig(sentences=4, samples=0, draws=0, pairs=0, forms=False)
+    data = prepare(TextModel.load(run).config.data)
+    result = module.measure(TextModel.load(run), data, config)
+    assert "forms" not in result
+    assert "samples" not in result
+    assert "interpolations" not in result
+    assert result["split"] == "test"
+
+
+@pytest.mark.parametrize("name", ["sentences", "samples", "draws", "seed"])
+def test_negative_sizes(name):
+    with pytest.raises(ValueError, match=f"{name} is -1; wanted at least 0"):
+        EvaluationConfig(**{name: -1})
+
+
+def test_nan_is_none():
+    assert without_nan({"a": [1.0, float("nan")], "b": (float("inf"), "x", 2)}) == {
+        "a": [1.0, None],
+        "b": [None, "x", 2],
+    }
+
+
+def test_commands_without_a_run(capsys):
+    for command in ("evaluate", "report"):
+        assert cli.main([command]) == 1
+        assert "no run was given; wanted folders" in capsys.readouterr().err
+    assert cli.main(["evaluate", "/nowhere/at/all"]) == 1
+    assert "/nowhere/at/all" in capsys.readouterr().err

@@ -1,0 +1,201 @@
+"""What is drawn is what was given, read back from the artists; nothing else changes."""
+
+import io
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from nvib_jax import plots
+from nvib_jax.plot_style import COLOURS, MARKERS, marker
+
+STEPS = np.array([10, 20, 30])
+
+
+def axes_of(figure):
+    return figure.axes[0]
+
+
+def drawn(figure):
+    """x, y, colour of every line with data."""
+    lines = axes_of(figure).lines
+    return [(*map(list, line.get_data()), to_hex(line.get_color())) for line in lines]
+
+
+def texts(figure):
+    return [text.get_text() for text in axes_of(figure).texts]
+
+
+def legend(figure):
+    found = axes_of(figure).get_legend()
+    return None if found is None else [text.get_text() for text in found.get_texts()]
+
+
+def ticks(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def all_figures():
+    series = [("a", STEPS, [3, 2, 1]), ("b", STEPS, [1, 2, 3])]
+    kinds, knobs = ["NVAE", "NVAE", "VTS"], ["0.1", "0.3", "0.5"]
+    return [
+        plots.curves(series, xlabel="step", ylabel="loss"),
+        plots.vectors_by_length(series),
+        plots.rate_distortion(kinds, knobs, [1, 2, 3], [3, 2, 1]),
+        plots.forms_compared(["exact", "drawn"], [("a", [1, 2]), ("b", [3, 4])], xlabel="BLEU"),
+        plots.kl_per_dimension([("a", [1, 2, 3])]),
+        plots.token_weights(["a", "$b$", "c"], [0, 1, 2], [0.1, 0.2, 0.3]),
+        plots.attention_map(np.eye(2, 3), ["x", "y"], ["prior", "x", "y"]),
+        plots.mixture_field(
+            np.eye(2), np.ones((2, 2)), [0.2, 0.8], np.zeros((2, 2, 2)), np.ones((2, 2, 2))
+        ),
+    ]
+
+
+def test_every_figure_is_drawn_and_labelled():
+    before = dict(matplotlib.rcParams)
+    for figure in all_figures():
+        file = io.StringIO()
+        figure.savefig(file, format="svg")
+        assert "<svg" in file.getvalue()
+        axes = axes_of(figure)
+        named = axes.get_xlabel() + axes.get_ylabel() + "".join(ticks(axes.xaxis))
+        assert named.strip()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_no_pyplot():
+    code = "import sys, nvib_jax.plots; print('matplotlib.pyplot' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == "False"
+
+
+def test_curves_share_colours_by_label_and_leave_out_what_is_not_finite():
+    series = [("a", STEPS, [3, None, 1]), ("b", STEPS, [2, 2, np.inf]), ("a", STEPS, [4, 5, 6])]
+    figure = plots.curves(series, xlabel="step", ylabel="nats", faint=[("c", STEPS, [7, 7, 7])])
+    assert drawn(figure) == [
+        ([10, 20, 30], [7, 7, 7], COLOURS[2]),
+        ([10, 30], [3, 1], COLOURS[0]),
+        ([10, 20], [2, 2], COLOURS[1]),
+        ([10, 20, 30], [4, 5, 6], COLOURS[0]),
+    ]
+    axes = axes_of(figure)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "nats")
+    assert legend(figure) == ["a", "b", "c"]
+
+
+def test_order_fixes_colours_and_a_legend_can_be_left_out():
+    figure = plots.curves(
+        [("b", STEPS, STEPS)], xlabel="x", ylabel="y", order=["a", "b"], legend=False
+    )
+    assert drawn(figure)[0][2] == COLOURS[1]
+    assert legend(figure) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [([1, 5, 31], "log"), ([1, 5, 29], "linear"), ([0, 5, 31], "linear"), ([-1, 5, 31], "linear")],
+)
+def test_scale_is_logarithmic_where_values_span_much(values, scale):
+    figure = plots.curves([("a", STEPS, values)], xlabel="x", ylabel="y")
+    assert axes_of(figure).get_yscale() == scale
+
+
+def test_markers_differ_once_colours_are_used_up():
+    places = range(len(COLOURS) * len(MARKERS))
+    looks = {(plots.look(i)["color"], marker(i)) for i in places}
+    assert len(looks) == len(places)
+
+
+def test_vectors_by_length_has_the_reference_line():
+    figure = plots.vectors_by_length([("_a", [2, 40], [2, 9]), ("b", [2, 30], [1, 1])])
+    lines = drawn(figure)
+    assert lines[0][:2] == ([2, 40], [2, 9])
+    assert lines[2][:2] == ([0, 40], [0, 40])
+    assert texts(figure) == ["one a token"]
+    assert [name.strip() for name in legend(figure)] == ["_a", "b"]
+    assert axes_of(figure).get_yscale() == "linear"
+
+
+def test_rate_distortion_joins_a_kind_by_rate_with_its_bars():
+    figure = plots.rate_distortion(
+        ["NVAE", "VTS", "NVAE", "NVAE"],
+        ["0.3", "0.5", "0.1", "lost"],
+        [9, 5, 3, np.nan],
+        [1, 4, 6, 2],
+        rate_error=[0.5, np.nan, 0, 0],
+        order=["T", "NVAE", "VTS", "NVAE"],
+    )
+    first, second = axes_of(figure).containers
+    assert [list(a) for a in first.lines[0].get_data()] == [[3, 9], [6, 1]]
+    assert to_hex(first.lines[0].get_color()) == COLOURS[1]
+    assert [list(a) for a in second.lines[0].get_data()] == [[5], [4]]
+    bars = first.lines[2][0].get_segments()
+    assert [list(bar[:, 0]) for bar in bars] == [[3, 3], [8.5, 9.5]]
+    assert sorted(texts(figure)) == ["0.1", "0.3", "0.5"]
+    assert legend(figure) == ["NVAE", "VTS"]
+
+
+def test_labels_of_near_points_do_not_overlap():
+    x = np.array([5, 5.01, 5.02, 5.03, 9])
+    labels = ["0.10", "0.20", "0.30", "0.40", "0.50"]
+    figure = plots.rate_distortion(["NVAE"] * 5, labels, x, x)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes_of(figure).texts]
+    pairs = [(i, j) for i in range(5) for j in range(i)]
+    assert not [pair for pair in pairs if boxes[pair[0]].overlaps(boxes[pair[1]])]
+
+
+def test_forms_are_rows_from_the_top():
+    forms = ["exact", "drawn", "average"]
+    figure = plots.forms_compared(forms, [("a", [1, None, 3]), ("b", [4, 5, 6])], xlabel="BLEU, %")
+    (xa, ya, _), (xb, yb, _) = drawn(figure)[:2]
+    assert (xa, xb) == ([1, 3], [4, 5, 6])
+    assert np.round(ya).tolist() == [0, 2]
+    assert not set(ya) & set(yb)
+    axes = axes_of(figure)
+    assert ticks(axes.yaxis) == forms
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+    assert axes.get_xlabel() == "BLEU, %"
+
+
+def test_dimensions_are_sorted():
+    figure = plots.kl_per_dimension([("a", [0.5, 3.0, np.nan, 1.0])])
+    assert drawn(figure)[0][:2] == ([1, 2, 3], [3.0, 1.0, 0.5])
+    assert "nats" in axes_of(figure).get_ylabel()
+
+
+def test_token_weights_show_words_and_numbers():
+    words = ["$\\frac$", "_y", "\\z"]
+    figure = plots.token_weights(words, [0.0, 2.5, 5.0], [0.125, 0.25, 0.5])
+    axes = axes_of(figure)
+    assert ticks(axes.xaxis) == words
+    assert texts(figure) == ["0", "2.5", "5", "0.12", "0.25", "0.5"]
+    assert np.asarray(axes.collections[0].get_array()).tolist() == [[0, 0.5, 1], [0.25, 0.5, 1]]
+    figure.draw_without_rendering()  # dollars are no formula
+
+
+def test_attention_map_has_a_row_for_each_query():
+    shares = np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+    figure = plots.attention_map(shares, ["q0", "q1"], ["prior", "a", "b"])
+    axes, bar = figure.axes
+    assert np.allclose(axes.collections[0].get_array(), shares)
+    assert ticks(axes.yaxis) == ["q0", "q1"]
+    assert ticks(axes.xaxis) == ["prior", "a", "b"]
+    assert bar.get_ylabel() == "share of attention"
+
+
+def test_mixture_field_draws_arrows_ellipses_and_weights():
+    mean, variance = np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([[4.0, 1.0], [0.25, 0.0]])
+    query, denoised = np.zeros((3, 3, 2)), np.ones((3, 3, 2)) * [2, 5]
+    figure = plots.mixture_field(mean, variance, [0.25, 0.75], query, denoised)
+    axes = axes_of(figure)
+    arrows, dots = axes.collections
+    assert (set(arrows.U), set(arrows.V), len(arrows.U)) == ({2.0}, {5.0}, 9)
+    assert [(e.width, e.height) for e in axes.patches] == [(4.0, 2.0), (1.0, 0.0)]
+    assert dots.get_offsets().tolist() == mean.tolist()
+    assert dots.get_sizes()[1] == pytest.approx(3 * dots.get_sizes()[0])
+    assert axes.get_aspect() == 1
