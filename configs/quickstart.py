@@ -35,7 +35,7 @@ def config() -> Config:
             units="elbo",
             lambda_gaussian=0.1,
             lambda_dirichlet=3.0,
-            gaussian_form="expected_use",
+            gaussian_form="relaxed",
             anneal="linear",
             anneal_start=200,
             anneal_steps=1200,

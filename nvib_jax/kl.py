@@ -5,9 +5,9 @@ Enters a `Posterior` and its `Prior`, leaves [B]. DESIGN 3.6; Henderson & Fehr (
 
 - `expected_count`, the published loss: components weighted by their expected counts, and a
   Dirichlet KL that sees the total pseudo-count only (the KL of two symmetric Dirichlets).
-- `expected_use`, the Gaussians' only and ours: a component is paid for once, by the probability
-  that it is drawn at all. At small counts it is `expected_count`; but none is paid for twice, so
-  that weight may gather on few vectors, and one that is not worth its KL is pushed out.
+- `relaxed`, the Gaussians' only and ours: the exact value, but by a pseudo-count the gradient of a
+  smooth one, in which a component costs its KL times the probability that it is ever drawn. The
+  exact KL is a step at alpha = 0 and so tells no component that it is not worth its price.
 - `exact`: the KL of what `sample` really draws. A likelihood bound needs this one. A component
   with a pseudo-count of exactly zero is never drawn and leaves both densities, n and k0 with it:
   the prior is that of the vectors which are there, as `sample_prior` draws them.
@@ -23,7 +23,7 @@ from nvib_jax.special import LOG_HUGE, expm1_minus
 from nvib_jax.types import Posterior, Prior
 
 DIRICHLET_FORMS = ("expected_count", "exact")
-GAUSSIAN_FORMS = (*DIRICHLET_FORMS, "expected_use")
+GAUSSIAN_FORMS = (*DIRICHLET_FORMS, "relaxed")
 
 
 def kl_gaussian(
@@ -32,16 +32,16 @@ def kl_gaussian(
     """KL of the components' Gaussians.
 
         expected_count   k0/2 sum_i (alpha_i / alpha_0) sum_d [ ... ]_id
-        expected_use      K/2 sum_i P_i                 sum_d [ ... ]_id
         exact             K/2 sum_i                     sum_d [ ... ]_id
-        P_i = 1 - (1 + k0/alpha_0)^-alpha_i,  that one of Poisson(k0) draws is of component i
+        relaxed           its value; d/d alpha_i of   K/2 sum_i P_i sum_d [ ... ]_id,
+                          P_i = 1 - (1 + k0/alpha_0)^-alpha_i  that i is one of Poisson(k0) draws
         [ ... ] = s2/s2^p + (mu - mu^p)^2/s2^p - 1 - log(s2/s2^p)
 
     Args:
       posterior: S components.
       prior: the same the posterior was made with.
       num_samples: K, as given to `sample`.
-      form: "expected_count", "expected_use" or "exact".
+      form: "expected_count", "exact" or "relaxed".
 
     Returns:
       float32 nats, shape (B,). The published loss divides by S D; this does not.
@@ -61,15 +61,12 @@ def kl_gaussian(
     if form == "exact":
         return num_samples * jnp.sum(each, axis=-1)
     _, count = prior_atom(posterior.mask, prior, num_samples)
-    if form == "expected_use":
-        log_total = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
-        # alpha_i log(1 + k0/alpha_0), where neither alpha is formed: k0/alpha_0 if that is small.
-        log_rate = jnp.log(count)[:, None] - log_total
-        small = log_rate < -10.0
-        above = jnp.log(jnp.log1p(jnp.exp(jnp.where(small, 0.0, log_rate))))
-        draws = jnp.exp(jnp.minimum(log_alpha + jnp.where(small, log_rate, above), LOG_HUGE))
-        used = jnp.where(present, -jnp.expm1(-draws), 0.0)
-        return num_samples * jnp.sum(used * each, axis=-1)
+    if form == "relaxed":
+        # Charged by P_i outright, a vector hides at a small alpha: its information costs nothing
+        # there, and larger logits make up for the weight.
+        used = _expected_use(log_alpha, count, present)
+        slope = jax.lax.stop_gradient(each) * (used - jax.lax.stop_gradient(used))
+        return num_samples * jnp.sum(each + slope, axis=-1)
     return count * jnp.sum(jnp.exp(log_normalize(log_alpha, present)) * each, axis=-1)
 
 
@@ -119,6 +116,16 @@ def prior_atom(
     others = jnp.sum(components[:, 1:], axis=-1)
     count = num_samples * (others + 1).astype(jnp.float32)
     return prior.log_total(others) - jnp.log(count), count
+
+
+def _expected_use(log_alpha: jax.Array, count: jax.Array, present: jax.Array) -> jax.Array:
+    """`1 - exp(-alpha_i log(1 + k0/alpha_0))`, (B, S); no alpha is formed, they may be e^100."""
+    log_total = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
+    log_rate = jnp.log(count)[:, None] - log_total
+    small = log_rate < -10.0  # where log(1 + x) is x
+    above = jnp.log(jnp.log1p(jnp.exp(jnp.where(small, 0.0, log_rate))))
+    draws = jnp.exp(jnp.minimum(log_alpha + jnp.where(small, log_rate, above), LOG_HUGE))
+    return jnp.where(present, -jnp.expm1(-draws), 0.0)
 
 
 def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:

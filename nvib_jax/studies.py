@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nvib_jax.evaluation.evaluate import EvaluationConfig
+from nvib_jax.evaluation.protocol import EvaluationConfig
 
 Runs = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...")]]
 
@@ -56,19 +56,19 @@ class Report:
 
 def evaluate(options: Evaluate) -> None:
     """Runs, one after the other, and their table."""
-    from nvib_jax.evaluation.evaluate import evaluate_run
-    from nvib_jax.evaluation.table import score_table
+    from nvib_jax.evaluation.protocol import evaluate_run
+    from nvib_jax.evaluation.table import read_runs, score_table
 
     if not options.run:
         raise ValueError("no run was given; wanted folders, as in: nvib evaluate runs/quickstart")
     for run in options.run:
         evaluate_run(run, options.options, checkpoint=options.checkpoint)
-    print(score_table(options.run))
+    print(score_table(read_runs(options.run)))
 
 
 def sweep(options: Sweep) -> None:
-    """What is not done yet, and the table of all."""
-    from nvib_jax.evaluation.table import score_table
+    """What is not done yet; then the table of all, and their scores in one file."""
+    from nvib_jax.evaluation.table import read_runs, save_scores, score_table
     from nvib_jax.sweep import load_sweep, run_sweep
 
     runs = load_sweep(options.file)
@@ -77,7 +77,9 @@ def sweep(options: Sweep) -> None:
     if not runs:
         raise ValueError(f"no run of {options.file} has any of {options.only} in its name")
     out = options.out or Path("runs") / options.file.stem
-    print(score_table(run_sweep(runs, out, jobs=options.jobs, evaluation=options.options)))
+    done = read_runs(run_sweep(runs, out, jobs=options.jobs, evaluation=options.options))
+    save_scores(done, out / "scores.json")
+    print(f"{score_table(done)}\n\nall scores in {out / 'scores.json'}")
 
 
 def report(options: Report) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from nvib_jax.evaluation.evaluate import RESULT, EvaluationConfig
+from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
 from nvib_jax.training.checkpoint import saved_steps
 from nvib_jax.training.config import Config, call_file, to_json
 

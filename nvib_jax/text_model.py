@@ -23,6 +23,7 @@ from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 
 ROWS = 64  # sentences at a time
+FEW = 1024  # sentences that do not pay for compiling every bucket: all go into the widest
 
 
 @dataclass(frozen=True)
@@ -268,8 +269,9 @@ class TextModel:
         self, rows: Sequence[Sequence[int]]
     ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
         """Rows by bucket: (which they are, tokens, mask), filled up to ROWS sentences."""
-        bucket_of = np.searchsorted(self.buckets, [len(row) for row in rows])
-        for bucket, width in enumerate(self.buckets):
+        buckets = self.buckets if len(rows) > FEW else self.buckets[-1:]
+        bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
+        for bucket, width in enumerate(buckets):
             members = np.flatnonzero(bucket_of == bucket)
             for start in range(0, len(members), ROWS):
                 part = members[start : start + ROWS]

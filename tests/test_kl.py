@@ -11,6 +11,7 @@ import pytest
 from examples import normal, posterior, prior
 
 import nvib_jax as nvib
+from nvib_jax.kl import _expected_use
 
 mp.mp.dps = 35
 FORMS = ("expected_count", "exact")
@@ -293,54 +294,78 @@ def test_relative_entropy_is_blind_to_a_common_rounding():
         )
 
 
-def test_expected_use_pays_for_a_vector_once():
-    """Against numpy in float64, and between its limits: the expected count and the exact KL."""
+def relaxed_case():
+    """Five components of one token each; the last is empty."""
     rng = np.random.default_rng(3)
-    alpha = np.array([[0.001, 0.3, 2.0, 0.0, 40.0]])
+    alpha = np.array([[0.001, 0.3, 2.0, 40.0, 0.0]])
     mean, log_variance = rng.normal(size=(1, 5, 3)), rng.normal(size=(1, 5, 3))
     prior = nvib.Prior.standard(3, alpha_delta=0.5)
-    posterior = nvib.make_posterior(
-        *(jnp.asarray(a, jnp.float32) for a in (mean, log_variance, np.log(alpha + 1e-300))),
-        jnp.ones((1, 5), bool),
-        prior,
-    )
-    posterior = nvib.Posterior(
-        posterior.mean,
-        posterior.log_variance,
-        posterior.log_alpha.at[0, 4].set(-jnp.inf),
-        posterior.mask,
-    )
+    with np.errstate(divide="ignore"):
+        arrays = mean, log_variance, np.log(alpha)
+    arrays = [jnp.asarray(a, jnp.float32) for a in arrays]
+    return nvib.make_posterior(*arrays, jnp.ones((1, 5), bool), prior), prior, alpha[0]
+
+
+def test_relaxed_is_exact_but_for_the_gradient_by_pseudo_counts():
+    posterior, prior, alpha = relaxed_case()
+
+    def grads(form):
+        return jax.value_and_grad(
+            lambda p: nvib.kl_gaussian(p, prior, form=form)[0], allow_int=True
+        )(posterior)
+
+    (value, slope), (exact, exact_slope) = grads("relaxed"), grads("exact")
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    np.testing.assert_allclose(slope.mean, exact_slope.mean, rtol=1e-6)
+    np.testing.assert_allclose(slope.log_variance, exact_slope.log_variance, rtol=1e-6)
+    np.testing.assert_array_equal(exact_slope.log_alpha, 0)
+
+    # By pseudo-counts: that of sum_i P_i KL_i, against differences in float64.
+    mean, log_variance = (np.float64(a[0, 1:]) for a in (posterior.mean, posterior.log_variance))
     each = 0.5 * np.sum(np.exp(log_variance) + mean**2 - 1 - log_variance, axis=-1)
-    total, count = alpha.sum() + 1, 6
-    used = 1 - (1 + count / total) ** -alpha
-    got = nvib.kl_gaussian(posterior, prior, form="expected_use")
-    np.testing.assert_allclose(got, (used * each).sum(-1), rtol=1e-5)
-    # Drawn 6 times, by Monte Carlo: a component's counts are negative binomial; 5 errors.
-    rates = rng.gamma(alpha[0], size=(100_000, 5)) * count / total
-    seen = rng.poisson(rates) > 0
-    assert (
-        np.abs(seen.mean(0) - used[0]) < 5 * (used[0] * (1 - used[0]) / 1e5) ** 0.5 + 1e-9
-    ).all()
+
+    def smooth(log_alpha):
+        a = np.exp(log_alpha)
+        used = 1 - (1 + 6 / (a.sum() + 1)) ** -a  # the prior's alpha is 1, and its KL 0
+        return used @ each[:4]
+
+    at, step = np.log(alpha[:4]), 1e-5
+    want = [(smooth(at + step * e) - smooth(at - step * e)) / (2 * step) for e in np.eye(4)]
+    np.testing.assert_allclose(slope.log_alpha[0, 1:5], want, rtol=1e-4)
+    assert slope.log_alpha[0, 5] == 0
 
 
-def test_expected_use_beyond_the_range_of_float32():
-    """Pseudo-counts of e^100: as many draws as the expected count, and no overflow."""
+def test_the_probability_of_being_drawn():
+    """Counts of Poisson(k0) draws of a Dirichlet's weights; 5 errors: false alarms below 1e-5."""
+    posterior, _, alpha = relaxed_case()
+    rng, total = np.random.default_rng(0), alpha.sum() + 1
+    rates = rng.gamma(alpha[:4], size=(100_000, 4)) * 6 / total
+    seen = (rng.poisson(rates) > 0).mean(axis=0)
+    present = jnp.arange(6)[None] < 5
+    log_alpha = jnp.where(present, posterior.log_alpha, 0.0)
+    used = np.asarray(_expected_use(log_alpha, jnp.float32([6.0]), present))[0, 1:5]
+    assert (np.abs(seen - used) < 5 * (used * (1 - used) / 1e5) ** 0.5 + 1e-9).all()
+
+
+def test_relaxed_beyond_the_range_of_float32():
+    """Pseudo-counts of e^100 have a finite gradient: 5 draws over 4 vectors."""
     prior = nvib.Prior.standard(2)
     mean = jnp.ones((1, 4, 2))
     posterior = nvib.make_posterior(
         mean, 0 * mean, jnp.full((1, 4), 100.0), jnp.ones((1, 4), bool), prior
     )
-    # Five draws over four vectors and a prior of no weight: 1 - exp(-5/4) of 1 nat each.
-    got, slope = jax.value_and_grad(
-        lambda p: nvib.kl_gaussian(p, prior, form="expected_use")[0], allow_int=True
-    )(posterior)
-    np.testing.assert_allclose(got, 4 * (1 - np.exp(-5 / 4)), rtol=1e-5)
+    present = posterior.mask
+    used = _expected_use(posterior.log_alpha, jnp.float32([5.0]), present)
+    np.testing.assert_allclose(used[0, 1:], 1 - np.exp(-5 / 4), rtol=1e-5)
+    slope = jax.grad(lambda p: nvib.kl_gaussian(p, prior, form="relaxed")[0], allow_int=True)(
+        posterior
+    )
     assert np.isfinite(slope.log_alpha).all()
 
 
-def test_the_dirichlet_kl_has_no_expected_use():
+def test_the_dirichlet_kl_has_no_relaxed_form():
     prior = nvib.Prior.standard(2)
     mean = jnp.ones((1, 4, 2))
     posterior = nvib.make_posterior(mean, mean, jnp.zeros((1, 4)), jnp.ones((1, 4), bool), prior)
-    with pytest.raises(ValueError, match="form is 'expected_use'; wanted one of 'expected_count'"):
-        nvib.kl_dirichlet(posterior, prior, form="expected_use")
+    with pytest.raises(ValueError, match="form is 'relaxed'; wanted one of 'expected_count'"):
+        nvib.kl_dirichlet(posterior, prior, form="relaxed")

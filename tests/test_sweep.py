@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from nvib_jax import sweep
-from nvib_jax.evaluation.evaluate import RESULT, EvaluationConfig
+from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
 from nvib_jax.sweep import as_arguments, load_sweep, run_sweep
 from nvib_jax.training.config import from_json
 

@@ -23,6 +23,7 @@ def model():
     trained = TextModel.load(tiny.trained()[0].train.run_dir)
     patch = pytest.MonkeyPatch()
     patch.setattr(text_model, "ROWS", 4)
+    patch.setattr(text_model, "FEW", 0)
     yield dataclasses.replace(trained, buckets=(4, 24), _compiled={})
     patch.undo()
 

@@ -1,23 +1,46 @@
-"""What a trained model is worth: reconstruction, use of the bottleneck, likelihood, samples.
+"""What a trained model is worth, on text it has not seen. `protocol.py` asks for all of it.
 
-reconstruction.py  exact match and BLEU of what comes back
-usage.py           how many vectors were used, hard and soft
-likelihood.py      the evidence lower bound, nats
-samples.py         share of prior samples in the language, where the language is known
-summary.py         all of it on held-out sentences, and a page for a person
+reconstruction.py  BLEU, chrF, exact match, word accuracy of what comes back
+forms.py           the same under every way to read a posterior, and along thresholds
+usage.py           how many vectors were used, hard and soft, by length and by token
+likelihood.py      ELBO and importance-weighted bound, nats, with standard errors
+collapse.py        mutual information, active dimensions, KL by dimension and vector
+samples.py         prior samples: in the language, like the data, like one another, memorised
+language_model.py  the causal language model that scores samples
+interpolation.py   ways between two texts
+table.py, report/  runs side by side, as text and as a page
+summary.py         the page that a training run ends with
 """
 
-from nvib_jax.evaluation.likelihood import evidence_bound
+from nvib_jax.evaluation.collapse import collapse_report, mutual_information
+from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
+from nvib_jax.evaluation.interpolation import (
+    interpolate_pairs,
+    interpolation_scores,
+    mirrored_pairs,
+)
+from nvib_jax.evaluation.likelihood import evidence_bound, importance_bounds
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
-from nvib_jax.evaluation.samples import language_scores
+from nvib_jax.evaluation.samples import language_scores, sample_scores
 from nvib_jax.evaluation.summary import evaluate, summarize
-from nvib_jax.evaluation.usage import vector_usage
+from nvib_jax.evaluation.usage import token_usage, usage_by_length, vector_usage
 
 __all__ = [
+    "collapse_report",
+    "compare_forms",
+    "compare_thresholds",
     "evaluate",
     "evidence_bound",
+    "importance_bounds",
+    "interpolate_pairs",
+    "interpolation_scores",
     "language_scores",
+    "mirrored_pairs",
+    "mutual_information",
     "reconstruction_scores",
+    "sample_scores",
     "summarize",
+    "token_usage",
+    "usage_by_length",
     "vector_usage",
 ]

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from nvib_jax.evaluation.reconstruction import corpus_bleu, word_edit_distance
 from nvib_jax.generate import DecodingConfig
-from nvib_jax.mixture import interpolate
 from nvib_jax.text_model import ROWS, TextModel
 
 
@@ -75,7 +74,7 @@ def interpolate_pairs(
             jax.tree.map(lambda x, half=half: jnp.repeat(x[half], steps, axis=0), ends)
             for half in (slice(count), slice(count, None))
         )
-        mixture = interpolate(first, second, times)
+        mixture = model.between(first, second, times)
         texts = model.decode(mixture, read_form, decoding=decoding, seed=batch_seed)
         paths += [texts[i : i + steps] for i in range(0, len(texts), steps)]
     return paths[: len(pairs)]

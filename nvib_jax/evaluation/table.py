@@ -1,10 +1,16 @@
-"""Evaluations side by side, as text: a line for each setting, means and deviations over seeds."""
+"""Evaluations side by side: a line for each setting, means and deviations over seeds.
 
+A sweep keeps all scores of its runs in one file, `scores.json`, which is small enough for git: the
+README's table is made from one.
+"""
+
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from nvib_jax.evaluation.report.runs import group, mean_and_deviation, read_run
+from nvib_jax.evaluation.report.runs import Run, group, mean_and_deviation, read_run
 
 # score, heading, factor, decimals
 COLUMNS = (
@@ -22,35 +28,70 @@ COLUMNS = (
     ("interpolation_bleu_a", "half to a", 1, 1),
     ("interpolation_bleu_b", "half to b", 1, 1),
     ("interpolation_new", "new %", 100, 0),
-    ("interpolation_in_language", "in lang. %", 100, 1),
+    ("interpolation_in_language", "half in lang. %", 100, 1),
     ("active_dimensions", "active", 1, 0),
 )
 
 
-def score_table(folders: Sequence[str | Path]) -> str:
+def score_table(runs: Sequence[Run], columns: Sequence[str] = (), *, markdown: bool = False) -> str:
     """The main scores of evaluated runs; columns that no run has are left out.
 
     "kept" is the share of vectors above the pseudo-count threshold, "read" the effective share by
     attention, "growth" the exponent of vectors kept against length, "half to a" BLEU of the
     sentence half way to either end of an interpolation; bounds are nats a token.
 
-    Raises:
-      FileNotFoundError: a folder that is no run.
+    Args:
+      runs: from `read_runs` or `load_scores`.
+      columns: names of scores in `COLUMNS`; none means all.
+      markdown: a table for a README instead of aligned text.
     """
-    settings = group([read_run(Path(folder)) for folder in folders])
+    settings = group(runs)
     rows = [["", "seeds"], *([s.label, str(len(s.runs))] for s in settings)]
     for name, heading, factor, decimals in COLUMNS:
         values = [[v for run in s.runs if math.isfinite(v := run.score(name))] for s in settings]
-        if not any(values):
+        if not any(values) or (columns and name not in columns):
             continue
         rows[0].append(heading)
         for row, found in zip(rows[1:], values, strict=True):
             row.append(_cell([v * factor for v in found], decimals))
+    if markdown:
+        rows.insert(1, ["---", *("--:" for _ in rows[0][1:])])
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in rows
     )
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Folders of runs, read.
+
+    Raises:
+      FileNotFoundError: a folder that is no run.
+    """
+    return [read_run(Path(folder)) for folder in folders]
+
+
+def save_scores(runs: Sequence[Run], path: str | Path) -> None:
+    """Keep what a table needs: of each run its name, kind, split, config and scores."""
+    kept = ("name", "kind", "split", "sentences", "scores")
+    records = [{**{k: run.evaluation.get(k) for k in kept}, "config": run.config} for run in runs]
+    lines = ",\n".join(json.dumps(_rounded(record)) for record in records)
+    Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def load_scores(path: str | Path) -> list[Run]:
+    """What `save_scores` kept."""
+    records = json.loads(Path(path).read_text(encoding="utf-8"))
+    return [Run(Path(r["name"]), r["name"], r["name"], r["config"], [], r) for r in records]
+
+
+def _rounded(tree: Any) -> Any:
+    """Six digits: the rest is noise."""
+    if isinstance(tree, dict):
+        return {name: _rounded(value) for name, value in tree.items()}
+    return float(f"{tree:.6g}") if isinstance(tree, float) else tree
 
 
 def _cell(values: Sequence[float], decimals: int) -> str:

@@ -44,7 +44,7 @@ class ObjectiveConfig:
     """Weight of the Gaussian KL."""
     lambda_dirichlet: float = 1.0
     """Weight of the Dirichlet KL."""
-    gaussian_form: Literal["expected_count", "expected_use", "exact"] = "expected_count"
+    gaussian_form: Literal["expected_count", "exact", "relaxed"] = "expected_count"
     """Form of the Gaussian KL in the loss; reported bounds always use exact."""
     dirichlet_form: Literal["expected_count", "exact"] = "expected_count"
     """Form of the Dirichlet KL in the loss; reported bounds always use exact."""

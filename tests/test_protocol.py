@@ -9,11 +9,11 @@ import tiny
 
 from nvib_jax import cli
 from nvib_jax.data import prepare
-from nvib_jax.evaluation import evaluate as module
-from nvib_jax.evaluation.evaluate import EvaluationConfig, evaluate_run, without_nan
+from nvib_jax.evaluation import protocol
 from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
 from nvib_jax.evaluation.language_model import LanguageModelConfig
-from nvib_jax.evaluation.table import score_table
+from nvib_jax.evaluation.protocol import EvaluationConfig, evaluate_run, without_nan
+from nvib_jax.evaluation.table import load_scores, read_runs, save_scores, score_table
 from nvib_jax.evaluation.usage import growth, token_usage, usage_by_length, vector_usage
 from nvib_jax.models.latent import READS
 from nvib_jax.text_model import TextModel
@@ -72,7 +72,7 @@ def test_everything_is_there_and_is_what_was_written(found):
 
 
 def test_the_table_of_a_run(found):
-    head, line = score_table([found[0]]).splitlines()
+    head, line = score_table(read_runs([found[0]])).splitlines()
     for column in ("BLEU", "kept %", "ELBO/token", "sample PPL"):
         assert column in head
     assert line.startswith("run")
@@ -88,9 +88,16 @@ def test_seeds_are_one_line(found, tmp_path):
         copy["config"]["train"]["seed"] = seed
         copy["scores"]["bleu"] = 40.0 + 2 * seed
         (path / "evaluation.json").write_text(json.dumps(copy))
-    _, line = score_table([tmp_path / "run-s0", tmp_path / "run-s1"]).splitlines()
+    runs = read_runs([tmp_path / "run-s0", tmp_path / "run-s1"])
+    _, line = score_table(runs).splitlines()
     assert line.split()[:2] == ["run", "2"]
     assert "41.0 ±1.4" in line
+    save_scores(runs, tmp_path / "scores.json")
+    kept = load_scores(tmp_path / "scores.json")
+    assert score_table(kept) == score_table(runs)
+    head, rule, row = score_table(kept, ["bleu"], markdown=True).splitlines()
+    assert (head, rule) == ("|  | seeds | BLEU |", "| --- | --: | --: |")
+    assert row == "| run | 2 | 41.0 ±1.4 |"
 
 
 def test_forms_by_their_own_functions(model, texts):
@@ -133,11 +140,11 @@ def test_tokens_have_their_vectors(model, texts):
 
 
 def test_what_is_switched_off_is_not_measured(run, monkeypatch):
-    monkeypatch.setattr(module, "importance_bounds", None)
-    monkeypatch.setattr(module, "cached_language_model", None)
+    monkeypatch.setattr(protocol, "importance_bounds", None)
+    monkeypatch.setattr(protocol, "cached_language_model", None)
     config = EvaluationConfig(sentences=4, samples=0, draws=0, pairs=0, forms=False)
     data = prepare(TextModel.load(run).config.data)
-    result = module.measure(TextModel.load(run), data, config)
+    result = protocol.measure(TextModel.load(run), data, config)
     assert "forms" not in result
     assert "samples" not in result
     assert "interpolations" not in result
