@@ -62,11 +62,7 @@ def kl_gaussian(
         return num_samples * jnp.sum(each, axis=-1)
     _, count = prior_atom(posterior.mask, prior, num_samples)
     if form == "relaxed":
-        # Charged by P_i outright, a vector hides at a small alpha: its information costs nothing
-        # there, and larger logits make up for the weight.
-        used = _expected_use(log_alpha, count, present)
-        slope = jax.lax.stop_gradient(each) * (used - jax.lax.stop_gradient(used))
-        return num_samples * jnp.sum(each + slope, axis=-1)
+        return num_samples * jnp.sum(_presence(log_alpha, count, present) * each, axis=-1)
     return count * jnp.sum(jnp.exp(log_normalize(log_alpha, present)) * each, axis=-1)
 
 
@@ -118,14 +114,39 @@ def prior_atom(
     return prior.log_total(others) - jnp.log(count), count
 
 
-def _expected_use(log_alpha: jax.Array, count: jax.Array, present: jax.Array) -> jax.Array:
-    """`1 - exp(-alpha_i log(1 + k0/alpha_0))`, (B, S); no alpha is formed, they may be e^100."""
+def vector_count(posterior: Posterior, *, num_samples: int = 1) -> jax.Array:
+    """m, the vectors that are there, the prior's left out, with a gradient by pseudo-counts.
+
+    `price * m` is `-log p(m)` of a geometric prior over their number, up to a constant: the price
+    of a vector, which no KL has. (As much information in twice the vectors costs as much.)
+
+    Args:
+      posterior: S components.
+      num_samples: K, as given to `sample`.
+
+    Returns:
+      float32, shape (B,); by a pseudo-count it has the gradient of `kl_gaussian`'s relaxed form.
+    """
+    present, log_alpha = _present(posterior)
+    count = num_samples * jnp.sum(posterior.mask, axis=-1).astype(jnp.float32)
+    return jnp.sum(_presence(log_alpha, count, present)[:, 1:], axis=-1)
+
+
+def _presence(log_alpha: jax.Array, count: jax.Array, present: jax.Array) -> jax.Array:
+    """1 where a component is present, else 0, (B, S); the gradient is that of
+
+        P_i = 1 - (1 + k0/alpha_0)^-alpha_i     at a fixed alpha_0
+
+    Charged by P_i outright, a vector hides at a small alpha: its information costs nothing there,
+    and larger logits make up for the weight. With alpha_0 free, it grows to make others cheaper.
+    """
     log_total = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
-    log_rate = jnp.log(count)[:, None] - log_total
-    small = log_rate < -10.0  # where log(1 + x) is x
+    log_rate = jnp.log(count)[:, None] - jax.lax.stop_gradient(log_total)
+    small = log_rate < -10.0  # where log(1 + x) is x; no alpha is formed, they may be e^100
     above = jnp.log(jnp.log1p(jnp.exp(jnp.where(small, 0.0, log_rate))))
     draws = jnp.exp(jnp.minimum(log_alpha + jnp.where(small, log_rate, above), LOG_HUGE))
-    return jnp.where(present, -jnp.expm1(-draws), 0.0)
+    used = jnp.where(present, -jnp.expm1(-draws), 0.0)
+    return present.astype(jnp.float32) + used - jax.lax.stop_gradient(used)
 
 
 def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:

@@ -320,13 +320,12 @@ def test_relaxed_is_exact_but_for_the_gradient_by_pseudo_counts():
     np.testing.assert_allclose(slope.log_variance, exact_slope.log_variance, rtol=1e-6)
     np.testing.assert_array_equal(exact_slope.log_alpha, 0)
 
-    # By pseudo-counts: that of sum_i P_i KL_i, against differences in float64.
+    # By pseudo-counts: that of sum_i P_i KL_i at a fixed total, by differences in float64.
     mean, log_variance = (np.float64(a[0, 1:]) for a in (posterior.mean, posterior.log_variance))
     each = 0.5 * np.sum(np.exp(log_variance) + mean**2 - 1 - log_variance, axis=-1)
 
     def smooth(log_alpha):
-        a = np.exp(log_alpha)
-        used = 1 - (1 + 6 / (a.sum() + 1)) ** -a  # the prior's alpha is 1, and its KL 0
+        used = 1 - (1 + 6 / (alpha.sum() + 1)) ** -np.exp(log_alpha)  # the prior's alpha is 1
         return used @ each[:4]
 
     at, step = np.log(alpha[:4]), 1e-5

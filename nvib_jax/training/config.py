@@ -44,6 +44,9 @@ class ObjectiveConfig:
     """Weight of the Gaussian KL."""
     lambda_dirichlet: float = 1.0
     """Weight of the Dirichlet KL."""
+    vector_price: float = 0.0
+    """Nats for each vector that is there, from the first step: -log p(m) of a geometric prior over
+    their number (elbo units; published divides it by S)."""
     gaussian_form: Literal["expected_count", "exact", "relaxed"] = "expected_count"
     """Form of the Gaussian KL in the loss; reported bounds always use exact."""
     dirichlet_form: Literal["expected_count", "exact"] = "expected_count"
@@ -78,7 +81,7 @@ class ObjectiveConfig:
     """Share of the decoder's input words that are replaced by the unknown word in training."""
 
     def __post_init__(self) -> None:
-        _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet")
+        _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet", "vector_price")
         _at_least("objective", self, 0, "anneal_start", "anneal_steps", "alpha_delta_steps")
         _at_least("objective", self, 0, "free_gaussian", "free_dirichlet", "capacity_steps")
         for name in ("alpha_delta_start", "capacity_gaussian", "capacity_dirichlet"):

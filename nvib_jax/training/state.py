@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from nvib_jax.kl import vector_count
 from nvib_jax.models.nvae import NVAE, PAD, UNK, decoder_io
 from nvib_jax.models.params import Params, merge
 from nvib_jax.objective import anneal, budget, published_scale
@@ -100,6 +101,11 @@ def loss_and_metrics(
     )
     kl_g, kl_d = jnp.where(real, kl_g, 0.0), jnp.where(real, kl_d, 0.0)
     costs = penalty(kl_g, kl_d, mask, step, objective, dim=model.config.dim)
+    if objective.vector_price:
+        vectors = jnp.where(real, vector_count(posterior), 0.0)
+        if objective.units == "published":
+            vectors = published_scale(vectors, jnp.sum(posterior.mask, axis=-1))
+        costs = costs + objective.vector_price * vectors
 
     all_sentences, all_tokens = _counts(mask if whole is None else whole)
     total = all_tokens if objective.units == "elbo" else all_sentences
