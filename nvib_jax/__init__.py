@@ -7,7 +7,7 @@ What is imported here needs jax and numpy only; `nvib_jax.models`, `.data`, `.tr
 
 from nvib_jax import random
 from nvib_jax.attention import attend, denoising_attention, make_memory
-from nvib_jax.kl import kl_dirichlet, kl_gaussian
+from nvib_jax.kl import kl_dirichlet, kl_gaussian, vector_count
 from nvib_jax.mixture import expected, interpolate, sample, sample_prior
 from nvib_jax.posterior import add_skip, log_pseudo_count, make_posterior
 from nvib_jax.types import Mixture, Posterior, Prior
@@ -31,4 +31,5 @@ __all__ = [
     "random",
     "sample",
     "sample_prior",
+    "vector_count",
 ]

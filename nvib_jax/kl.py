@@ -1,16 +1,10 @@
 """The two KL terms of the bottleneck, in nats per example.
 
 Enters a `Posterior` and its `Prior`, leaves [B]. DESIGN 3.6; Henderson & Fehr (2023).
-`k0 = S K` counts the valid components (padding excluded), K draws each. The forms of each term:
+`k0 = S K` counts the valid components (padding excluded), K draws each. Each term has two forms:
 
 - `expected_count`, the published loss: components weighted by their expected counts, and a
   Dirichlet KL that sees the total pseudo-count only (the KL of two symmetric Dirichlets).
-- `relaxed`, the Gaussians' only and ours: the exact value, but by a pseudo-count the gradient of a
-  smooth one, in which a component costs its KL times the probability that it is ever drawn. The
-  exact KL is a step at alpha = 0 and so tells no component that it is not worth its price.
-- `exact`: the KL of what `sample` really draws. A likelihood bound needs this one. A component
-  with a pseudo-count of exactly zero is never drawn and leaves both densities, n and k0 with it:
-  the prior is that of the vectors which are there, as `sample_prior` draws them.
 """
 
 import jax
@@ -22,8 +16,7 @@ from nvib_jax.shapes import check_choice
 from nvib_jax.special import LOG_HUGE, expm1_minus
 from nvib_jax.types import Posterior, Prior
 
-DIRICHLET_FORMS = ("expected_count", "exact")
-GAUSSIAN_FORMS = (*DIRICHLET_FORMS, "relaxed")
+FORMS = ("expected_count", "exact")
 
 
 def kl_gaussian(
@@ -33,15 +26,13 @@ def kl_gaussian(
 
         expected_count   k0/2 sum_i (alpha_i / alpha_0) sum_d [ ... ]_id
         exact             K/2 sum_i                     sum_d [ ... ]_id
-        relaxed           its value; d/d alpha_i of   K/2 sum_i P_i sum_d [ ... ]_id,
-                          P_i = 1 - (1 + k0/alpha_0)^-alpha_i  that i is one of Poisson(k0) draws
         [ ... ] = s2/s2^p + (mu - mu^p)^2/s2^p - 1 - log(s2/s2^p)
 
     Args:
       posterior: S components.
       prior: the same the posterior was made with.
       num_samples: K, as given to `sample`.
-      form: "expected_count", "exact" or "relaxed".
+      form: "expected_count" or "exact".
 
     Returns:
       float32 nats, shape (B,). The published loss divides by S D; this does not.
@@ -49,7 +40,7 @@ def kl_gaussian(
     Raises:
       ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
     """
-    _check(posterior, prior, num_samples, form, GAUSSIAN_FORMS)
+    _check(posterior, prior, num_samples, form)
     present, log_alpha = _present(posterior)
     # Chosen before the arithmetic: what is padded or empty must not reach a gradient as 0 * inf.
     mean, log_variance = (
@@ -61,8 +52,6 @@ def kl_gaussian(
     if form == "exact":
         return num_samples * jnp.sum(each, axis=-1)
     _, count = prior_atom(posterior.mask, prior, num_samples)
-    if form == "relaxed":
-        return num_samples * jnp.sum(_presence(log_alpha, count, present) * each, axis=-1)
     return count * jnp.sum(jnp.exp(log_normalize(log_alpha, present)) * each, axis=-1)
 
 
@@ -92,7 +81,7 @@ def kl_dirichlet(
     Raises:
       ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
     """
-    _check(posterior, prior, num_samples, form, DIRICHLET_FORMS)
+    _check(posterior, prior, num_samples, form)
     present, log_alpha = _present(posterior)
     if form == "exact":
         log_b, count = prior_atom(present, prior, num_samples)
@@ -118,35 +107,37 @@ def vector_count(posterior: Posterior, *, num_samples: int = 1) -> jax.Array:
     """m, the vectors that are there, the prior's left out, with a gradient by pseudo-counts.
 
     `price * m` is `-log p(m)` of a geometric prior over their number, up to a constant: the price
-    of a vector, which no KL has. (As much information in twice the vectors costs as much.)
+    of a vector, which neither KL has. (As much information in twice the vectors costs as much.)
+    m is a step at alpha = 0; its gradient is that of
+
+        sum_i P_i,    P_i = 1 - (1 + k0/alpha_0)^-alpha_i    at a fixed alpha_0,
+
+    the probability that one of Poisson(k0) draws is of component i. Only its gradient: charged by
+    P_i outright, vectors hide at small alphas, where larger logits make up for the weight.
 
     Args:
       posterior: S components.
       num_samples: K, as given to `sample`.
 
     Returns:
-      float32, shape (B,); by a pseudo-count it has the gradient of `kl_gaussian`'s relaxed form.
+      float32, shape (B,).
     """
+    posterior.check()
     present, log_alpha = _present(posterior)
     count = num_samples * jnp.sum(posterior.mask, axis=-1).astype(jnp.float32)
-    return jnp.sum(_presence(log_alpha, count, present)[:, 1:], axis=-1)
+    used = _expected_use(log_alpha, count, present)[:, 1:]
+    there = present[:, 1:].astype(jnp.float32)
+    return jnp.sum(there + used - jax.lax.stop_gradient(used), axis=-1)
 
 
-def _presence(log_alpha: jax.Array, count: jax.Array, present: jax.Array) -> jax.Array:
-    """1 where a component is present, else 0, (B, S); the gradient is that of
-
-        P_i = 1 - (1 + k0/alpha_0)^-alpha_i     at a fixed alpha_0
-
-    Charged by P_i outright, a vector hides at a small alpha: its information costs nothing there,
-    and larger logits make up for the weight. With alpha_0 free, it grows to make others cheaper.
-    """
+def _expected_use(log_alpha: jax.Array, count: jax.Array, present: jax.Array) -> jax.Array:
+    """P_i of `vector_count`, (B, S); no alpha is formed, they may be e^100."""
     log_total = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
     log_rate = jnp.log(count)[:, None] - jax.lax.stop_gradient(log_total)
-    small = log_rate < -10.0  # where log(1 + x) is x; no alpha is formed, they may be e^100
+    small = log_rate < -10.0  # where log(1 + x) is x
     above = jnp.log(jnp.log1p(jnp.exp(jnp.where(small, 0.0, log_rate))))
     draws = jnp.exp(jnp.minimum(log_alpha + jnp.where(small, log_rate, above), LOG_HUGE))
-    used = jnp.where(present, -jnp.expm1(-draws), 0.0)
-    return present.astype(jnp.float32) + used - jax.lax.stop_gradient(used)
+    return jnp.where(present, -jnp.expm1(-draws), 0.0)
 
 
 def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:
@@ -155,10 +146,8 @@ def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:
     return present, jnp.where(present, posterior.log_alpha, 0.0).astype(jnp.float32)
 
 
-def _check(
-    posterior: Posterior, prior: Prior, num_samples: int, form: str, forms: tuple[str, ...]
-) -> None:
-    check_choice("form", form, forms)
+def _check(posterior: Posterior, prior: Prior, num_samples: int, form: str) -> None:
+    check_choice("form", form, FORMS)
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; wanted at least 1")
     width = posterior.check()["D"]

@@ -11,7 +11,7 @@ import pytest
 from examples import normal, posterior, prior
 
 import nvib_jax as nvib
-from nvib_jax.kl import _expected_use
+from nvib_jax.kl import _expected_use, vector_count
 
 mp.mp.dps = 35
 FORMS = ("expected_count", "exact")
@@ -294,49 +294,34 @@ def test_relative_entropy_is_blind_to_a_common_rounding():
         )
 
 
-def relaxed_case():
-    """Five components of one token each; the last is empty."""
-    rng = np.random.default_rng(3)
-    alpha = np.array([[0.001, 0.3, 2.0, 40.0, 0.0]])
-    mean, log_variance = rng.normal(size=(1, 5, 3)), rng.normal(size=(1, 5, 3))
-    prior = nvib.Prior.standard(3, alpha_delta=0.5)
+def five_vectors():
+    """The last is empty."""
+    rng, alpha = np.random.default_rng(3), np.array([[0.001, 0.3, 2.0, 40.0, 0.0]])
+    mean = jnp.asarray(rng.normal(size=(1, 5, 3)), jnp.float32)
     with np.errstate(divide="ignore"):
-        arrays = mean, log_variance, np.log(alpha)
-    arrays = [jnp.asarray(a, jnp.float32) for a in arrays]
-    return nvib.make_posterior(*arrays, jnp.ones((1, 5), bool), prior), prior, alpha[0]
+        log_alpha = jnp.asarray(np.log(alpha), jnp.float32)
+    base = nvib.Prior.standard(3, alpha_delta=0.5)
+    return nvib.make_posterior(mean, mean, log_alpha, jnp.ones((1, 5), bool), base), alpha[0]
 
 
-def test_relaxed_is_exact_but_for_the_gradient_by_pseudo_counts():
-    posterior, prior, alpha = relaxed_case()
+def test_the_number_of_vectors_and_its_gradient():
+    posterior, alpha = five_vectors()
+    value, slope = jax.value_and_grad(lambda p: vector_count(p)[0], allow_int=True)(posterior)
+    assert value == 4
+    np.testing.assert_array_equal(slope.mean, 0)
 
-    def grads(form):
-        return jax.value_and_grad(
-            lambda p: nvib.kl_gaussian(p, prior, form=form)[0], allow_int=True
-        )(posterior)
-
-    (value, slope), (exact, exact_slope) = grads("relaxed"), grads("exact")
-    np.testing.assert_allclose(value, exact, rtol=1e-6)
-    np.testing.assert_allclose(slope.mean, exact_slope.mean, rtol=1e-6)
-    np.testing.assert_allclose(slope.log_variance, exact_slope.log_variance, rtol=1e-6)
-    np.testing.assert_array_equal(exact_slope.log_alpha, 0)
-
-    # By pseudo-counts: that of sum_i P_i KL_i at a fixed total, by differences in float64.
-    mean, log_variance = (np.float64(a[0, 1:]) for a in (posterior.mean, posterior.log_variance))
-    each = 0.5 * np.sum(np.exp(log_variance) + mean**2 - 1 - log_variance, axis=-1)
-
-    def smooth(log_alpha):
-        used = 1 - (1 + 6 / (alpha.sum() + 1)) ** -np.exp(log_alpha)  # the prior's alpha is 1
-        return used @ each[:4]
+    def smooth(log_alpha):  # the prior's alpha is 1, the total held, five tokens and the prior
+        return np.sum(1 - (1 + 6 / (alpha.sum() + 1)) ** -np.exp(log_alpha))
 
     at, step = np.log(alpha[:4]), 1e-5
     want = [(smooth(at + step * e) - smooth(at - step * e)) / (2 * step) for e in np.eye(4)]
     np.testing.assert_allclose(slope.log_alpha[0, 1:5], want, rtol=1e-4)
-    assert slope.log_alpha[0, 5] == 0
+    assert slope.log_alpha[0, 0] == slope.log_alpha[0, 5] == 0
 
 
 def test_the_probability_of_being_drawn():
     """Counts of Poisson(k0) draws of a Dirichlet's weights; 5 errors: false alarms below 1e-5."""
-    posterior, _, alpha = relaxed_case()
+    posterior, alpha = five_vectors()
     rng, total = np.random.default_rng(0), alpha.sum() + 1
     rates = rng.gamma(alpha[:4], size=(100_000, 4)) * 6 / total
     seen = (rng.poisson(rates) > 0).mean(axis=0)
@@ -346,25 +331,12 @@ def test_the_probability_of_being_drawn():
     assert (np.abs(seen - used) < 5 * (used * (1 - used) / 1e5) ** 0.5 + 1e-9).all()
 
 
-def test_relaxed_beyond_the_range_of_float32():
+def test_vectors_beyond_the_range_of_float32():
     """Pseudo-counts of e^100 have a finite gradient: 5 draws over 4 vectors."""
-    prior = nvib.Prior.standard(2)
-    mean = jnp.ones((1, 4, 2))
-    posterior = nvib.make_posterior(
-        mean, 0 * mean, jnp.full((1, 4), 100.0), jnp.ones((1, 4), bool), prior
-    )
-    present = posterior.mask
-    used = _expected_use(posterior.log_alpha, jnp.float32([5.0]), present)
+    base, mean = nvib.Prior.standard(2), jnp.ones((1, 4, 2))
+    mask = jnp.ones((1, 4), bool)
+    huge = nvib.make_posterior(mean, mean, jnp.full((1, 4), 100.0), mask, base)
+    used = _expected_use(huge.log_alpha, jnp.float32([5.0]), huge.mask)
     np.testing.assert_allclose(used[0, 1:], 1 - np.exp(-5 / 4), rtol=1e-5)
-    slope = jax.grad(lambda p: nvib.kl_gaussian(p, prior, form="relaxed")[0], allow_int=True)(
-        posterior
-    )
+    slope = jax.grad(lambda p: vector_count(p)[0], allow_int=True)(huge)
     assert np.isfinite(slope.log_alpha).all()
-
-
-def test_the_dirichlet_kl_has_no_relaxed_form():
-    prior = nvib.Prior.standard(2)
-    mean = jnp.ones((1, 4, 2))
-    posterior = nvib.make_posterior(mean, mean, jnp.zeros((1, 4)), jnp.ones((1, 4), bool), prior)
-    with pytest.raises(ValueError, match="form is 'relaxed'; wanted one of 'expected_count'"):
-        nvib.kl_dirichlet(posterior, prior, form="relaxed")

@@ -27,7 +27,7 @@ def base() -> Config:
 def sweep() -> dict[str, Config]:
     models = {f"nvae-{delta}": {"alpha_delta": delta} for delta in ALPHA_DELTAS}
     models |= {
-        f"vts-{share}": {"kind": "VTS", "stride_share": share} for share in (0.25, 0.4, 0.75)
+        f"vts-{share}": {"kind": "VTS", "stride_share": share} for share in (0.25, 0.5, 0.75)
     }
     models |= {"vtv": {"kind": "VTV"}, "vtp": {"kind": "VTP"}, "t": {"kind": "T"}}
     models |= {f"vtq-{k}": {"kind": "VTQ", "latent_queries": k} for k in (1, 6)}

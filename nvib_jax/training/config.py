@@ -47,7 +47,7 @@ class ObjectiveConfig:
     vector_price: float = 0.0
     """Nats for each vector that is there, from the first step: -log p(m) of a geometric prior over
     their number (elbo units; published divides it by S)."""
-    gaussian_form: Literal["expected_count", "exact", "relaxed"] = "expected_count"
+    gaussian_form: Literal["expected_count", "exact"] = "expected_count"
     """Form of the Gaussian KL in the loss; reported bounds always use exact."""
     dirichlet_form: Literal["expected_count", "exact"] = "expected_count"
     """Form of the Dirichlet KL in the loss; reported bounds always use exact."""
