@@ -76,13 +76,20 @@ def test_a_preset_that_is_not_there_names_those_that_are(tmp_path):
 
 
 def test_a_preset_that_is_no_python_file(tmp_path):
-    path = tmp_path / "config.json"
+    path = tmp_path / "config.toml"
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"config.json is no Python file"):
+    with pytest.raises(ValueError, match=r"config.toml is no Python file"):
         load_preset(path)
 
 
 # ---- JSON
+
+
+def test_the_config_of_a_run_is_a_preset(tmp_path):
+    path = tmp_path / "config.json"
+    config = dataclasses.replace(Config(), train=TrainConfig(steps=7))
+    path.write_text(to_json(config))
+    assert load_preset(path) == config
 
 
 def test_json_keeps_every_value_and_type():
@@ -140,6 +147,13 @@ def test_json_that_is_none(text):
         (lambda: TrainConfig(clip=-1.0), r"train.clip is -1.0"),
         (lambda: TrainConfig(warmup_steps=-1), r"train.warmup_steps is -1; wanted at least 0"),
         (lambda: ObjectiveConfig(lambda_gaussian=-1.0), r"objective.lambda_gaussian is -1.0"),
+        (lambda: NVAEConfig(stride_share=0.0), r"model.stride_share is 0.0; wanted 0 < stride"),
+        (lambda: NVAEConfig(latent_queries=0), r"model.latent_queries is 0; wanted at least 1"),
+        (lambda: Config(model=NVAEConfig(kind="VT")), r"model.kind is 'VT'; wanted one of"),
+        (lambda: ObjectiveConfig(word_dropout=1.5), r"objective.word_dropout is 1.5; wanted 0 to"),
+        (lambda: ObjectiveConfig(capacity_gaussian=-1.0), r"objective.capacity_gaussian is -1.0"),
+        (lambda: ObjectiveConfig(free_gaussian=1.0, capacity_gaussian=2.0),
+         r"objective.free_gaussian and objective.capacity_gaussian are both given; wanted one"),
         (lambda: ObjectiveConfig(anneal="cyclic", anneal_steps=10, anneal_cycle=5),
          r"objective.anneal_cycle is 5; wanted at least 10"),
     ],

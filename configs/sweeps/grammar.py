@@ -29,6 +29,7 @@ def sweep() -> dict[str, Config]:
     models |= {
         f"vts-{share}": {"kind": "VTS", "stride_share": share} for share in (0.25, 0.5, 0.75)
     }
+    models |= {f"nvae-kept-{share}": {"initial_kept": share} for share in (0.2, 0.3)}
     models |= {"vtv": {"kind": "VTV"}, "vtp": {"kind": "VTP"}, "t": {"kind": "T"}}
     models |= {f"vtq-{k}": {"kind": "VTQ", "latent_queries": k} for k in (1, 6)}
     return {
