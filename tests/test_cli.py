@@ -17,7 +17,10 @@ from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, to_json
 
 TEXTS = ["the dog sleeps", "a cat that often waits runs"]
-COMMANDS = ["train", "prepare", "reconstruct", "sample", "interpolate", "bench"]
+COMMANDS = [
+    *("train", "prepare", "reconstruct", "sample", "interpolate"),
+    *("evaluate", "sweep", "report", "bench"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; there are train, prepare, reconstruct, sample, "
-        "interpolate, bench\n"
+        "interpolate, evaluate, sweep, report, bench\n"
     )
 
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sacrebleu
 import tiny
 
 import nvib_jax as nvib
@@ -16,7 +15,6 @@ from nvib_jax.evaluation import (
     evaluate,
     evidence_bound,
     language_scores,
-    reconstruction_scores,
     summarize,
     summary,
     vector_usage,
@@ -36,31 +34,6 @@ def model():
     patch.setattr("nvib_jax.text_model.ROWS", 8)
     yield TextModel.load(tiny.trained()[0].train.run_dir)
     patch.undo()
-
-
-# ---- reconstruction
-
-
-def test_exact_and_bleu():
-    texts = ["the dog sleeps in the old house", "a cat runs over many hills today"]
-    outputs = [texts[0], "a cat runs over many hills slowly"]
-    scores = reconstruction_scores(texts, outputs)
-    assert scores["exact"] == 0.5
-    # Precisions 13/14, 11/12, 9/10, 7/8, no brevity penalty.
-    want = 100 * (13 / 14 * 11 / 12 * 9 / 10 * 7 / 8) ** 0.25
-    assert scores["bleu"] == pytest.approx(want, rel=1e-6)
-    assert scores["bleu"] == sacrebleu.corpus_bleu(outputs, [texts]).score
-    # The output is judged by the reference, not the other way round: brevity counts.
-    cut = [" ".join(t.split()[:5]) for t in texts]
-    assert reconstruction_scores(texts, cut)["bleu"] == pytest.approx(100 * math.exp(1 - 14 / 10))
-    assert reconstruction_scores(texts, texts) == {"exact": 1.0, "bleu": pytest.approx(100)}
-
-
-@pytest.mark.parametrize(("references", "outputs"), [([], []), (["a"], []), (["a"], ["a", "b"])])
-def test_as_many_outputs_as_references(references, outputs):
-    match = f"{len(outputs)} outputs for {len(references)} references; wanted as many, at least 1"
-    with pytest.raises(ValueError, match=match):
-        reconstruction_scores(references, outputs)
 
 
 # ---- use of vectors

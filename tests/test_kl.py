@@ -43,7 +43,7 @@ def textbook(log_alpha, log_p, num_samples, form):
         a, times, share = [a0 / k0], k0, [x / a0 for x in alpha]
     else:
         a, times = [x / num_samples for x in alpha if x], num_samples
-        share = None
+        share, k0 = None, num_samples * len(a)  # what is empty is in neither density
     n, b = times * len(a), p / k0
     b0 = n * b
     psi0, trigamma0 = mp.psi(0, a0), mp.psi(1, a0)

@@ -68,6 +68,8 @@ def test_everything_is_there_and_is_what_was_written(found):
     assert scores["gap_sentence"] > 0
     assert [row["form"] for row in result["forms"]] == list(READS)
     assert len(result["interpolations"]) == 2
+    right = sum(row["exact"] * row["sentences"] for row in result["by_length"])
+    assert right == pytest.approx(10 * scores["exact"])
     assert any("reconstructing 10 sentences" in line for line in lines)
 
 

@@ -148,6 +148,10 @@ def measure(
         scores |= {f"beam_{name}": beam[name] for name in ("exact", "bleu")}
     lengths = usage_by_length(model, texts)
     scores["growth"] = growth(lengths)
+    same = np.array([a == b for a, b in zip(texts, outputs, strict=True)])
+    tokens = token_counts(model, texts) - 1
+    for row in lengths:
+        row["exact"] = float(same[tokens == row["length"]].mean())
 
     progress("bounding the likelihood")
     scores |= evidence_bound(model, texts, seed=config.seed)
