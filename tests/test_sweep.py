@@ -97,7 +97,7 @@ def test_cores_are_shared_out():
 
 
 def test_evaluation_options_arrive():
-    options = EvaluationConfig(samples=0, forms=False, reverse=True, split="validation")
+    options = EvaluationConfig(samples=0, forms=False, reverse_samples=50, split="validation")
     options = dataclasses.replace(options, lm=dataclasses.replace(options.lm, steps=7))
     arguments = as_arguments(options)
     import tyro

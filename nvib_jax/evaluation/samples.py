@@ -4,7 +4,7 @@ No figure says it alone: one good sentence said a thousand times is in the langu
 training data said again are both and varied too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +46,6 @@ def sample_scores(
     *,
     training: Sequence[str],
     language_model: "LanguageModel | None" = None,
-    reverse: Callable[[Sequence[str]], float] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Everything that is known of samples of any language.
@@ -55,15 +54,13 @@ def sample_scores(
       texts: samples; empty ones count in every figure.
       training: what the sampled model was trained on.
       language_model: of the data, for "forward_perplexity".
-      reverse: samples -> "reverse_perplexity"; `functools.partial(reverse_perplexity,
-        held_out=..., tokenizer=..., config=...)` of language_model.py. It trains a model.
       seed: of the subsets that `self_bleu` and `memorised` take.
 
     Returns:
       "empty": share of texts without a word; "words": mean length; "distinct_1", "distinct_2",
       "self_bleu", "memorised" and "nearest" of the functions below; with a language model
       "forward_perplexity", its perplexity a token of the texts: low where they are likely, and
-      lowest where all are the likeliest; with `reverse` "reverse_perplexity".
+      lowest where all are the likeliest.
 
     Raises:
       ValueError: no texts, or no training sentences.
@@ -80,8 +77,6 @@ def sample_scores(
     scores |= memorised(texts, training, seed=seed)
     if language_model is not None:
         scores["forward_perplexity"] = language_model.perplexity(texts)
-    if reverse is not None:
-        scores["reverse_perplexity"] = reverse(texts)
     return scores
 
 
