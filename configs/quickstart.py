@@ -28,7 +28,7 @@ def config() -> Config:
             dropout=0.0,
             pseudo_count="relu",
             alpha_delta=0.5,
-            initial_kept=0.4,
+            initial_kept=0.9,
             threshold=0.1,
         ),
         objective=ObjectiveConfig(
@@ -36,6 +36,8 @@ def config() -> Config:
             lambda_gaussian=0.1,
             lambda_dirichlet=3.0,
             gaussian_form="exact",
+            vector_price=2.0,
+            free_vectors=0.4,
             anneal="linear",
             anneal_start=200,
             anneal_steps=1200,

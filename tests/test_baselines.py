@@ -130,7 +130,7 @@ def test_all_train_write_and_draw(kind):
 
 @pytest.mark.parametrize("kind", RIVALS)
 def test_every_parameter_but_the_priors_is_trained(kind):
-    module, data = tiny.model(kind=kind), tiny.batch()
+    module, data = tiny.model(kind=kind, latent_queries=2), tiny.batch()
     from nvib_jax.models.params import merge, split
 
     graph, params = split(module)
@@ -146,7 +146,9 @@ def test_every_parameter_but_the_priors_is_trained(kind):
 
     for name, grad in grads(params).items():
         assert bool(jnp.isfinite(grad).all()), name
-        assert bool(jnp.any(grad != 0)) == ("prior_values" not in name), name
+        # Of a single vector there is nothing to choose.
+        idle = kind == "VTP" and name.endswith(("key_kernel", "latent_attention.query.kernel"))
+        assert bool(jnp.any(grad != 0)) == ("prior_values" not in name and not idle), name
 
 
 @pytest.mark.parametrize("kind", RIVALS)
@@ -157,7 +159,7 @@ def test_forms_and_draws(kind):
     np.testing.assert_array_equal(exact.mean, other.mean)
     drawn, _ = module.read(posterior, form="drawn", key=jax.random.key(0))
     average, _ = module.read(posterior, form="average", key=jax.random.key(0))
-    assert average.mean.shape[1] == 8 * drawn.mean.shape[1]
+    assert average.mean.shape[1] == (1 if kind == "T" else 8) * drawn.mean.shape[1]
     assert bool(jnp.any(drawn.mean != exact.mean)) == (kind != "T")
     with pytest.raises(ValueError, match="form is 'drawn' and key is None; a draw needs a key"):
         module.read(posterior, form="drawn")

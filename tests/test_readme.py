@@ -52,3 +52,20 @@ def test_tables_are_what_was_measured(path, printed):
 
 def test_tables_were_found():
     assert len(TABLES) == 4
+
+
+SWEEPS = re.findall(
+    r"<!-- nvib sweep table (\S+) (\S+) -->\n(.*?)\n?<!-- end -->", README, flags=re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("path", "columns", "printed"), SWEEPS, ids=[s[0] for s in SWEEPS])
+def test_scores_are_what_was_measured(path, columns, printed):
+    from nvib_jax.evaluation.table import load_scores, score_table
+
+    runs = load_scores(Path(__file__).parent.parent / path)
+    assert printed.strip() == score_table(runs, columns.split(","), markdown=True)
+
+
+def test_scores_were_found():
+    assert len(SWEEPS) == 1

@@ -47,6 +47,8 @@ class ObjectiveConfig:
     vector_price: float = 0.0
     """Nats for each vector that is there, from the first step: -log p(m) of a geometric prior over
     their number (elbo units; published divides it by S)."""
+    free_vectors: float = 0.0
+    """Vectors that have no price, as a share of the tokens: with a price, how many are kept."""
     gaussian_form: Literal["expected_count", "exact"] = "expected_count"
     """Form of the Gaussian KL in the loss; reported bounds always use exact."""
     dirichlet_form: Literal["expected_count", "exact"] = "expected_count"
@@ -84,6 +86,7 @@ class ObjectiveConfig:
         _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet", "vector_price")
         _at_least("objective", self, 0, "anneal_start", "anneal_steps", "alpha_delta_steps")
         _at_least("objective", self, 0, "free_gaussian", "free_dirichlet", "capacity_steps")
+        _at_least("objective", self, 0, "free_vectors")
         for name in ("alpha_delta_start", "capacity_gaussian", "capacity_dirichlet"):
             if getattr(self, name) is not None:
                 _at_least("objective", self, 0, name)
