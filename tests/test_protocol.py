@@ -1,5 +1,6 @@
 """`nvib evaluate` end to end on the smallest run, and the tables beside its scores."""
 
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,7 @@ import tiny
 from nvib_jax import cli
 from nvib_jax.data import prepare
 from nvib_jax.evaluation import protocol
-from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
+from nvib_jax.evaluation.forms import attention_distances, compare_forms, compare_thresholds
 from nvib_jax.evaluation.language_model import LanguageModelConfig
 from nvib_jax.evaluation.protocol import EvaluationConfig, evaluate_run, without_nan
 from nvib_jax.evaluation.table import load_scores, read_runs, save_scores, score_table
@@ -108,6 +109,20 @@ def test_forms_by_their_own_functions(model, texts):
     assert [row["form"] for row in rows] == ["exact", "drawn"]
     assert rows[1] == again[0]
     assert rows[0]["nats_per_token"] != rows[1]["nats_per_token"]
+
+
+def test_distances_to_the_mean_of_draws(model, texts):
+    """The mean of eight draws is nearer than a draw; with no noise all forms are the draw."""
+    found = attention_distances(model, texts)
+    assert set(found) == set(READS)
+    assert 0 < found["expected_logit"] < found["drawn"]
+    plain = dataclasses.replace(model, params=dict(model.params), _compiled={})
+    plain.params["latent.log_variance.bias"] -= 60.0  # vectors without noise
+    plain.params["latent.log_variance.kernel"] *= 0.0
+    plain.params["latent.alpha_bias"] += 20.0  # weights without noise, the prior's of no weight
+    plain.params["latent.alpha_linear"] *= 0.0
+    for form, distance in attention_distances(plain, texts).items():
+        assert distance < 1e-4, form
 
 
 def test_thresholds_drop_vectors_and_leave_one(model, texts):

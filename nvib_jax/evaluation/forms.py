@@ -18,7 +18,7 @@ from nvib_jax.generate import write
 from nvib_jax.models.latent import READS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
-from nvib_jax.text_model import TextModel
+from nvib_jax.text_model import ROWS, TextModel
 
 THRESHOLDS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -35,10 +35,11 @@ def compare_forms(
       seed: of draws.
 
     Returns:
-      For each form "form", "exact", "bleu" of greedy decoding, and "nats_per_token", the
-      cross-entropy under teacher forcing.
+      For each form "form", "exact", "bleu" of greedy decoding, "nats_per_token", the
+      cross-entropy under teacher forcing, and "distance" of `attention_distances`.
     """
     tokens, found = token_counts(model, texts), []
+    distances = attention_distances(model, texts[:ROWS], forms=forms, seed=seed)
     for form in forms:
         scores = reconstruction_scores(texts, model.reconstruct(texts, form=form, seed=seed))
         log_p = model.measure(read_log_likelihood, texts, seed, form=form)
@@ -48,9 +49,72 @@ def compare_forms(
                 "exact": scores["exact"],
                 "bleu": scores["bleu"],
                 "nats_per_token": -ratio(log_p, tokens)[0],
+                "distance": distances[form],
             }
         )
     return found
+
+
+def attention_distances(
+    model: TextModel,
+    texts: Sequence[str],
+    *,
+    forms: Sequence[str] = READS,
+    draws: int = 64,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How far attention under a form is from attention under draws, which the decoder knows.
+
+        sum |out_form - mean_j out_j|^2 / mean_j sum |out_j|^2
+
+    over the outputs of the first layer's latent attention at all positions. What has 0 is the best
+    guess at a draw, in squared error; a draw itself ("drawn") has the draws' spread.
+
+    Args:
+      model: the model.
+      texts: held-out sentences.
+      forms: of `nvib_jax.models.latent.READS`.
+      draws: that the mean is taken over.
+      seed: of the draws.
+    """
+    names = [form for form in forms if form != "drawn"]
+    off, spread, size = (
+        x.astype(np.float64).sum(axis=0)
+        for x in model.measure(_attention, texts, seed, forms=tuple(names), draws=draws)
+    )
+    found = {name: float(value / size) for name, value in zip(names, off, strict=True)}
+    return found | {"drawn": float(spread / size)}
+
+
+def _attention(
+    model: NVAE,
+    tokens: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    forms: tuple[str, ...],
+    draws: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Squared (distances of the forms (B, F), spread of draws (B,), size of draws (B,))."""
+    posterior, layer = model.encode(tokens, mask), model.decoder.layers[0]
+    inputs, _, counted = decoder_io(tokens, mask)
+    query = layer.latent_query(model.decoder_input(inputs))
+    first, *keys = jax.random.split(key, draws + 1)
+
+    def out(form: str, key: jax.Array) -> jax.Array:
+        mixture, read = model.read(posterior, form=form, key=key)
+        attended = layer.latent_attention(query, layer.latent_attention.memory(mixture, read))
+        return jnp.where(counted[..., None], attended.astype(jnp.float32), 0.0)
+
+    drawn = jax.lax.map(lambda k: out("drawn", k), jnp.stack(keys))
+    mean = jnp.mean(drawn, axis=0)
+
+    def squared(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(x), axis=(-2, -1))
+
+    off = [squared(out(form, first) - mean) for form in forms]
+    spread, size = (jnp.mean(squared(x), axis=0) for x in (drawn - mean, drawn))
+    return jnp.stack(off, axis=-1), spread, size
 
 
 def compare_thresholds(

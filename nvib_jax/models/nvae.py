@@ -246,7 +246,7 @@ class NVAE(nnx.Module):
         """(B, T, D): what the output layer reads."""
         _check_positions("inputs", inputs, self.max_length + 1)
         first, rest = split_key(key, 2)
-        x = dropout(self._decoder_input(inputs, 0), self.config.dropout, first)
+        x = dropout(self.decoder_input(inputs), self.config.dropout, first)
         return self.decoder(x, memories, rest)
 
     def empty_caches(self, batch: int, length: int) -> tuple[Cache, ...]:
@@ -266,21 +266,22 @@ class NVAE(nnx.Module):
         Token (B,) or (B, K) at `position` () -> logits (B, V) or (B, K, V) and the caches, of B or
         B*K rows.
         """
-        x = self._decoder_input(token.reshape(-1, 1), position)
+        x = self.decoder_input(token.reshape(-1, 1), position)
         x = x.reshape(token.shape[0], -1, self.config.dim)  # sentences are queries of a memory
         x, caches = self.decoder.step(x, memories, caches, position)
         return self._logits(x).reshape(*token.shape, -1), caches
 
     def attention(self, memories: tuple[Memory, ...], inputs: jax.Array) -> jax.Array:
         """Share of attention each component gets, mean over layers and heads, (B, T, S)."""
-        weights = self.decoder.weights(self._decoder_input(inputs, 0), memories)
+        weights = self.decoder.weights(self.decoder_input(inputs), memories)
         return jnp.mean(weights, axis=(0, 2))
 
     def _embed(self, table: nnx.Param, tokens: jax.Array) -> jax.Array:
         # Rows have norm 1; scaled to sqrt(D) they match what layer norm leaves.
         return (table[...][tokens] * self.config.dim**0.5).astype(self.dtype)
 
-    def _decoder_input(self, tokens: jax.Array, start: int | jax.Array) -> jax.Array:
+    def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
+        """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""
         positions = start + jnp.arange(tokens.shape[1])
         return self._embed(self.decoder_embedding, tokens) + self._embed(
             self.decoder_position, positions

@@ -135,6 +135,11 @@ class DecoderLayer(_Block):
 
         return self._run(x, memory, attention, None)[0], new_cache
 
+    def latent_query(self, x: jax.Array) -> jax.Array:
+        """What asks the latent attention, (B, T, D) -> (B, T, D)."""
+        x = self.residual(0, x, self.attention, None)
+        return self.norms[1](x) if self.norm == "pre" else x
+
     def weights(self, x: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array]:
         """(layer output, latent attention (B, H, T, S))."""
         return self._run(x, memory, self.attention, None, weights=True)
