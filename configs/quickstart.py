@@ -36,7 +36,7 @@ def config() -> Config:
             lambda_gaussian=0.1,
             lambda_dirichlet=3.0,
             gaussian_form="exact",
-            vector_price=2.0,
+            vector_price=5.0,
             free_vectors=0.4,
             anneal="linear",
             anneal_start=200,
