@@ -107,3 +107,17 @@ def test_a_vector_has_its_price():
     tokens = int(data["mask"].sum()) + 4
     assert 0 < vectors < tokens - 4
     assert priced - plain == pytest.approx(2 * vectors / tokens, rel=1e-4)
+
+
+def test_some_vectors_are_free():
+    """A fifth of the tokens' number: the price is for those beyond, sentence by sentence."""
+    module, data = tiny.model(pseudo_count="relu", initial_kept=0.5), tiny.batch()
+    posterior = module.encode(data["tokens"], data["mask"])
+    vectors = np.asarray(jnp.sum(~jnp.isneginf(posterior.log_alpha[:, 1:]) & data["mask"], axis=-1))
+    tokens = np.asarray(data["mask"].sum(axis=-1))
+    assert (vectors > 0.2 * tokens).any()
+    assert (vectors < 0.2 * tokens).any()
+    plain = loss(module=module)[0]
+    priced = loss(module=module, vector_price=2.0, free_vectors=0.2)[0]
+    paid = np.maximum(vectors, 0.2 * tokens).sum() / (tokens.sum() + 4)
+    assert priced - plain == pytest.approx(2 * paid, rel=1e-4)
