@@ -37,7 +37,7 @@ def config() -> Config:
             lambda_dirichlet=3.0,
             gaussian_form="exact",
             vector_price=5.0,
-            free_vectors=0.4,
+            free_vectors=0.6,
             anneal="linear",
             anneal_start=200,
             anneal_steps=1200,

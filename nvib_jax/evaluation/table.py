@@ -74,9 +74,17 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def save_scores(runs: Sequence[Run], path: str | Path) -> None:
-    """Keep what a table needs: of each run its name, kind, split, config and scores."""
+    """Keep of each run its name, kind, split, scores, and where its config differs from others'."""
     kept = ("name", "kind", "split", "sentences", "scores")
-    records = [{**{k: run.evaluation.get(k) for k in kept}, "config": run.config} for run in runs]
+    names = {name for run in runs for name in run.config}
+    differ = {n for n in names if len({json.dumps(run.config.get(n)) for run in runs}) > 1}
+    records = [
+        {
+            **{k: run.evaluation.get(k) for k in kept},
+            "config": {n: v for n, v in run.config.items() if n in differ - {"train.run_dir"}},
+        }
+        for run in runs
+    ]
     lines = ",\n".join(json.dumps(_rounded(record)) for record in records)
     Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 

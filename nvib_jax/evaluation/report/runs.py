@@ -4,9 +4,11 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from nvib_jax.training.config import from_json
 
 _KNOBS = {
     "NVAE": "model.alpha_delta",
@@ -15,7 +17,8 @@ _KNOBS = {
     "VTS": "model.stride_share",
     "VTQ": "model.latent_queries",
 }
-_FREE = {"train.seed", "train.run_dir"}  # what may differ within a setting
+# What may differ within a setting.
+_FREE = {"train.seed", "train.run_dir", "train.log_every", "train.keep_checkpoints"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def read_run(folder: Path) -> Run:
     if not metrics.is_file() and not evaluation.is_file():
         raise FileNotFoundError(f"{folder} is no run: neither {metrics.name} nor {evaluation.name}")
     scored = _object(evaluation)
-    config = _flat(scored.get("config") or _object(folder / "config.json"))
+    config = _flat(_complete(scored.get("config") or _object(folder / "config.json")))
     name = str(scored.get("name") or folder.resolve().name)
     return Run(folder, name, name, config, _records(metrics), scored)
 
@@ -173,6 +176,14 @@ def _records(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return [record for record in found if isinstance(record, dict) and "step" in record]
+
+
+def _complete(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of an earlier version with the fields it lacked, as it would be read today."""
+    try:
+        return asdict(from_json(json.dumps(config))) if config else config
+    except ValueError:  # fields that there are no more: shown as they are
+        return config
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
