@@ -289,7 +289,7 @@ def edited(tmp_path, change):
 
 def test_a_checkpoint_of_another_format(tmp_path):
     run = edited(tmp_path, lambda meta: meta.update(format=99))
-    with pytest.raises(ValueError, match=r"has format 99; this version reads 1"):
+    with pytest.raises(ValueError, match=r"has format 99; this version reads 2"):
         load_model(run)
 
 

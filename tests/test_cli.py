@@ -85,6 +85,9 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "reconstruct": ["RUN", "TEXT ...", "--file PATH", "--jsonl", "(default: best)"],
         "sample": ["RUN", "--count INT", "(default: 10)", "(default: sample)"],
         "bench": ["attention", "nvib bench table FILE.json"],
+        "evaluate": ["RUN ...", "--split {test,validation}", "--draws INT", "(default: 100)"],
+        "sweep": ["SWEEP.py", "--jobs INT", "(default: 1)", "--lm.steps INT"],
+        "report": ["RUN ...", "--out PATH", "(default: report.html)"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
     }[name]
     assert [text for text in shown if text not in out] == []
@@ -280,7 +283,7 @@ def test_overrides_reach_the_training(preset, monkeypatch):
     assert isinstance(config, Config)
     assert (config.train.steps, config.data.buckets) == (7, (8, 24))
     assert config.train.run_dir == tiny.config().train.run_dir
-    assert how == {"resume": True}
+    assert how == {"resume": True, "summary": True}
 
 
 def test_a_run_without_a_name_gets_a_free_one(preset, monkeypatch, tmp_path):

@@ -110,12 +110,12 @@ def test_an_end_is_drawn_once(model, pairs, monkeypatch):
     """A path from one draw to another, not from five to five."""
     seen = []
 
-    def spy(a, b, t):
+    def spy(self, a, b, t):
         seen.extend([a.mean, b.mean, t])
-        return real(a, b, t)
+        return real(self, a, b, t)
 
-    real = interpolation.interpolate
-    monkeypatch.setattr(interpolation, "interpolate", spy)
+    real = TextModel.between
+    monkeypatch.setattr(TextModel, "between", spy)
     interpolate_pairs(model, pairs[:3], form="drawn")
     *ends, times = (np.asarray(x).reshape(3, 5, *x.shape[1:]) for x in seen)
     np.testing.assert_array_equal(times, np.tile([0, 0.25, 0.5, 0.75, 1], (3, 1)))

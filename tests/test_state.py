@@ -4,12 +4,13 @@ import dataclasses
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
-from tolerance import assert_trees_close
+from tolerance import assert_close, assert_trees_close
 
 import nvib_jax as nvib
 from nvib_jax.models.nvae import decoder_io
@@ -306,7 +307,8 @@ def test_remat_changes_memory_and_nothing_else():
         return jax.jit(jax.value_and_grad(loss))(params), kept
 
     (value, kept), (again, less) = run(False), run(True)
-    assert_trees_close(again, value, 1e-6)
+    # As one vector: a gradient whose terms cancel has the rounding of the terms.
+    assert_close(*(jax.flatten_util.ravel_pytree(x)[0] for x in (again, value)), 1e-6)
     parameters = sum(x.size for x in split(tiny.model())[1].values())
     assert less - parameters < 0.7 * (kept - parameters)
 

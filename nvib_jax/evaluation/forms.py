@@ -112,9 +112,9 @@ def _attention(
     def squared(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(x), axis=(-2, -1))
 
-    off = [squared(out(form, first) - mean) for form in forms]
     spread, size = (jnp.mean(squared(x), axis=0) for x in (drawn - mean, drawn))
-    return jnp.stack(off, axis=-1), spread, size
+    off = [squared(out(form, first) - mean)[:, None] for form in forms]
+    return jnp.concatenate([jnp.zeros((len(tokens), 0)), *off], axis=-1), spread, size
 
 
 def compare_thresholds(

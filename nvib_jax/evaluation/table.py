@@ -78,10 +78,11 @@ def save_scores(runs: Sequence[Run], path: str | Path) -> None:
     kept = ("name", "kind", "split", "sentences", "scores")
     names = {name for run in runs for name in run.config}
     differ = {n for n in names if len({json.dumps(run.config.get(n)) for run in runs}) > 1}
+    differ = (differ | {"model.kind"}) - {"train.run_dir"}
     records = [
         {
             **{k: run.evaluation.get(k) for k in kept},
-            "config": {n: v for n, v in run.config.items() if n in differ - {"train.run_dir"}},
+            "config": {n: v for n, v in run.config.items() if n in differ},
         }
         for run in runs
     ]

@@ -112,7 +112,8 @@ class DirichletLatent(NVIB):
 
 def draws(posterior: Posterior, key: jax.Array, count: int) -> Mixture:
     """The mean of `count` independently drawn mixtures, as one mixture of `count` S impulses."""
-    drawn = [mixtures.sample(k, posterior) for k in jax.random.split(key, count)]
+    keys = [key] if count == 1 else jax.random.split(key, count)
+    drawn = [mixtures.sample(k, posterior) for k in keys]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn)
 
 
