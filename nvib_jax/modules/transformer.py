@@ -120,7 +120,7 @@ class DecoderLayer(_Block):
 
     def __call__(self, x: jax.Array, memory: Memory, key: jax.Array | None = None) -> jax.Array:
         """x (B, T, D) -> (B, T, D), causal."""
-        return self._run(x, memory, self.attention, key)[0]
+        return self._run(x, memory, self.attention, key)
 
     def step(
         self, x: jax.Array, memory: Memory, cache: Cache, position: jax.Array
@@ -133,7 +133,7 @@ class DecoderLayer(_Block):
             out, new_cache = self.attention.step(h, cache, position)
             return out
 
-        return self._run(x, memory, attention, None)[0], new_cache
+        return self._run(x, memory, attention, None), new_cache
 
     def latent_query(self, x: jax.Array) -> jax.Array:
         """What asks the latent attention, (B, T, D) -> (B, T, D)."""
@@ -142,15 +142,14 @@ class DecoderLayer(_Block):
 
     def weights(self, x: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array]:
         """(layer output, latent attention (B, H, T, S))."""
-        return self._run(x, memory, self.attention, None, weights=True)
+        seen = self.latent_attention.weights(self.latent_query(x), memory)
+        return self(x, memory), seen
 
-    def _run(self, x, memory, attention, key, weights: bool = False):
+    def _run(self, x, memory, attention, key):
         keys = split_key(key, 3)
         x = self.residual(0, x, attention, keys[0])
-        query = self.norms[1](x) if self.norm == "pre" else x
-        seen = self.latent_attention.weights(query, memory) if weights else None
         x = self.residual(1, x, lambda h: self.latent_attention(h, memory), keys[1])
-        return self.residual(2, x, self.mlp, keys[2]), seen
+        return self.residual(2, x, self.mlp, keys[2])
 
 
 class _Stack(nnx.Module):
