@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -43,6 +43,29 @@ def load_sweep(path: str | Path) -> dict[str, Config]:
         if Path(name).name != name:
             raise ValueError(f"run {name!r} of {path} is no name of a folder")
     return runs
+
+
+def changed(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The config with other values: section -> field -> value, {"model": {"kind": "VTV"}}."""
+    new = {name: dataclasses.replace(getattr(config, name), **f) for name, f in sections.items()}
+    return dataclasses.replace(config, **new)
+
+
+def variants(
+    base: Config, changes: Mapping[str, Mapping[str, Mapping[str, Any]]], seeds: Iterable[int]
+) -> dict[str, Config]:
+    """A config with changes to its sections, each under every seed: what most sweeps are.
+
+    Args:
+      base: what all share.
+      changes: name -> what `changed` takes.
+      seeds: of `train.seed`; run NAME at seed 1 is called NAME-s1.
+    """
+    return {
+        f"{name}-s{seed}": changed(changed(base, {"train": {"seed": seed}}), sections)
+        for seed in seeds
+        for name, sections in changes.items()
+    }
 
 
 def run_sweep(

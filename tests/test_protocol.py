@@ -168,6 +168,15 @@ def test_what_is_switched_off_is_not_measured(run, monkeypatch):
     assert result["split"] == "test"
 
 
+def test_a_single_sentence_has_no_way_to_another(run):
+    config = EvaluationConfig(sentences=1, samples=0, draws=0, forms=False, language_model=False)
+    model = TextModel.load(run)
+    result = protocol.measure(model, prepare(model.config.data), config)
+    assert result["sentences"] == 1
+    assert "interpolations" not in result
+    assert math.isnan(result["scores"]["elbo_token_error"])
+
+
 @pytest.mark.parametrize("name", ["sentences", "samples", "draws", "seed"])
 def test_negative_sizes(name):
     with pytest.raises(ValueError, match=f"{name} is -1; wanted at least 0"):

@@ -10,7 +10,7 @@ import tiny
 
 from nvib_jax import sweep
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
-from nvib_jax.sweep import as_arguments, load_sweep, run_sweep
+from nvib_jax.sweep import as_arguments, load_sweep, run_sweep, variants
 from nvib_jax.training.config import from_json
 
 FILE = """
@@ -125,6 +125,16 @@ def test_files_that_are_no_sweep(tmp_path, value, match):
         load_sweep(file)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_sweep(tmp_path / "none.py")
+
+
+def test_variants_change_what_they_name_and_the_seed():
+    base = tiny.config("x")
+    runs = variants(base, {"a": {"model": {"kind": "VTV"}}, "b": {"train": {"steps": 3}}}, (0, 4))
+    assert list(runs) == ["a-s0", "b-s0", "a-s4", "b-s4"]
+    assert runs["a-s4"].model == dataclasses.replace(base.model, kind="VTV")
+    assert (runs["a-s4"].train.seed, runs["b-s4"].train.seed) == (4, 4)
+    assert runs["b-s0"].train == dataclasses.replace(base.train, steps=3, seed=0)
+    assert runs["b-s0"].model == base.model
 
 
 def test_the_sweeps_of_the_repository_load():

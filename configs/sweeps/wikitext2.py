@@ -6,28 +6,22 @@ For one accelerator. Not run yet: no accelerator was at hand. A run differs from
 field and the seed.
 """
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
+from nvib_jax.sweep import variants
 from nvib_jax.training.config import Config, load_preset
 
-SEEDS = (0, 1, 2)
-ALPHA_DELTAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+MODELS: dict[str, dict[str, Any]] = {
+    **{f"nvae-{d}": {"alpha_delta": d} for d in (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)},
+    **{f"vts-{s}": {"kind": "VTS", "stride_share": s} for s in (0.2, 0.5, 0.75)},
+    **{f"vtp-{pool}": {"kind": "VTP", "pool": pool} for pool in ("mean", "max", "first")},
+    **{f"vtq-{k}": {"kind": "VTQ", "latent_queries": k} for k in (1, 4)},
+    "vtv": {"kind": "VTV"},
+    "t": {"kind": "T"},
+}
 
 
 def sweep() -> dict[str, Config]:
     base = load_preset(Path(__file__).parent.parent / "wikitext2.py")
-    models = {f"nvae-{delta}": {"alpha_delta": delta} for delta in ALPHA_DELTAS}
-    models |= {f"vts-{share}": {"kind": "VTS", "stride_share": share} for share in (0.2, 0.5, 0.75)}
-    models |= {f"vtp-{pool}": {"kind": "VTP", "pool": pool} for pool in ("mean", "max", "first")}
-    models |= {f"vtq-{k}": {"kind": "VTQ", "latent_queries": k} for k in (1, 4)}
-    models |= {"vtv": {"kind": "VTV"}, "t": {"kind": "T"}}
-    return {
-        f"{name}-s{seed}": dataclasses.replace(
-            base,
-            model=dataclasses.replace(base.model, **changes),
-            train=dataclasses.replace(base.train, seed=seed),
-        )
-        for seed in SEEDS
-        for name, changes in models.items()
-    }
+    return variants(base, {name: {"model": model} for name, model in MODELS.items()}, range(3))

@@ -6,15 +6,15 @@ One data set, one budget, one decoding: a run differs from the next in one field
 settings and the files are those of configs/wikitext2_cpu.py. Not run as a whole yet.
 """
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
+from nvib_jax.sweep import variants
 from nvib_jax.training.config import Config, load_preset
 
-SEEDS = (0, 1, 2)
-MODELS = {
-    **{f"nvae-{delta}": {"alpha_delta": delta} for delta in (0.2, 0.3, 0.5)},
-    **{f"vts-{share}": {"kind": "VTS", "stride_share": share} for share in (0.25, 0.4)},
+MODELS: dict[str, dict[str, Any]] = {
+    **{f"nvae-{d}": {"alpha_delta": d} for d in (0.2, 0.3, 0.5)},
+    **{f"vts-{s}": {"kind": "VTS", "stride_share": s} for s in (0.25, 0.4)},
     "vtv": {"kind": "VTV"},
     "vtp": {"kind": "VTP"},
 }
@@ -22,12 +22,4 @@ MODELS = {
 
 def sweep() -> dict[str, Config]:
     base = load_preset(Path(__file__).parent.parent / "wikitext2_cpu.py")
-    return {
-        f"{name}-s{seed}": dataclasses.replace(
-            base,
-            model=dataclasses.replace(base.model, **changes),
-            train=dataclasses.replace(base.train, seed=seed),
-        )
-        for seed in SEEDS
-        for name, changes in MODELS.items()
-    }
+    return variants(base, {name: {"model": model} for name, model in MODELS.items()}, range(3))

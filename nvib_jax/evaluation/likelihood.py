@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.text_model import TextModel
@@ -170,7 +171,7 @@ def group_sizes(draws: int) -> list[int]:
 
 def is_variational(model: TextModel) -> bool:
     """Whether the latent has a density, so that there is a bound."""
-    return model.config.model.kind != "T"
+    return LATENTS[model.config.model.kind].variational
 
 
 def log_count_probability(probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:

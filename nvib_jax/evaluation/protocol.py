@@ -188,8 +188,8 @@ def measure(
         samples = _sample_scores(model, data, config, lm, texts, known)
         scores |= samples[0]
         found["samples"] = samples[1][:SHOWN]
-    pairs = mirrored_pairs(texts)[: config.pairs]
-    if pairs:
+    if config.pairs and len(texts) > 1:  # one sentence has no other end
+        pairs = mirrored_pairs(texts)[: config.pairs]
         progress(f"interpolating between {len(pairs)} pairs")
         paths = interpolate_pairs(model, pairs, seed=config.seed)
         ways = interpolation_scores(

@@ -102,9 +102,8 @@ def loss_and_metrics(
     kl_g, kl_d = jnp.where(real, kl_g, 0.0), jnp.where(real, kl_d, 0.0)
     costs = penalty(kl_g, kl_d, mask, step, objective, dim=model.config.dim)
     if objective.vector_price:
-        vectors = budget(
-            vector_count(posterior), jnp.sum(mask, axis=-1), free=objective.free_vectors
-        )
+        vectors = vector_count(posterior, num_samples=model.config.num_samples)
+        vectors = budget(vectors, jnp.sum(mask, axis=-1), free=objective.free_vectors)
         vectors = jnp.where(real, vectors, 0.0)
         if objective.units == "published":
             vectors = published_scale(vectors, jnp.sum(posterior.mask, axis=-1))
