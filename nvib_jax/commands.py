@@ -126,16 +126,37 @@ def _free(parent: str, name: str, flags: set[str]) -> Path:
     """runs/NAME, or the first of runs/NAME-2, -3 ... without a run; with --resume the last used."""
     paths = [Path(parent) / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
     used = [path for path in paths if (path / "config.json").exists()]
-    if "--resume" in flags:
+    if flags & {"--resume", "--auto-resume"}:
         return used[-1] if used else paths[0]
     return next(path for path in paths if path not in used)
 
 
 def _train(arguments: list[str]) -> None:
-    config, flags = _config("train", arguments, ("--resume", "--no-summary"))
+    arguments, group = _join(arguments)
+    config, flags = _config("train", arguments, ("--resume", "--auto-resume", "--no-summary"))
+    from nvib_jax.training.distributed import initialize
     from nvib_jax.training.loop import train
 
-    train(config, resume="--resume" in flags, summary="--no-summary" not in flags)
+    initialize(**group)
+    resume = None if "--auto-resume" in flags else "--resume" in flags
+    train(config, resume=resume, summary="--no-summary" not in flags)
+
+
+def _join(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take out what names the other processes of a run: it is of the launch, not of the config."""
+    kinds: dict[str, Callable[[str], Any]] = {"coordinator": str, "processes": int, "process": int}
+    rest, found, todo = [], {}, iter(arguments)
+    for argument in todo:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in kinds:
+            rest.append(argument)
+            continue
+        value = value if equals else next(todo, "")
+        try:
+            found[name] = kinds[name](value)
+        except ValueError:
+            raise ValueError(f"--{name} is {value!r}; wanted a number") from None
+    return rest, found
 
 
 def _prepare(arguments: list[str]) -> None:

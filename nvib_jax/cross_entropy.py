@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.mesh import RULES, ambient, device, per_device, summed, ways
 from nvib_jax.shapes import check_mask, check_shapes, vary_alike
 
 
@@ -51,11 +52,29 @@ def cross_entropy(
         mask=(mask, "B T"),
     )
     if logits_at_once is None:
-        logits_at_once = 1 << (21 if jax.default_backend() == "cpu" else 26)
-    parts = -(-sizes["B"] * sizes["T"] * sizes["V"] // logits_at_once)
+        logits_at_once = 1 << (21 if device()[0] == "cpu" else 26)
+    mesh = ambient()
+    shared = 1 if mesh is None else ways(mesh, "batch") * ways(mesh, "vocab")
+    parts = -(-sizes["B"] * sizes["T"] * sizes["V"] // (logits_at_once * shared))
     width = max(-(-sizes["T"] // max(min(parts, sizes["T"]), 1)), 1)
-    arrays = vary_alike((states, kernel, bias, targets, jnp.asarray(mask)))
-    return _cross_entropy(width, *arrays)
+
+    def total(states, kernel, targets, mask, bias=None):
+        arrays = vary_alike((states, kernel, bias, targets, mask))
+        return summed(_cross_entropy(width, *arrays))
+
+    arrays = {"states": states, "kernel": kernel, "targets": targets, "mask": jnp.asarray(mask)}
+    arrays |= {} if bias is None else {"bias": bias}
+    # Each device adds up its own gradient of the kernel; they meet once, not once a part.
+    return per_device(total, arrays, _AXES, like=None, over=RULES["batch"])
+
+
+_AXES: dict[str, tuple[str | None, ...]] = {
+    "states": ("batch", None, None),
+    "targets": ("batch", None),
+    "mask": ("batch", None),
+    "kernel": (None, None),
+    "bias": (None,),
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

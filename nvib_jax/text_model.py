@@ -8,17 +8,20 @@ so that each method compiles once a shape.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
+from nvib_jax.mesh import ambient
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.models.params import Params, merge, split
+from nvib_jax.models.params import Params, layout, merge, split
 from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 
@@ -51,18 +54,21 @@ class TextModel:
 
     @classmethod
     def load(cls, run_dir: str, *, which: str = "best") -> "TextModel":
-        """Open the checkpoint of a run.
+        """Open the checkpoint of a run, or what `nvib export` wrote.
 
         Args:
-          run_dir: what `nvib train` wrote.
-          which: "best" or "last".
+          run_dir: the folder.
+          which: "best" or "last" checkpoint; one that is damaged is passed over, saying so.
 
         Raises:
           FileNotFoundError: no checkpoint there.
           ValueError: a checkpoint of another model or of an unknown version.
         """
         from nvib_jax.training.checkpoint import load_model
+        from nvib_jax.training.portable import WEIGHTS, load_exported
 
+        if (Path(run_dir) / WEIGHTS).exists():
+            return load_exported(run_dir)
         return load_model(run_dir, which=which)
 
     @classmethod
@@ -74,10 +80,14 @@ class TextModel:
         count_probabilities: np.ndarray,
         params: Params | None = None,
     ) -> "TextModel":
-        """A model of this config, with fresh parameters unless given some."""
-        model = build(config, tokenizer.vocab_size, buckets[-1])
-        graph, fresh = split(model)
-        params = fresh if params is None else params
+        """A model of this config, with fresh parameters unless given some.
+
+        Fresh ones are made where they lie, each device of the mesh at hand its own part.
+        """
+        graph, shapes, init = structure(config, tokenizer.vocab_size, buckets[-1])
+        if params is None:
+            mesh = ambient()
+            params = jax.jit(init, out_shardings=mesh and layout(mesh, shapes))()
         return cls(config, graph, params, tokenizer, tuple(buckets), count_probabilities)
 
     @property
@@ -87,10 +97,8 @@ class TextModel:
 
     def counted(self, texts: Sequence[str]) -> "TextModel":
         """This model with `count_probabilities` as measured on these training sentences."""
-        posterior = self.encode(texts)
-        present = ~np.isneginf(posterior.log_alpha[:, 1:]) & np.asarray(posterior.mask[:, 1:])
-        # A sentence may keep nothing but the prior's vector; a prior draw has one more at least.
-        counts = np.maximum(present.sum(axis=1), 1)
+        tokens, mask = pad(self.tokenize(texts), self.max_length)
+        counts = np.asarray(self.compiled(_count_vectors)(self.params, tokens, mask))
         shares = np.bincount(counts, minlength=self.max_length + 1) / len(texts)
         return dataclasses.replace(self, count_probabilities=shares)
 
@@ -117,7 +125,7 @@ class TextModel:
           `Posterior`, shape (len(texts), max_length + 1, ...).
         """
         tokens, mask = pad(self.tokenize(texts), self.max_length)
-        return self.compiled(NVAE.encode)(self.params, jnp.asarray(tokens), jnp.asarray(mask))
+        return self.compiled(NVAE.encode)(self.params, tokens, mask)
 
     def mixture(
         self, posterior: Posterior, *, form: str | None = None, seed: int = 0
@@ -247,12 +255,13 @@ class TextModel:
         """`function(module, *arrays, **options)` as a jitted `(params, *arrays)`, made once."""
         name = (function, *sorted(options.items()))
         if name not in self._compiled:
-            graph = self.graph
+            graph, mesh = self.graph, ambient()
 
             def run(params: Params, *arrays: Any) -> Any:
                 return function(merge(graph, params), *arrays, **options)
 
-            self._compiled[name] = jax.jit(run)
+            # On a mesh every process has the whole result.
+            self._compiled[name] = jax.jit(run, out_shardings=mesh and P())
         return self._compiled[name]
 
     def _in_batches(self, rows: list[list[int]], run: Callable[..., jax.Array]) -> list[str]:
@@ -315,14 +324,32 @@ class TextModel:
         return [self.tokenizer.decode(row[row > 0].tolist()) for row in np.asarray(ids)]
 
 
-def build(config: Config, vocab_size: int, max_length: int) -> NVAE:
-    """The module of a config, freshly initialised from `train.seed`."""
-    return NVAE(
-        config.model,
-        vocab_size=vocab_size,
-        max_length=max_length,
-        rngs=nnx.Rngs(config.train.seed),
-    )
+def structure(
+    config: Config, vocab_size: int, max_length: int
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct], Callable[[], Params]]:
+    """A config's module: static structure, shapes of its parameters, and what makes them.
+
+    Nothing is computed; what makes them draws from `train.seed` and is to be jitted.
+    """
+    graphs: list[nnx.GraphDef] = []
+
+    def init() -> Params:
+        rngs = nnx.Rngs(config.train.seed)
+        model = NVAE(config.model, vocab_size=vocab_size, max_length=max_length, rngs=rngs)
+        graph, params = split(model)
+        graphs.append(graph)
+        return params
+
+    shapes = jax.eval_shape(init)
+    return graphs[0], shapes, init
+
+
+def _count_vectors(model: NVAE, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """(B,) vectors that are there, the prior's left out."""
+    posterior = model.encode(tokens, mask)
+    present = ~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:]
+    # A sentence may keep nothing but the prior's vector; a prior draw has one more at least.
+    return jnp.maximum(jnp.sum(present, axis=1), 1)
 
 
 def pad(

@@ -7,6 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -20,6 +21,7 @@ from nvib_jax.training.checkpoint import saved_steps
 from nvib_jax.training.config import from_json
 from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.logging import MetricWriter, TrainingBar
+from nvib_jax.training.sharding import make_mesh, whole
 
 
 def records(run):
@@ -53,7 +55,8 @@ def test_everything_is_written():
     config, _ = tiny.trained()
     run = Path(config.train.run_dir)
     assert {p.name for p in run.iterdir()} == {
-        "checkpoints", "config.json", "metrics.jsonl", "scores.json", "summary.txt", "tensorboard",
+        "checkpoints", "config.json", "finished.json", "metrics.jsonl", "scores.json",
+        "summary.txt", "tensorboard",
     }  # fmt: skip
     assert from_json((run / "config.json").read_text()) == config
     assert saved_steps(run) == [10, 20]
@@ -97,12 +100,14 @@ def test_training_beats_no_training():
     """Through everything: the data's batches, the step, and what is given back."""
     config, _ = tiny.trained()
     data = prepare(config.data)
-    validate = loop.make_validation(config, loop.open_model(config, data), data)
+    mesh = make_mesh(config.mesh)
+    validate = loop.make_validation(config, loop.open_model(config, data), data, mesh)
     trained = TextModel.load(config.train.run_dir)
     before = validate(loop.open_model(config, data).params)
-    after = validate(trained.params)
+    placed = jax.device_put(trained.params, whole(mesh))
+    after = validate(placed)
     assert after["cross_entropy"] < before["cross_entropy"] - 0.2
-    assert validate(trained.params) == after  # the same draws always
+    assert validate(placed) == after  # the same draws always
     assert records(config.train.run_dir)[-1]["loss"] == pytest.approx(after["loss"], rel=1e-4)
 
 
@@ -133,7 +138,11 @@ def test_text_without_a_validation_split(tmp_path, short_end):
     ("change", "error", "match"),
     [
         ({"buckets": (8,)}, ValueError, r"longest sentence.*longest bucket"),
-        ({"batch_size": 12}, ValueError, r"batch_size is 12; wanted a multiple of the 8 devices"),
+        (
+            {"batch_size": 12},
+            ValueError,
+            r"batch_size is 12; wanted a multiple of mesh.data times mesh.fsdp, 8",
+        ),
         ({"source": "text", "train": ("nowhere.txt",)}, FileNotFoundError, r"nowhere.txt"),
     ],
 )
@@ -237,7 +246,7 @@ def test_interrupt_outside_the_main_thread():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert seen == [None]
 
 
 # ---- logging
@@ -278,7 +287,7 @@ def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "make_validation", lambda *a: slow)
     loop.train(config)
     second = [r for r in records(tmp_path / "run") if r["split"] == "train"][1]
-    batches = loop._batches(config, prepare(config.data), "train")
+    batches = loop._batches(config, prepare(config.data), make_mesh(config.mesh), "train")
     seen = [batches[i] for i in range(4, 8)]
     tokens = sum(int(b["mask"].sum() + (b["index"] >= 0).sum()) for b in seen)
     assert tokens / second["tokens_per_second"] < 3

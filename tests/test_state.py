@@ -1,4 +1,4 @@
-"""The training step: its loss by hand, its metrics, its optimiser, one device or eight."""
+"""The training step: its loss by hand, its metrics, its optimiser, and steps that go bad."""
 
 import dataclasses
 
@@ -17,7 +17,6 @@ from nvib_jax.models.nvae import decoder_io
 from nvib_jax.models.params import merge, split
 from nvib_jax.objective import log_likelihood
 from nvib_jax.training.config import ObjectiveConfig, TrainConfig
-from nvib_jax.training.sharding import data_mesh, place
 from nvib_jax.training.state import (
     TrainState,
     add_metrics,
@@ -212,7 +211,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 def start(graph_and_params, optimizer):
     params = jax.tree.map(jnp.copy, graph_and_params[1])
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return TrainState.create(params, optimizer)
 
 
 @pytest.fixture(scope="module")
@@ -251,27 +250,49 @@ def test_the_noise_is_named_by_the_step(stepping):
     assert other["cross_entropy"][0] != one["cross_entropy"][0]
 
 
-def test_eight_devices_give_what_one_gives(stepping):
-    """The batch over the mesh, parameters everywhere; sums differ by rounding only."""
-    pieces, optimizer, step = stepping
-    mesh = data_mesh(8)
-    assert mesh.shape == {"data": 8}
-    one, many = start(pieces, optimizer), place(start(pieces, optimizer), mesh)
-    for i in range(3):
-        one, metrics = step(one, eight_rows(i), KEY)
-        spread = place(eight_rows(i), mesh, batch=True)
-        assert spread["tokens"].sharding.shard_shape((8, 6)) == (1, 6)
-        many, metrics8 = step(many, spread, KEY)
-    for name, (total, count) in metrics.items():
-        np.testing.assert_allclose(metrics8[name][0], total, rtol=1e-4, err_msg=name)
-        np.testing.assert_array_equal(metrics8[name][1], count, err_msg=name)
-    for name, value in one.params.items():
-        error = np.abs(np.asarray(many.params[name] - value))
-        if name.endswith("qkv.bias"):
-            # A key bias cancels: its gradient is rounding, which Adam makes as big as any other.
-            error[16:32] = 0
-        assert error.max() < 1e-3, name  # a tenth of one step's learning rate
-    assert many.params["output.kernel"].sharding.is_fully_replicated
+@pytest.fixture(scope="module")
+def guarded():
+    """A step that takes three times the running mean for a spike, of a loss that a batch scales."""
+    pieces, optimizer = split(tiny.model(tiny.Still)), make_optimizer(TrainConfig(warmup_steps=0))
+
+    def scaled(model, batch, key, step, objective, **kw):
+        plain = {name: batch[name] for name in ("tokens", "mask")}
+        loss, metrics = loss_and_metrics(model, plain, key, step, objective, **kw)
+        loss = loss * batch["scale"]
+        return loss, {**metrics, "loss": (loss, metrics["loss"][1])}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nvib_jax.training.state.loss_and_metrics", scaled)
+        step = make_train_step(pieces[0], optimizer, ObjectiveConfig(), spike=3.0)
+        yield lambda state, scale: step(state, {**tiny.batch(), "scale": jnp.float32(scale)}, KEY)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), 4.0])
+def test_a_bad_step_is_never_taken(guarded, scale):
+    """No number, infinite, or a spike: counted, and nothing else changes; then it goes on."""
+    state = start(split(tiny.model(tiny.Still)), make_optimizer(TrainConfig(warmup_steps=0)))
+    for _ in range(2):
+        state, metrics = guarded(state, 1.0)
+        assert means(metrics)["bad_steps"] == 0
+    before = jax.device_get(state)
+    state, metrics = guarded(state, scale)
+    assert means(metrics).pop("bad_steps") == 1
+    assert {float(x) for n, pair in metrics.items() if n != "bad_steps" for x in pair} == {0.0}
+    after = jax.device_get(state)
+    chex.assert_trees_all_equal(dataclasses.replace(after, step=before.step), before)
+    assert after.step == before.step + 1
+    state, metrics = guarded(state, 1.0)
+    assert means(metrics)["bad_steps"] == 0
+    assert not np.array_equal(state.params["output.kernel"], before.params["output.kernel"])
+
+
+def test_a_first_step_that_is_bad_does_not_set_the_mean(guarded):
+    state = start(split(tiny.model(tiny.Still)), make_optimizer(TrainConfig(warmup_steps=0)))
+    state, _ = guarded(state, float("nan"))
+    assert float(state.average_loss) == 0
+    state, metrics = guarded(state, 1.0)
+    assert means(metrics)["bad_steps"] == 0
+    assert float(state.average_loss) == pytest.approx(means(metrics)["loss"])
 
 
 def test_parts_of_a_batch_give_its_gradient(still):
@@ -281,7 +302,7 @@ def test_parts_of_a_batch_give_its_gradient(still):
     optimizer, how = optax.sgd(1.0), ObjectiveConfig()
 
     def run(accumulate):
-        state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+        state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
         return make_train_step(graph, optimizer, how, accumulate=accumulate)(state, data, KEY)
 
     (whole, wanted), (parts, got) = run(1), run(2)
@@ -311,11 +332,6 @@ def test_remat_changes_memory_and_nothing_else():
     assert_close(*(jax.flatten_util.ravel_pytree(x)[0] for x in (again, value)), 1e-6)
     parameters = sum(x.size for x in split(tiny.model())[1].values())
     assert less - parameters < 0.7 * (kept - parameters)
-
-
-def test_devices_must_share_the_batch():
-    with pytest.raises(ValueError, match=r"data.batch_size is 12; wanted a multiple of the 8 dev"):
-        data_mesh(12)
 
 
 def test_one_trace_a_bucket_and_no_wait_for_the_device(monkeypatch):

@@ -2,7 +2,8 @@
 
 `denoising_attention` checks and dispatches; `inputs` holds the algebra that makes every form one
 primitive over a `Memory`; `reference` is the equation as written; `xla`, `pallas_tpu` and
-`pallas_gpu` compute the primitive; `choice` says which is taken where.
+`pallas_gpu` compute the primitive; `choice` says which is taken where. On a mesh (`nvib_jax.mesh`)
+each device attends with its own sentences and heads.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from nvib_jax.attention import reference, xla
 from nvib_jax.attention.choice import fastest
 from nvib_jax.attention.inputs import FORMS, Memory, causal_mask, make_memory
 from nvib_jax.attention.xla import attention_weights
+from nvib_jax.mesh import device, per_device
 from nvib_jax.shapes import check_choice, check_mask, check_shapes
 from nvib_jax.types import Mixture
 
@@ -74,13 +76,13 @@ def attend(
     name = implementation
     if name is None:
         components, wide = memory.key.shape[2], memory.shared_value is not None
-        name = fastest(jax.devices()[0].device_kind, components, wide)
+        name = fastest(device()[1], components, wide)
     try:
-        out = _primitive(name)(query, memory, mask, causal=causal)
+        out = _on_mesh(_primitive(name), query, memory, mask, causal)
     except NotImplementedError:
         if implementation is not None:
             raise
-        out = xla.attend(query, memory, mask, causal=causal)  # the fastest that can
+        out = _on_mesh(xla.attend, query, memory, mask, causal)  # the fastest that can
     return out if value_bias is None else out + value_bias.astype(out.dtype)
 
 
@@ -157,9 +159,35 @@ def denoising_attention(
     )
 
 
+_AXES: dict[str, tuple[str | None, ...]] = {
+    "query": ("batch", None, "heads", None),
+    "mask": ("batch", None, "components"),
+    "key": ("batch", "heads", "components", None),
+    "value": ("batch", "heads", "components", None),
+    "bias": ("batch", "components"),
+    "shared_key": ("batch", "components", None),
+    "shared_value": ("batch", "components", None),
+    "key_kernel": (None, "heads", None),
+    "value_kernel": (None, "heads", None),
+}
+
+
+def _on_mesh(
+    function: Any, query: jax.Array, memory: Memory, mask: jax.Array | None, causal: bool
+) -> jax.Array:
+    """An implementation at each device's sentences and heads, where there is a mesh."""
+    given = {"query": query, "mask": mask, **vars(memory)}
+
+    def run(query: jax.Array, mask: jax.Array | None = None, **fields: jax.Array) -> jax.Array:
+        return function(query, Memory(**fields), mask, causal=causal)
+
+    arrays = {name: array for name, array in given.items() if array is not None}
+    return per_device(run, arrays, _AXES, like="query")
+
+
 def _primitive(name: str) -> Any:
     """`attend` of the module that goes by this name, on the platform at hand where it matters."""
-    platform = jax.default_backend()
+    platform = device()[0]
     if name == "reference":
         raise NotImplementedError(
             "implementation 'reference' takes no memory; call denoising_attention with the mixture"

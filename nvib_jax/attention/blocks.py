@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 
 from nvib_jax.attention.inputs import Memory
+from nvib_jax.mesh import device
 
 MIB = 1 << 20
 LANES = 128
@@ -70,8 +71,8 @@ def choose_blocks(query: jax.Array, memory: Memory, kind: str | None = None) -> 
     Raises:
       NotImplementedError: a TPU older than those of `VMEM`, or not even the smallest fits.
     """
-    if kind is None and jax.default_backend() == "tpu":
-        kind = jax.devices()[0].device_kind
+    if kind is None and device()[0] == "tpu":
+        kind = device()[1]
     if kind in ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite"):
         raise NotImplementedError(f"the TPU kernel wants a TPU v5e or newer; this is a {kind}")
     have = VMEM.get(kind, VMEM[None])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention.inputs import Memory
+from nvib_jax.mesh import device
 
 COLUMNS = 3
 _WIDTH = 8  # cuDNN wants head widths that are multiples of this
@@ -32,8 +33,8 @@ def attend(
             raise NotImplementedError(f"{name} has dtype {array.dtype}; cudnn takes bfloat16")
     if mask is not None or causal:
         raise NotImplementedError("cudnn takes a mask of size T x S only as a tensor; use 'xla'")
-    if jax.default_backend() != "gpu":
-        raise NotImplementedError(f"cudnn runs on NVIDIA GPUs; this is {jax.default_backend()}")
+    if device()[0] != "gpu":
+        raise NotImplementedError(f"cudnn runs on NVIDIA GPUs; this is {device()[0]}")
     q, k, v = fold(query, memory)
     out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
     return out[..., : memory.value.shape[-1]]

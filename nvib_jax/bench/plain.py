@@ -191,7 +191,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), value
+        return TrainState(state.step + 1, params, opt_state, state.average_loss), value
 
     return jax.jit(step, donate_argnums=0)
 

@@ -198,7 +198,7 @@ class Steps:
         self.step = self._step(name, config, vocab_size, optimizer)
         sizes = {"vocab_size": vocab_size, "max_length": LONGEST}
         params: Params = split(NVAE(config, **sizes, rngs=nnx.Rngs(seed)))[1]
-        self.state = TrainState(jnp.int32(0), params, optimizer.init(params))
+        self.state = TrainState.create(params, optimizer)
         self.compiled: dict[tuple[int, ...], Any] = {}
 
     def _step(

@@ -1,4 +1,4 @@
-"""Tokens in, batches out: a pure function of (seed, step, process).
+"""Tokens in, batches out: a pure function of (seed, step), of which a process reads its rows.
 
 Sentences are grouped by length into buckets, each a static shape. An epoch is a permutation of
 the split, cut into batches of one bucket each; every sentence is in it exactly once, and the last
@@ -56,13 +56,13 @@ class Batches:
       batch_size: sentences in a global batch.
       buckets: padded lengths in tokens, rising; empty for four that pad least.
       seed: names the order of sentences and of batches.
-      process_index: which part of the rows this process gets.
-      process_count: processes that share a batch; process p gets rows `[p B/P, (p+1) B/P)`.
+      rows: which rows of the global batch are read, rising; None is all. Processes that share a
+        batch each read their own.
       shuffle: False keeps the split's order within each bucket, short buckets first, every epoch.
 
     Raises:
-      ValueError: an unknown or empty split, a batch size that the processes cannot share, or
-        sentences longer than the longest bucket.
+      ValueError: an unknown or empty split, rows that no batch has, or sentences longer than the
+        longest bucket.
     """
 
     def __init__(
@@ -73,18 +73,15 @@ class Batches:
         batch_size: int,
         buckets: Sequence[int] = (),
         seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | np.ndarray | None = None,
         shuffle: bool = True,
     ) -> None:
         lengths = data.split_lengths(split)
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(
-                f"batch_size must be a positive multiple of process_count={process_count}, "
-                f"got {batch_size}"
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+        if not len(self._rows) or not 0 <= self._rows.min() <= self._rows.max() < batch_size:
+            raise ValueError(f"rows must be of [0, {batch_size}), got {list(self._rows)}")
         # Every split shares the training data's buckets, so that no split adds shapes to compile.
         self.buckets = tuple(buckets) or default_buckets(data)
         if lengths.max() > self.buckets[-1]:
@@ -95,8 +92,6 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self._data, self._split, self._shuffle = data, split, shuffle
-        share = batch_size // process_count
-        self._share = slice(process_index * share, (process_index + 1) * share)
         bucket_of = np.searchsorted(self.buckets, lengths)
         self._members = [np.flatnonzero(bucket_of == b) for b in range(len(self.buckets))]
         self._plan_lock = threading.Lock()
@@ -107,12 +102,9 @@ class Batches:
         return sum(-(-len(members) // self.batch_size) for members in self._members)
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of any step from 0, `step // len(self)` being its epoch: rows `[B/P, N]`."""
-        if step < 0:
-            raise IndexError(f"step must be at least 0, got {step}")
-        epoch, position = divmod(int(step), len(self))
-        plan = self._plan(epoch)
-        index = plan.rows[position, self._share].astype(np.int32)
+        """The batch of any step from 0, `step // len(self)` being its epoch: `[len(rows), N]`."""
+        plan, position = self._place(step)
+        index = plan.rows[position, self._rows].astype(np.int32)
         present = index >= 0
         tokens = np.full((len(index), plan.lengths[position]), Tokenizer.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
@@ -121,6 +113,11 @@ class Batches:
             tokens[row, : len(sentence)] = sentence
             mask[row, : len(sentence)] = True
         return Batch(tokens=tokens, mask=mask, index=index)
+
+    def sentences(self, step: int) -> list[int]:
+        """Which sentences of the split are in the whole batch of a step, whatever the `rows`."""
+        plan, position = self._place(step)
+        return [int(i) for i in plan.rows[position] if i >= 0]
 
     def iterate(self, start_step: int = 0, *, prefetch: int = 4) -> Iterator[Batch]:
         """Endless batches from `start_step`, equal to `self[start_step]` and on.
@@ -135,6 +132,12 @@ class Batches:
         threads = min(prefetch, 2)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         return iter(steps.map(self.__getitem__).to_iter_dataset(options))
+
+    def _place(self, step: int) -> tuple[_Plan, int]:
+        if step < 0:
+            raise IndexError(f"step must be at least 0, got {step}")
+        epoch, position = divmod(int(step), len(self))
+        return self._plan(epoch), position
 
     def _plan(self, epoch: int) -> _Plan:
         # Prefetching threads meet at the turn of an epoch: two plans are kept, so that threads on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,14 @@ class PreparedData:
     def max_tokens(self) -> int:
         """Tokens of the longest sentence of any split."""
         return max(int(lengths.max()) for lengths in self.lengths.values())
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """31 bits of the tokenizer and of all lengths: what several processes compare."""
+        found = zlib.crc32(self.tokenizer.to_bytes())
+        for split in sorted(self.lengths):
+            found = zlib.crc32(self.lengths[split].tobytes(), found)
+        return found >> 1
 
     @functools.cached_property
     def length_distribution(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from nvib_jax.attention import Memory
 from nvib_jax.cross_entropy import cross_entropy
+from nvib_jax.mesh import constrain
 from nvib_jax.models.baselines import LATENTS
 from nvib_jax.modules import Decoder, Encoder
 from nvib_jax.modules.attention import Cache
@@ -278,7 +279,9 @@ class NVAE(nnx.Module):
 
     def _embed(self, table: nnx.Param, tokens: jax.Array) -> jax.Array:
         # Rows have norm 1; scaled to sqrt(D) they match what layer norm leaves.
-        return (table[...][tokens] * self.config.dim**0.5).astype(self.dtype)
+        whole = constrain(table[...], "vocab", None)  # its parts are gathered, not what it gives
+        rows = (whole[tokens] * self.config.dim**0.5).astype(self.dtype)
+        return constrain(rows, "batch", None, None) if tokens.ndim > 1 else rows
 
     def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
         """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""

@@ -3,12 +3,58 @@
 What training, checkpoints and generation hold: split once, merged inside `jax.jit`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from nvib_jax.mesh import spec
 
 Params = dict[str, jax.Array]
+# The names of a parameter's axes (`nvib_jax.mesh.RULES`) by the end of its own; the first that fits
+# holds. Vectors and scalars without an entry are small and lie whole on every device.
+AXES: dict[str, tuple[str | None, ...]] = {
+    "_embedding": ("vocab", "embed"),
+    "_position": (None, "embed"),
+    "qkv.kernel": ("embed", None, "heads"),
+    "qkv.bias": (None, "heads"),
+    "query.kernel": ("embed", "heads"),
+    "query.bias": ("heads",),
+    "key_kernel": ("embed", "heads", None),
+    "value_kernel": ("embed", "heads", None),
+    "value_bias": ("heads", None),
+    "attention.out.kernel": ("heads", "embed"),
+    "up.kernel": ("embed", "mlp"),
+    "up.bias": ("mlp",),
+    "down.kernel": ("mlp", "embed"),
+    "latent.mean.kernel": ("embed", None),
+    "latent.log_variance.kernel": ("embed", None),
+    "latent.key_value.kernel": ("embed", None),
+    "latent.queries": (None, "embed"),
+    "output.kernel": ("embed", "vocab"),
+    "output.bias": ("vocab",),
+}
+
+
+def axes_of(name: str, ndim: int) -> tuple[str | None, ...]:
+    """The names of a parameter's axes.
+
+    Raises:
+      ValueError: a matrix that `AXES` does not know.
+    """
+    for end, axes in AXES.items():
+        if name.endswith(end):
+            return axes
+    if ndim > 1:
+        raise ValueError(f"parameter {name} has {ndim} axes; wanted their names in AXES")
+    return (None,) * ndim
+
+
+def layout(mesh: Any, params: Mapping[str, Any]) -> dict[str, P]:
+    """How parameters lie on a mesh: name -> anything with a shape, to name -> layout."""
+    return {n: spec(mesh, axes_of(n, len(p.shape)), p.shape) for n, p in params.items()}
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:

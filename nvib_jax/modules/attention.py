@@ -6,7 +6,7 @@ from flax import nnx
 
 from nvib_jax.attention import Memory, attend, attention_weights, make_memory
 from nvib_jax.attention.inputs import MASK_VALUE, accumulator
-from nvib_jax.modules.linear import Linear
+from nvib_jax.modules.linear import Linear, Linears
 from nvib_jax.types import Mixture
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B*K, T, D)
@@ -90,12 +90,12 @@ class SelfAttention(nnx.Module):
     def __init__(self, dim: int, heads: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         _check_heads(dim, heads)
         self.heads = heads
-        self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.qkv = Linears(dim, (3, dim), dtype=dtype, rngs=rngs)
         self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def _heads(self, x: jax.Array) -> list[jax.Array]:
-        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        return [a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v)]
+        qkv = self.qkv(x)
+        return [qkv[:, :, i].reshape(*x.shape[:2], self.heads, -1) for i in range(3)]
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Whole sequences: bidirectional under `mask` (B, N), causal where mask is None.

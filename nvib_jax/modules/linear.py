@@ -1,7 +1,9 @@
-"""The linear map of every module here: Flax's, over rows."""
+"""The linear maps of every module here: Flax's, over rows, and laid out over a mesh."""
 
 import jax
 from flax import nnx
+
+from nvib_jax.mesh import OPEN, constrain
 
 
 class Linear(nnx.Linear):
@@ -12,6 +14,19 @@ class Linear(nnx.Linear):
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        """x (..., D) -> (..., F)."""
-        out = super().__call__(x.reshape(-1, x.shape[-1]))
-        return out.reshape(*x.shape[:-1], out.shape[-1])
+        """x (B, ..., D) -> (B, ..., F)."""
+        return _by_rows(super().__call__, x)
+
+
+class Linears(nnx.LinearGeneral):
+    """`Linear` to C outputs side by side, `Linears(D, (C, F))`: a mesh divides each alike."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        """x (B, ..., D) -> (B, ..., C, F)."""
+        return _by_rows(super().__call__, x)
+
+
+def _by_rows(function, x: jax.Array) -> jax.Array:
+    out = function(x.reshape(-1, x.shape[-1]))
+    out = out.reshape(*x.shape[:-1], *out.shape[1:])
+    return constrain(out, "batch", *[OPEN] * (out.ndim - 1))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
+from nvib_jax.mesh import constrain
 from nvib_jax.modules.attention import Cache, DenoisingAttention, SelfAttention
 from nvib_jax.modules.linear import Linear
 from nvib_jax.shapes import check_choice
@@ -51,13 +52,15 @@ class _Block(nnx.Module):
         self.down = Linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def mlp(self, x: jax.Array) -> jax.Array:
-        return self.down(nnx.gelu(self.up(x)))
+        return self.down(constrain(nnx.gelu(self.up(x)), "batch", None, "mlp"))
 
     def residual(self, index: int, x: jax.Array, sublayer, key: jax.Array | None) -> jax.Array:
         norm = self.norms[index]
         if self.norm == "pre":
-            return x + dropout(sublayer(norm(x)), self.dropout_rate, key)
-        return norm(x + dropout(sublayer(x), self.dropout_rate, key))
+            x = x + dropout(sublayer(norm(x)), self.dropout_rate, key)
+        else:
+            x = norm(x + dropout(sublayer(x), self.dropout_rate, key))
+        return constrain(x, "batch", None, None)
 
 
 class EncoderLayer(_Block):

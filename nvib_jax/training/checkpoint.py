@@ -1,61 +1,94 @@
 """Checkpoints of a run: parameters, optimiser state, and all that is needed to go on without it.
 
-One Orbax step folder holds three items: `params` (a flat dict), `optimizer` (step and state) and
-`meta` (JSON: config, tokenizer, buckets, lengths, versions). The data's position is the step: a
-batch is a function of (seed, step). Orbax writes to a temporary name and renames, so a folder that
-counts as a step is whole.
+One Orbax step folder holds three items: `params` (a flat dict), `optimizer` (step, state, running
+mean of the loss) and `meta` (JSON: config, tokenizer, buckets, counts, versions, fingerprints). The
+data's position is the step: a batch is a function of (seed, step). Orbax writes to a temporary name
+and renames, so a folder that counts as a step was whole once; what has changed since is found by
+the fingerprints (`integrity.py`), and the one before it is read. Reading runs no code of a file.
 """
 
-import base64
 import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-import nvib_jax
-from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config, from_json, to_json
+from nvib_jax.training.config import Config, to_json
+from nvib_jax.training.distributed import everywhere, is_first
+from nvib_jax.training.integrity import (
+    check_fingerprints,
+    check_no_links,
+    check_seal,
+    fingerprints,
+    seal,
+)
+from nvib_jax.training.portable import FORMAT, check_format, describe, model_of
 from nvib_jax.training.state import TrainState
 
-FORMAT = 2
 FOLDER = "checkpoints"
+DAMAGED = "damaged"  # where damaged ones are moved by a run that goes on
 METRIC = "objective"  # best is lowest: the loss on held-out data with the KLs at full weight
-# What may differ between a run and its continuation.
-_FREE = {"run_dir", "steps", "log_every", "eval_every", "eval_sentences", "keep_checkpoints"}
+# What may differ between a run and its continuation, beside the mesh.
+_FREE = {
+    *("run_dir", "steps", "log_every", "eval_every", "eval_sentences", "cache_dir"),
+    *("keep_checkpoints", "keep_best", "keep_every", "bad_step", "watchdog"),
+}
+T = TypeVar("T")
+
+
+def _to_standard_error(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 class Checkpoints:
-    """The checkpoints of one run directory.
+    """The checkpoints of one run directory, which all processes of the run see.
 
     Args:
       run_dir: the run.
-      keep: how many of the last to keep beside the best.
+      keep: how many of the last to keep.
+      best: how many with the lowest objective to keep beside them.
+      every: keep those at multiples of so many steps for good; 0 keeps none of them.
       read_only: leave the folder as it is, whoever writes to it.
+      say: told of a damaged checkpoint.
+
+    Raises:
+      OSError: a folder that cannot be written to.
     """
 
-    def __init__(self, run_dir: str | Path, *, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        keep: int = 2,
+        best: int = 1,
+        every: int = 0,
+        read_only: bool = False,
+        say: Callable[[str], None] = _to_standard_error,
+    ):
         self.folder = (Path(run_dir) / FOLDER).absolute()
-        best = policies.BestN(get_metric_fn=_objective, reverse=True, n=1)
-        policy = policies.AnyPreservationPolicy([policies.LatestN(n=max(keep, 1)), best])
+        self._read_only, self._say = read_only, say
+        kept: list[Any] = [policies.LatestN(n=max(keep, 1))]
+        kept += [policies.BestN(get_metric_fn=_objective, reverse=True, n=best)] if best else []
+        kept += [policies.EveryNSteps(every)] if every else []
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=_objective,
             best_mode="min",
             read_only=read_only,
             create=not read_only,
             save_interval_steps=0 if read_only else 1,
         )
-        with _without_warnings():  # that the folder is read-only, as was asked
+        with _without_warnings(), self._writing():  # that the folder is read-only, as was asked
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=options,
@@ -67,97 +100,170 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, rising."""
+        """Steps that are there, rising."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, model: TextModel, objective: float) -> None:
-        """Save in the background; waits for the save before it, if any."""
+        """Save in the background; waits for the save before it, if any.
+
+        Raises:
+          OSError: this one, or the one before it, cannot be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        optimizer = {"step": state.step, "state": state.opt_state}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(optimizer),
-                meta=ocp.args.JsonSave(_meta(model)),
-            ),
-            metrics={METRIC: objective},
-        )
+        items = {"params": state.params, "optimizer": _optimizer(state)}
+        found = {name: fingerprints(tree) for name, tree in items.items()}
+        meta = {**describe(model), METRIC: objective, "step": step, "fingerprints": found}
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        with self._writing(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(seal(meta))),
+                metrics={METRIC: objective},
+            )
 
     def restore(self, state: TrainState, model: TextModel) -> TrainState:
-        """The last state, in the shapes and placements of `state`.
+        """The last state that is whole.
+
+        Args:
+          state: of arrays, or of shapes with shardings: what comes back is like it.
+          model: what is to be continued.
 
         Raises:
           FileNotFoundError: nothing to resume from.
           ValueError: the checkpoint is of another config than `model`, the fields that differ are
-            named, or of other data.
+            named, or of other data; or none is whole.
         """
-        steps = self.steps()
+        shapes = jax.tree.map(_abstract, state)
+        wanted = {"params": shapes.params, "optimizer": _optimizer(shapes)}
+        for step, meta in self.metas():
+            _check_same(model, meta, self.folder)
+            items = self.read(step, meta, wanted)
+            if items is not None:
+                return TrainState(params=items["params"], **items["optimizer"])
+        raise ValueError(f"no checkpoint in {self.folder} is whole")
+
+    def metas(self, which: str = "last") -> Iterator[tuple[int, dict[str, Any]]]:
+        """(step, meta data) of the checkpoints whose meta data are whole, the wanted one first.
+
+        Args:
+          which: "last", or "best" for the lowest objective.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+        """
+        steps = self.steps()[::-1]
         if not steps:
-            raise FileNotFoundError(f"{self.folder} has no checkpoint")
-        step = steps[-1]
-        meta = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        ).meta
-        _check_same(model.config, _config(meta, self.folder), self.folder)
-        now = _meta(model)
-        if differ := [n for n in ("tokenizer", "buckets") if now[n] != meta[n]]:
-            raise ValueError(
-                f"{self.folder} is of other data: its {' and '.join(differ)} differ; "
-                "has the text changed since?"
-            )
-        abstract = jax.tree.map(_abstract, state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore(
-                    {"step": abstract.step, "state": abstract.opt_state}
-                ),
-            ),
-        )
-        optimizer = restored.optimizer
-        return TrainState(optimizer["step"], restored.params, optimizer["state"])
+            raise FileNotFoundError(f"{self.folder} has no finished checkpoint")
+        found = ((step, self._whole(step, partial(self._meta, step))) for step in steps)
+        whole = ((step, meta) for step, meta in found if meta is not None)
+        if which == "last":
+            return whole
+        return iter(sorted(whole, key=lambda pair: pair[1].get(METRIC, float("inf"))))
+
+    def read(
+        self, step: int, meta: dict[str, Any], shapes: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Items of a checkpoint as arrays; None, and a line that says so, where it is damaged.
+
+        Args:
+          step: one of `metas`.
+          meta: its meta data.
+          shapes: item -> tree of shapes with shardings.
+        """
+
+        def read() -> dict[str, Any]:
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+            found = self._manager.restore(step, args=ocp.args.Composite(**args))
+            items = {name: found[name] for name in shapes}
+            for name, tree in items.items():
+                check_fingerprints(tree, meta["fingerprints"][name])
+            return items
+
+        return self._whole(step, read)
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        check_no_links(self.folder / str(step))
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = dict(self._manager.restore(step, args=args).meta)
+        if meta.get("format") == FORMAT:  # another version's is refused for that, not for its seal
+            check_seal(meta)
+        return meta
+
+    def _whole(self, step: int, read: Callable[[], T]) -> T | None:
+        """What was read; None, and a line that says so, if that failed on any process."""
+        result, reason = None, "another process could not read it"
+        try:
+            result = read()
+        except Exception as error:  # whatever a reader makes of bytes that mean nothing
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if everywhere(result is not None):
+            return result
+        self._say(f"the checkpoint of step {step} in {self.folder} is damaged ({reason})")
+        if not self._read_only:
+            self._set_aside(step)
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        """Out of the way of the step's next save, for a person to look at."""
+        if is_first():
+            aside = self.folder.parent / DAMAGED
+            aside.mkdir(exist_ok=True)
+            number = sum(1 for p in aside.iterdir() if p.name.split(".")[0] == str(step))
+            with self._writing():
+                (self.folder / str(step)).rename(aside / f"{step}.{number}")
+            self._say(f"it is moved to {aside / f'{step}.{number}'}, and the one before it is read")
+        everywhere(True)
+        self._manager.reload()
 
     def close(self) -> None:
-        """Wait for the last save."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for the last save.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        with self._writing():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of the file system, or of Orbax about it
+            reason = " ".join(str(error).split())[:300]
+            name = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            last = max(saved_steps(self.folder.parent), default=None)
+            kept = "there is none yet" if last is None else f"the last good one is of step {last}"
+            raise OSError(f"{name} cannot be written to {self.folder}: {reason}; {kept}") from error
 
 
 def saved_steps(run_dir: str | Path) -> list[int]:
-    """Steps of a run's whole checkpoints, rising; touches nothing."""
+    """Steps of a run's checkpoints, rising; touches nothing."""
     return sorted(int(p.name) for p in (Path(run_dir) / FOLDER).glob("*") if p.name.isdigit())
 
 
-def load_model(run_dir: str | Path, *, which: str = "best") -> TextModel:
+def load_model(
+    run_dir: str | Path, *, which: str = "best", say: Callable[[str], None] = _to_standard_error
+) -> TextModel:
     """The model of a run; see `TextModel.load`."""
     folder = Path(run_dir) / FOLDER
     if not folder.is_dir():
         raise FileNotFoundError(f"{run_dir} is no run: it has no folder {FOLDER}")
     if which not in ("best", "last"):
         raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")
-    checkpoints = Checkpoints(run_dir, read_only=True)
+    checkpoints = Checkpoints(run_dir, read_only=True, say=say)
     try:
-        manager = checkpoints._manager
-        step = manager.best_step() if which == "best" else manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{folder} has no finished checkpoint")
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        model = TextModel.create(
-            _config(meta, folder),
-            Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"])),
-            meta["buckets"],
-            np.asarray(meta["count_probabilities"]),
-        )
-        abstract = jax.tree.map(_abstract, model.params)
-        _check_shapes(abstract, manager.item_metadata(step).params, folder)
-        params = manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        ).params
-        return dataclasses.replace(model, params=params)
+        for step, meta in checkpoints.metas(which):
+            model = model_of(meta, folder)
+            _check_shapes(model, meta, folder)
+            items = checkpoints.read(step, meta, {"params": model.params})
+            if items is not None:
+                return dataclasses.replace(model, params=items["params"])
+        raise ValueError(f"no checkpoint in {folder} is whole")
     finally:
         checkpoints.close()
 
@@ -166,8 +272,13 @@ def _objective(metrics: Any) -> float:
     return float(metrics[METRIC])
 
 
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in vars(state).items() if name != "params"}
+
+
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    x = jnp.asarray(x)
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        x = jnp.asarray(x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
@@ -182,52 +293,48 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check_shapes(wanted: dict[str, Any], saved: Any, folder: Path) -> None:
-    shapes = {name: tuple(array.shape) for name, array in saved.items()}
+def _check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
+    """That this version's model of a config has the parameters that were saved."""
+    found = meta["fingerprints"]["params"]
+    saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}  # "['name']"
     differ = [
-        f"{name} is saved as {shapes.get(name)}, the config makes it {array.shape}"
-        for name, array in wanted.items()
-        if shapes.get(name) != array.shape
+        f"{name} is saved as {saved.get(name)}, the config makes it {array.dtype}{[*array.shape]}"
+        for name, array in model.params.items()
+        if saved.get(name) != f"{array.dtype}{[*array.shape]}"
     ]
     if differ:
         raise ValueError(f"{folder} is of another model: {'; '.join(differ)}")
 
 
-def _meta(model: TextModel) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "nvib_jax": nvib_jax.__version__,
-        "jax": jax.__version__,
-        "config": to_json(model.config),
-        "tokenizer": base64.b64encode(model.tokenizer.to_bytes()).decode(),
-        "buckets": list(model.buckets),
-        "count_probabilities": [float(p) for p in model.count_probabilities],
-    }
-
-
-def _config(meta: dict[str, Any], folder: Path) -> Config:
-    if meta.get("format") != FORMAT:
-        raise ValueError(f"{folder} has format {meta.get('format')!r}; this version reads {FORMAT}")
-    return from_json(meta["config"])
-
-
-def _check_same(now: Config, saved: Config, folder: Path) -> None:
-    """A continuation may run longer and log otherwise; everything else must be as it was."""
-    wanted, found = (_flat(json.loads(to_json(c))) for c in (now, saved))
+def _check_same(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
+    """A continuation may run longer and elsewhere and log otherwise; all else must be as it was."""
+    wanted, found = (_flat(c) for c in (model.config, check_format(meta, folder)))
     differ = [
-        f"{name} is {wanted[name]!r}, saved as {found.get(name)!r}"
+        f"{name} is {wanted[name]!r}, saved as {found[name]!r}"
         for name in wanted
-        if wanted[name] != found.get(name) and name.split(".")[-1] not in _FREE | {"cache_dir"}
+        if wanted[name] != found[name]
+        and name.split(".")[-1] not in _FREE
+        and not name.startswith("mesh.")
     ]
     if differ:
         raise ValueError(f"{folder} is of another config: {'; '.join(differ)}")
+    now = describe(model)
+    if differ := [n for n in ("tokenizer", "buckets") if now[n] != meta[n]]:
+        raise ValueError(
+            f"{folder} is of other data: its {' and '.join(differ)} differ; "
+            "has the text changed since?"
+        )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: Config) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
+
+    def add(tree: dict[str, Any], prefix: str) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{name}.")
+            else:
+                out[prefix + name] = value
+
+    add(json.loads(to_json(config)), "")
     return out

@@ -104,6 +104,22 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices share the work; a run may go on with another mesh than it began with."""
+
+    data: int = 0
+    """Ways the batch is split with parameters whole on each; 0 takes what fsdp and tensor leave."""
+    fsdp: int = 1
+    """Ways the batch, the parameters and their moments are split; gathered where they are used."""
+    tensor: int = 1
+    """Ways heads, feed-forward layers and vocabulary are split, the work on one sentence."""
+
+    def __post_init__(self) -> None:
+        _at_least("mesh", self, 0, "data")
+        _at_least("mesh", self, 1, "fsdp", "tensor")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Optimiser, length, and what is written when."""
 
@@ -133,13 +149,27 @@ class TrainConfig:
     """Steps between evaluations on held-out data, each followed by a checkpoint."""
     eval_sentences: int = 512
     """Held-out sentences in an evaluation during training and in the summary."""
-    keep_checkpoints: int = 1
-    """Last checkpoints kept beside the best."""
+    keep_checkpoints: int = 2
+    """Last checkpoints that are kept: were one damaged, the one before it is read."""
+    keep_best: int = 1
+    """Checkpoints with the lowest loss on held-out data that are kept beside them."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0 keeps none of them."""
+    bad_step: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is no finite number, or a spike, is never taken: stop there, or
+    skip its batch (and stop after `log_every` in a row)."""
+    spike: float = 0.0
+    """A loss this many times its running mean is a spike; 0 is never."""
+    watchdog: float = 600.0
+    """Say so when nothing has moved for this many seconds; 0 never does."""
 
     def __post_init__(self) -> None:
         _at_least("train", self, 1, "steps", "log_every", "eval_every")
         _at_least("train", self, 1, "eval_sentences", "keep_checkpoints", "accumulate")
-        _at_least("train", self, 0, "seed", "warmup_steps", "weight_decay")
+        _at_least("train", self, 0, "seed", "warmup_steps", "weight_decay", "keep_best")
+        _at_least("train", self, 0, "keep_every", "watchdog")
+        if self.spike and not self.spike > 1:
+            raise ValueError(f"train.spike is {self.spike}; wanted 0, or more than 1")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; wanted more than 0")
@@ -157,6 +187,8 @@ class Config:
     """The loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimiser and run."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices."""
 
     def __post_init__(self) -> None:
         for section in dataclasses.fields(self):

@@ -45,15 +45,29 @@ class MetricWriter:
         self._board.close()
 
 
+class NoWriter(MetricWriter):
+    """Writes nothing: what every process but the first has."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class TrainingBar:
     """A progress bar with tokens/s and time left on a terminal; plain lines elsewhere.
 
     Args:
       total: steps of the run.
+      quiet: print nothing.
     """
 
-    def __init__(self, total: int):
-        self.console = Console(highlight=False)
+    def __init__(self, total: int, *, quiet: bool = False):
+        self.console = Console(highlight=False, quiet=quiet)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import nvib_jax
 from nvib_jax.data import Batches, PreparedData, prepare
 from nvib_jax.data.batches import default_buckets
 from nvib_jax.data.config import Split
@@ -18,12 +20,20 @@ from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.models.params import Params, merge
 from nvib_jax.objective import elbo_weights
-from nvib_jax.text_model import TextModel
+from nvib_jax.text_model import TextModel, structure
 from nvib_jax.training.checkpoint import Checkpoints, saved_steps
-from nvib_jax.training.config import Config, to_json
+from nvib_jax.training.config import Config, TrainConfig, to_json
+from nvib_jax.training.distributed import check_same, from_first, is_first
 from nvib_jax.training.interrupt import Interrupt
-from nvib_jax.training.logging import MetricWriter, TrainingBar
-from nvib_jax.training.sharding import data_mesh, place
+from nvib_jax.training.logging import MetricWriter, NoWriter, TrainingBar
+from nvib_jax.training.sharding import (
+    batch_placer,
+    check_fits,
+    make_mesh,
+    own_rows,
+    plan_state,
+    whole,
+)
 from nvib_jax.training.state import (
     Metrics,
     TrainState,
@@ -33,6 +43,7 @@ from nvib_jax.training.state import (
     make_train_step,
     means,
 )
+from nvib_jax.training.watchdog import Watchdog
 
 _LINE = {
     "loss": "loss",
@@ -42,16 +53,18 @@ _LINE = {
     "share_kept": "kept",
     "tokens_per_second": "tokens/s",
 }
+FINISHED = "finished.json"  # written when all is done, for scripts that wait
 _COUNTED = 1024  # training sentences from which the number of vectors is learned
 SUMMARY_SAMPLES = 1000  # prior samples scored at the end, where the language is known
 
 
-def train(config: Config, *, resume: bool = False, summary: bool = True) -> dict[str, float]:
-    """Run a config from text to a summary.
+def train(config: Config, *, resume: bool | None = False, summary: bool = True) -> dict[str, float]:
+    """Run a config from text to a summary, on all devices of all processes.
 
     Args:
       config: the whole configuration; `train.run_dir` must not hold another run's checkpoints.
-      resume: continue from the last checkpoint in `train.run_dir`.
+      resume: continue from the last whole checkpoint in `train.run_dir`; None does so if there is
+        one, and begins otherwise.
       summary: measure at the end and write a page; without, `nvib evaluate` does.
 
     Returns:
@@ -61,49 +74,78 @@ def train(config: Config, *, resume: bool = False, summary: bool = True) -> dict
     Raises:
       FileExistsError: the run has checkpoints and `resume` is False.
       FileNotFoundError: `resume` without a checkpoint.
-      FloatingPointError: the loss is not finite; the checkpoints before are kept.
+      FloatingPointError: a bad step, by `train.bad_step`; the checkpoints before are kept.
       KeyboardInterrupt: after a last checkpoint; `resume` goes on from there.
-      ValueError: a config that does not fit the data or the checkpoint.
+      OSError: a checkpoint cannot be written; the ones before are kept.
+      SystemExit: after SIGTERM or a notice of preemption, and a last checkpoint; status 143.
+      ValueError: a config that does not fit the data, the devices or the checkpoint.
     """
-    run_dir = _check_run_dir(config, resume)
-    bar = TrainingBar(config.train.steps)
+    saved = _check_run_dir(config, resume)
+    bar = TrainingBar(config.train.steps, quiet=not is_first())
     data = prepare(config.data, progress=bar.print)
-    _check_batches(config, data)
-    model = open_model(config, data)
-    texts = data.sentences(data_split(data), config.train.eval_sentences)
-    samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
+    check_same("the prepared data", data.fingerprint)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        return _train(config, data, mesh, bar, saved, summary)
 
+
+def _train(
+    config: Config,
+    data: PreparedData,
+    mesh: jax.sharding.Mesh,
+    bar: TrainingBar,
+    saved: list[int],
+    summary: bool,
+) -> dict[str, float]:
+    settings, run_dir = config.train, Path(config.train.run_dir)
+    _check_batches(config, data, mesh)
+    texts = data.sentences(data_split(data), settings.eval_sentences)
+    samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
     weights = effective_weights(config)
     bar.print(
         f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}"
     )
-    checkpoints = Checkpoints(run_dir, keep=config.train.keep_checkpoints)
-    writer = MetricWriter(run_dir, after=max(saved_steps(run_dir), default=0))
+    if mesh.size > 1:
+        sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        bar.print(f"{mesh.size} devices of {jax.process_count()} processes: {sizes}")
+    checkpoints = Checkpoints(
+        run_dir,
+        keep=settings.keep_checkpoints,
+        best=settings.keep_best,
+        every=settings.keep_every,
+        say=bar.print,
+    )
+    writer = MetricWriter(run_dir, after=max(saved, default=0)) if is_first() else NoWriter()
     try:
-        model, speed = _fit(config, data, model, checkpoints, writer, bar, resume=resume)
+        model, speed = _fit(config, data, mesh, checkpoints, writer, bar, resume=bool(saved))
     finally:
         checkpoints.close()
         writer.close()
 
-    if not summary:
-        return {"tokens_per_second": speed}
-    bar.print("measuring on held-out sentences, beside the same model untrained")
-    fresh = dataclasses.replace(model, params=open_model(config, data).params)  # compiled once
-    fresh = fresh.counted(data.sentences("train", _COUNTED))
-    scores = evaluate(model, texts, samples=samples, seed=config.train.seed)
-    untrained = evaluate(fresh, texts, samples=samples, seed=config.train.seed)
-    page = summarize(model, texts, scores, untrained, seed=config.train.seed)
-    write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
-    bar.print(
-        f"\n{page}\n\nwritten to {run_dir}: {', '.join(sorted(p.name for p in run_dir.iterdir()))}"
-    )
+    scores: dict[str, float] = {}
+    if summary:
+        bar.print("measuring on held-out sentences, beside the same model untrained")
+        # Compiled once for both.
+        fresh = dataclasses.replace(model, params=open_model(config, data).params)
+        fresh = fresh.counted(data.sentences("train", _COUNTED))
+        scores = evaluate(model, texts, samples=samples, seed=settings.seed)
+        untrained = evaluate(fresh, texts, samples=samples, seed=settings.seed)
+        page = summarize(model, texts, scores, untrained, seed=settings.seed)
+        if is_first():
+            write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
+    if is_first():
+        finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
+        (run_dir / FINISHED).write_text(json.dumps(finished) + "\n", encoding="utf-8")
+    if summary:
+        names = ", ".join(sorted(p.name for p in run_dir.iterdir()))
+        bar.print(f"\n{page}\n\nwritten to {run_dir}: {names}")
     return scores | {"tokens_per_second": speed}
 
 
 def _fit(
     config: Config,
     data: PreparedData,
-    model: TextModel,
+    mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
     writer: MetricWriter,
     bar: TrainingBar,
@@ -111,44 +153,62 @@ def _fit(
     resume: bool,
 ) -> tuple[TextModel, float]:
     """All steps; returns the trained model and the median tokens/s of the log windows."""
-    settings, mesh = config.train, data_mesh(config.data.batch_size)
+    settings = config.train
     optimizer = make_optimizer(settings)
-    state = TrainState(jnp.int32(0), model.params, optimizer.init(model.params))
-    texts = data.sentences("train", _COUNTED)
+    buckets, texts = _buckets(config, data), data.sentences("train", _COUNTED)
+    plan = plan_state(config, mesh, data.vocab_size, buckets[-1])
     if resume:
-        state = checkpoints.restore(state, model)
-        model = _with_params(model, state, texts)
+        empty = TextModel.create(
+            config, data.tokenizer, buckets, data.length_distribution, plan.state.params
+        )
+        state = checkpoints.restore(plan.state, empty)
         bar.print(f"resumed at step {int(state.step)}")
-    (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
-    state = place(state, mesh)
-    step_function = make_train_step(
-        model.graph, optimizer, config.objective, accumulate=settings.accumulate
+    else:
+        state = plan.create()
+    model = TextModel.create(
+        config, data.tokenizer, buckets, data.length_distribution, state.params
     )
-    validate = make_validation(config, model, data)
+    if resume:
+        model = _with_params(model, state, texts)
+    if is_first():
+        (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
+    step_function = make_train_step(
+        model.graph,
+        optimizer,
+        config.objective,
+        accumulate=settings.accumulate,
+        spike=settings.spike,
+        shardings=(plan.shardings, whole(mesh)),
+    )
+    validate = make_validation(config, model, data, mesh)
+    place = batch_placer(mesh, config.data.batch_size)
     key = jax.random.key(settings.seed)
 
     start = int(state.step)
-    batches = _batches(config, data, "train").iterate(start)
-    window, tokens, since, speeds = None, 0, time.monotonic(), []
-    with bar, Interrupt() as interrupt:
+    batches = _batches(config, data, mesh, "train")
+    stream = batches.iterate(start)
+    window, bad, since, speeds = None, [], time.monotonic(), []
+    with bar, Interrupt() as interrupt, Watchdog(settings.watchdog, bar.print) as watchdog:
         bar.advance(start)
         for step in range(start + 1, settings.steps + 1):
-            batch = next(batches)
-            state, metrics = step_function(state, place(_arrays(batch), mesh, batch=True), key)
+            batch = place(_arrays(next(stream)))
+            state, metrics = step_function(state, batch, key)
             window = add_metrics(window, metrics)
-            tokens += int(batch["mask"].sum() + (batch["index"] >= 0).sum())
+            bad.append(metrics["bad_steps"][0])
             bar.advance(1)
-            last = step == settings.steps or interrupt.asked
-            if step % settings.log_every == 0 or last:
+            watchdog.at(f"step {step} was begun")
+            last = interrupt.at(step) or step == settings.steps
+            evaluating = step % settings.eval_every == 0 or last
+            if step % settings.log_every == 0 or evaluating:
                 values = means(window)  # waits for the device, so that the clock is right
-                speeds.append(tokens / (time.monotonic() - since))
+                _check_steps(bad, step, batches, checkpoints, settings, bar)
+                speeds.append(float(window["cross_entropy"][1]) / (time.monotonic() - since))
                 values["tokens_per_second"] = speeds[-1]
                 writer.write(step, "train", values)
                 bar.log(step, values, _LINE)
-                window, tokens, since = None, 0, time.monotonic()
-            if step % settings.eval_every == 0 or last:
-                jax.block_until_ready(state)
-                paused = time.monotonic()
+                window, bad, since = None, [], time.monotonic()
+            if evaluating:
+                watchdog.at(f"the evaluation at step {step}")
                 values = validate(state.params)
                 if not np.isfinite(values["loss"]):
                     raise FloatingPointError(
@@ -156,36 +216,72 @@ def _fit(
                         "kept; lower train.learning_rate or train.clip"
                     )
                 writer.write(step, "validation", values)
-                bar.log(step, values, {name: _LINE[name] for name in values}, split="held-out")
+                bar.log(step, values, {n: _LINE[n] for n in values if n in _LINE}, split="held-out")
                 model = _with_params(model, state, texts)
+                watchdog.at(f"the checkpoint of step {step}")
                 checkpoints.save(state, model, values["loss"])
-                since += time.monotonic() - paused
+                since = time.monotonic()
             if interrupt.asked and step < settings.steps:
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
-                raise KeyboardInterrupt
+                interrupt.leave()
     return model, float(np.median(speeds)) if speeds else 0.0
 
 
-def _check_run_dir(config: Config, resume: bool) -> Path:
-    """The run's folder, once it is known to be free, or to hold what is to be continued."""
+def _check_steps(
+    bad: list[jax.Array],
+    step: int,
+    batches: Batches,
+    checkpoints: Checkpoints,
+    settings: TrainConfig,
+    bar: TrainingBar,
+) -> None:
+    """Stop, or say which batches were skipped, if any of the last steps was bad."""
+    first = step - len(bad) + 1
+    steps = [first + i for i, flag in enumerate(jax.device_get(bad)) if flag]
+    if not steps:
+        return
+    ids = batches.sentences(steps[0] - 1)
+    said = (
+        f"step {steps[0]} has a loss or a gradient that is no finite number, or a spike; its batch "
+        f"has the training sentences {', '.join(map(str, ids[:16]))}{' ...' * (len(ids) > 16)}"
+    )
+    if settings.bad_step == "skip" and len(steps) < max(len(bad), settings.log_every):
+        more = f" (and {len(steps) - 1} more up to step {step})" if len(steps) > 1 else ""
+        bar.print(f"{said}; it is skipped{more}")
+        return
+    saved = checkpoints.steps()
+    good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint is kept"
+    raise FloatingPointError(
+        f"{said}; {good} in {checkpoints.folder}; lower train.learning_rate or train.clip, or "
+        "--train.bad-step skip"
+    )
+
+
+def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
+    """The steps that are saved, once the folder is known to be free, or to hold what is wanted."""
     if not config.train.run_dir:
         raise ValueError("train.run_dir is empty; wanted the folder of the run")
     run_dir = Path(config.train.run_dir)
     saved = saved_steps(run_dir)
-    if saved and not resume:
+    if from_first(max(saved, default=-1)) != max(saved, default=-1):
+        raise ValueError(
+            f"process {jax.process_index()} sees other checkpoints in {run_dir} than process 0; "
+            "wanted a folder that all processes share"
+        )
+    if saved and resume is False:
         raise FileExistsError(
             f"{run_dir} holds a run already; --resume continues it, --train.run-dir names another"
         )
     if resume and not saved:
         raise FileNotFoundError(f"{run_dir} has no checkpoint; train without --resume")
-    return run_dir
+    return saved
 
 
-def _check_batches(config: Config, data: PreparedData) -> None:
+def _check_batches(config: Config, data: PreparedData, mesh: jax.sharding.Mesh) -> None:
     """Everything that does not fit the data or the devices, before a run is written."""
-    data_mesh(config.data.batch_size, config.train.accumulate)
-    for split in {"train", data_split(data)}:
-        _batches(config, data, split)
+    check_fits(config, mesh, structure(config, data.vocab_size, _buckets(config, data)[-1])[1])
+    for split in ("train", data_split(data)):
+        _batches(config, data, mesh, split)
 
 
 def _with_params(model: TextModel, state: TrainState, texts: list[str]) -> TextModel:
@@ -194,22 +290,23 @@ def _with_params(model: TextModel, state: TrainState, texts: list[str]) -> TextM
 
 
 def make_validation(
-    config: Config, model: TextModel, data: PreparedData
+    config: Config, model: TextModel, data: PreparedData, mesh: jax.sharding.Mesh
 ) -> Callable[[Params], dict[str, float]]:
     """The loss on held-out sentences: no dropout, the KLs at full weight, the same draws always."""
     graph, objective = model.graph, dataclasses.replace(config.objective, anneal="constant")
-    batches = _batches(config, data, data_split(data), shuffle=False)
+    batches = _batches(config, data, mesh, data_split(data), shuffle=False)
+    place = batch_placer(mesh, config.data.batch_size)
     count = min(len(batches), -(-config.train.eval_sentences // config.data.batch_size))
     chosen = np.linspace(0, len(batches) - 1, count).astype(int)  # every length has its share
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=whole(mesh))
     def measure(params: Params, batch: Any, key: jax.Array) -> Metrics:
         still = merge(graph, params)
         return loss_and_metrics(still, batch, key, jnp.int32(0), objective, train=False)[1]
 
     def part(params: Params, i: int) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.train.seed), i)
-        return measure(params, _arrays(batches[i]), key)
+        return measure(params, place(_arrays(batches[i])), key)
 
     def validate(params: Params) -> dict[str, float]:
         return means(functools.reduce(add_metrics, (part(params, i) for i in chosen)))
@@ -225,8 +322,9 @@ def effective_weights(config: Config) -> tuple[float, float]:
 
 def open_model(config: Config, data: PreparedData) -> TextModel:
     """An untrained model that fits the data."""
-    buckets = config.data.buckets or default_buckets(data)
-    return TextModel.create(config, data.tokenizer, buckets, data.length_distribution)
+    return TextModel.create(
+        config, data.tokenizer, _buckets(config, data), data.length_distribution
+    )
 
 
 def data_split(data: PreparedData) -> Split:
@@ -234,13 +332,26 @@ def data_split(data: PreparedData) -> Split:
     return "validation" if "validation" in data.lengths else "train"
 
 
-def _batches(config: Config, data: PreparedData, split: Split, *, shuffle: bool = True) -> Batches:
+def _buckets(config: Config, data: PreparedData) -> tuple[int, ...]:
+    return config.data.buckets or default_buckets(data)
+
+
+def _batches(
+    config: Config,
+    data: PreparedData,
+    mesh: jax.sharding.Mesh,
+    split: Split,
+    *,
+    shuffle: bool = True,
+) -> Batches:
+    """A split's batches, of which this process reads the rows of its own devices."""
     return Batches(
         data,
         split,
         batch_size=config.data.batch_size,
         buckets=config.data.buckets,
         seed=config.train.seed,
+        rows=own_rows(mesh, config.data.batch_size),
         shuffle=shuffle,
     )
 

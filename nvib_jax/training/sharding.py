@@ -1,27 +1,159 @@
-"""Where arrays live: one mesh axis, `data`, over all devices; parameters on every one of them."""
+"""The mesh of a config, and what lies where on it: parameters, optimiser state, batches.
 
-from typing import Any
+Shapes come first (`jax.eval_shape`); then every device makes its own part, so that no host ever
+holds the whole model, and every process reads the rows of its own devices.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
+import numpy as np
+import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from nvib_jax.mesh import MESH_AXES, RULES, ways
+from nvib_jax.models.params import Params, axes_of, layout
+from nvib_jax.text_model import structure
+from nvib_jax.training.config import Config, MeshConfig
+from nvib_jax.training.state import TrainState, make_optimizer
 
-def data_mesh(batch_size: int, accumulate: int = 1) -> jax.sharding.Mesh:
-    """All devices on one axis.
+ROWS = P(RULES["batch"])
+
+
+def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
+    """The devices as (data, fsdp, tensor).
+
+    Args:
+      config: sizes; data 0 is what the others leave.
+      devices: None takes all there are.
 
     Raises:
-      ValueError: a batch, or the parts it is worked off in, that the devices cannot share evenly.
+      ValueError: sizes that the devices do not make up. One process may leave some idle.
     """
-    count = jax.device_count()
-    if batch_size % (count * accumulate):
-        parts = f" times train.accumulate, {accumulate}" if accumulate > 1 else ""
+    devices = jax.devices() if devices is None else devices
+    inner = config.fsdp * config.tensor
+    data = config.data or len(devices) // inner
+    used = data * inner
+    fits = used <= len(devices) if config.data and jax.process_count() == 1 else (
+        used == len(devices)
+    )  # fmt: skip
+    if not fits or not used:
+        wanted = f"{config.data} x {inner}" if config.data else f"a multiple of {inner}"
         raise ValueError(
-            f"data.batch_size is {batch_size}; wanted a multiple of the {count} devices{parts}"
+            f"there are {len(devices)} devices; mesh.data, fsdp, tensor {config.data}, "
+            f"{config.fsdp}, {config.tensor} want {wanted}"
         )
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+    sizes = (data, config.fsdp, config.tensor)
+    kinds = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices[:used])
 
 
-def place(tree: Any, mesh: jax.sharding.Mesh, *, batch: bool = False) -> Any:
-    """Put arrays on the mesh: a batch split over its rows, anything else whole on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, P("data") if batch else P()))
+def check_fits(config: Config, mesh: jax.sharding.Mesh, params: Mapping[str, Any]) -> None:
+    """That a config's sizes divide.
+
+    Args:
+      config: whose batch and heads are shared out.
+      mesh: from `make_mesh`.
+      params: name -> anything with a shape.
+
+    Raises:
+      ValueError: naming the size and what it should be a multiple of.
+    """
+    shares, parts = ways(mesh, "batch"), config.train.accumulate
+    if config.data.batch_size % (shares * parts):
+        also = f" times train.accumulate, {parts}" if parts > 1 else ""
+        raise ValueError(
+            f"data.batch_size is {config.data.batch_size}; wanted a multiple of mesh.data times "
+            f"mesh.fsdp, {shares}{also}"
+        )
+    heads, latent = config.model.heads, config.model.latent_heads
+    tensor = ways(mesh, "heads")
+    if heads % tensor or (latent > 1 and latent % tensor):
+        raise ValueError(
+            f"model.heads, latent_heads are {heads}, {latent}; wanted multiples of mesh.tensor, "
+            f"{tensor} (one latent head is left whole)"
+        )
+    for name, array in params.items():
+        for axis, size in zip(axes_of(name, len(array.shape)), array.shape, strict=True):
+            if size > 1 and size % ways(mesh, axis):
+                hint = " (data.vocab_size is the most the tokenizer may have)"
+                raise ValueError(
+                    f"{name} has {axis} {size}; wanted a multiple of mesh.{RULES[str(axis)][0]}, "
+                    f"{ways(mesh, axis)}{hint if axis == 'vocab' else ''}"
+                )
+
+
+def whole(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, P())
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """A training state before it exists.
+
+    Attributes:
+      state: a `TrainState` of shapes with their shardings.
+      shardings: the shardings alone.
+      init: makes the parameters; to be jitted.
+      optimizer: whose state it is.
+    """
+
+    state: TrainState
+    shardings: TrainState
+    init: Callable[[], Params]
+    optimizer: optax.GradientTransformation
+
+    def create(self) -> TrainState:
+        """The state, each device making its own part."""
+        make = lambda: TrainState.create(self.init(), self.optimizer)  # noqa: E731
+        return jax.jit(make, out_shardings=self.shardings)()
+
+
+def plan_state(
+    config: Config, mesh: jax.sharding.Mesh, vocab_size: int, max_length: int
+) -> StatePlan:
+    """Where everything of a config's training state lies; moments lie where their parameters do."""
+    optimizer = make_optimizer(config.train)
+    _, shapes, init = structure(config, vocab_size, max_length)
+    params = {name: NamedSharding(mesh, spec) for name, spec in layout(mesh, shapes).items()}
+    state = jax.eval_shape(lambda: TrainState.create(init(), optimizer))
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state.opt_state,
+        params,
+        transform_non_params=lambda _: whole(mesh),
+    )
+    everywhere: Any = whole(mesh)
+    shardings = TrainState(everywhere, cast(Params, params), opt_state, everywhere)
+    placed = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )
+    return StatePlan(placed, shardings, init, optimizer)
+
+
+def own_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a global batch this process's devices hold, rising."""
+    places = NamedSharding(mesh, ROWS).addressable_devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[index] for index in places.values()]
+    return np.unique(np.concatenate(rows))
+
+
+def batch_placer(mesh: jax.sharding.Mesh, batch_size: int) -> Callable[[Any], Any]:
+    """A function from a dict of a process's `own_rows` to global arrays, rows over the devices."""
+    sharding, rows = NamedSharding(mesh, ROWS), own_rows(mesh, batch_size)
+
+    def place(local: np.ndarray) -> jax.Array:
+        if len(rows) == batch_size:
+            return jax.device_put(local, sharding)
+
+        def part(index: Any) -> np.ndarray:
+            return local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+
+    return lambda batch: {name: place(array) for name, array in batch.items()}

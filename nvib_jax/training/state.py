@@ -4,6 +4,7 @@ Metrics leave the step as (sum, count) pairs, so that a window, an epoch or seve
 up exactly, and nothing is synchronised until somebody prints.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,17 @@ Batch = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes: step (), parameters, optimiser state."""
+    """All that a step changes: step (), parameters, optimiser state, the loss's running mean ()."""
 
     step: jax.Array
     params: Params
     opt_state: Any
+    average_loss: jax.Array
+
+    @classmethod
+    def create(cls, params: Params, optimizer: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step."""
+        return cls(jnp.int32(0), params, optimizer.init(params), jnp.float32(0))
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -194,16 +201,22 @@ def make_train_step(
     objective: ObjectiveConfig,
     *,
     accumulate: int = 1,
+    spike: float = 0.0,
+    shardings: tuple[Any, Any] | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted step; the state's buffers are donated.
 
-    The key of step t is `fold_in(key, t)`: a restored run draws what the uninterrupted one drew.
+    The key of step t is `fold_in(key, t)`: a restored run draws what the uninterrupted one drew. A
+    bad step, with a loss or gradient that is no finite number or with a spike, counts as a step and
+    changes nothing else; its metrics are empty but for "bad_steps".
 
     Args:
       graph: the module's structure.
       optimizer: from `make_optimizer`.
       objective: the loss.
       accumulate: parts the batch is worked off in; B must be a multiple of it.
+      spike: a loss this many times its running mean is a spike; 0 is never.
+      shardings: of the state and of the metrics; None leaves them to jax.
     """
 
     def gradient(params: Params, batch: Batch, key: jax.Array, step: jax.Array, whole: jax.Array):
@@ -234,10 +247,19 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones((), jnp.int32))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        one, loss = jnp.ones((), jnp.int32), metrics["loss"][0]
+        metrics["gradient_norm"] = (optax.tree.norm(grads), one)
+        average = jnp.where(state.average_loss == 0, loss, state.average_loss)
+        fine = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"][0])
+        if spike:
+            fine &= loss <= spike * average
+        new = TrainState(state.step, params, opt_state, average + 0.02 * (loss - average))
+        new = jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, state)
+        metrics = jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), metrics)
+        metrics["bad_steps"] = ((~fine).astype(jnp.float32), one)
+        return dataclasses.replace(new, step=state.step + 1), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
 def _in_parts(x: jax.Array, count: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step, process)."""
+"""Batches as a function of (seed, step), of which a process reads some rows."""
 
 import itertools
 import threading
@@ -127,11 +127,13 @@ def test_threads_share_batches(data):
 @pytest.mark.parametrize("processes", [2, 4, 16])
 def test_the_global_batch_does_not_depend_on_processes(data, processes):
     whole = make(data)
-    parts = [make(data, process_index=p, process_count=processes) for p in range(processes)]
+    shares = np.arange(whole.batch_size).reshape(processes, -1)
+    parts = [make(data, rows=rows) for rows in shares]
     for step in (0, 1, len(whole) - 1, len(whole)):
         shards = [part[step] for part in parts]
         joined = {key: np.concatenate([s[key] for s in shards]) for key in shards[0]}
         assert same(joined, whole[step])
+        assert parts[0].sentences(step) == [i for i in whole[step]["index"] if i >= 0]
 
 
 # ---- buckets
@@ -167,12 +169,10 @@ def test_given_buckets_are_kept(data):
 
 
 def test_errors(data):
-    with pytest.raises(ValueError, match="positive multiple of process_count=3, got 16"):
-        make(data, process_count=3)
-    with pytest.raises(ValueError, match="positive multiple of process_count=1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         make(data, batch_size=0)
-    with pytest.raises(ValueError, match=r"process_index must be in \[0, 2\), got 2"):
-        make(data, process_count=2, process_index=2)
+    with pytest.raises(ValueError, match=r"rows must be of \[0, 16\), got \[15, 16\]"):
+        make(data, rows=[15, 16])
     longest = data.lengths["train"].max()
     message = rf"longest sentence of 'train' has {longest} tokens, .* buckets=\(4, 8\)"
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,126 @@
+"""Where arrays live on a mesh: names for their axes, and one table from names to devices.
+
+The mesh is JAX's own context (`with jax.set_mesh(mesh)`). Where it has the three axes below, what
+is here lays arrays out over it; without a mesh, on one of yours, or inside your own `shard_map`
+it does nothing. What is left open the compiler decides.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "tensor")
+# The axis of an array -> the mesh axes that share it. `data` and `fsdp` both split the batch;
+# `fsdp` splits parameters as well, which are gathered where they are used; `tensor` splits the work
+# on one sentence. Components are never split: every softmax is over all of them.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "components": (),
+}
+OPEN = P.UNCONSTRAINED  # the name of an axis that the compiler decides on
+
+
+def ambient() -> Any:
+    """The mesh at hand if it is one of ours with several devices, otherwise None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = mesh.axis_names == MESH_AXES and set(mesh.axis_types) == {AxisType.Auto}
+    return mesh if ours and mesh.size > 1 else None
+
+
+def device() -> tuple[str, str]:
+    """(platform, kind) of what is computed on: the mesh at hand, which need not be here."""
+    there = jax.sharding.get_abstract_mesh().abstract_device
+    if there is None:
+        there = jax.devices()[0]
+    return there.platform, there.device_kind
+
+
+def ways(mesh: Any, name: str | None) -> int:
+    """Into how many parts a mesh cuts an axis of this name; None is an axis that stays whole."""
+    return 1 if name is None else math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
+def spec(mesh: Any, names: tuple[Any, ...], shape: tuple[int, ...]) -> P:
+    """The layout of an array with axes of these names; an axis that does not divide stays whole."""
+
+    def entry(name: Any, size: int) -> Any:
+        if name is None or name is OPEN:
+            return name
+        return RULES[name] or None if size % ways(mesh, name) == 0 else None
+
+    return P(*(entry(name, size) for name, size in zip(names, shape, strict=True)))
+
+
+def constrain(x: jax.Array, *names: Any) -> jax.Array:
+    """The same array, laid out over the mesh at hand by the names of its axes.
+
+    Args:
+      x: any array.
+      names: for each axis one of `RULES`, None (whole) or `OPEN`.
+    """
+    mesh = ambient()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(mesh, names, x.shape))
+
+
+def per_device(
+    function: Callable[..., Any],
+    arrays: Mapping[str, jax.Array],
+    names: Mapping[str, tuple[str | None, ...]],
+    *,
+    like: str | None,
+    over: tuple[str, ...] = MESH_AXES,
+) -> Any:
+    """`function(**arrays)`, every device at its own part: a `shard_map` on the mesh at hand.
+
+    For kernels, which no compiler can divide, and for loops whose sums should meet once.
+
+    Args:
+      function: of arrays by name; without a mesh it is simply called.
+      arrays: by name.
+      names: of the axes of each array; as in `constrain`, without `OPEN`.
+      like: the array whose axes the result has; None where the result is the same everywhere.
+      over: the mesh axes that are divided by hand; the others stay the compiler's.
+    """
+    mesh = ambient()
+    if mesh is None:
+        return function(**arrays)
+
+    def layout(name: str) -> P:
+        full = spec(mesh, names[name], arrays[name].shape)
+        return P(*(entry if entry and set(entry) <= set(over) else None for entry in full))
+
+    run = jax.shard_map(
+        lambda arrays: function(**arrays),
+        in_specs=({name: layout(name) for name in arrays},),
+        out_specs=P() if like is None else layout(like),
+        axis_names=set(over),
+    )
+    return run(dict(arrays))
+
+
+def summed(x: jax.Array) -> jax.Array:
+    """Inside `per_device`: the sum over the devices that hold different values."""
+    axes = tuple(sorted(jax.typeof(x).manual_axis_type.varying))
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
+    """The function, called with this mesh at hand; None is none."""
+    if mesh is None:
+        return function
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*args, **options)
+
+    return run

@@ -1,0 +1,78 @@
+"""Several processes as one: found by JAX itself, agreeing on what only one of them has seen."""
+
+import glob
+import importlib.util
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# How many processes a launcher says there are. SLURM's is that of `srun`: in a shell of `salloc`
+# there is one process, whatever was asked for.
+_LAUNCHERS = {"Open MPI": "OMPI_COMM_WORLD_SIZE", "SLURM": "SLURM_STEP_NUM_TASKS"}
+
+
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Join the other processes of this run, if there are any; before anything else of jax.
+
+    Args:
+      coordinator: HOST:PORT of process 0, where no launcher is known; with the other two.
+      processes: how many there are.
+      process: which one this is, from 0.
+
+    Raises:
+      ValueError: some of the three without the others.
+    """
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ValueError(f"{', '.join(missing)} missing; wanted all of {', '.join(given)}")
+    if not missing:
+        jax.distributed.initialize(coordinator, processes, process)
+    elif launched():
+        jax.distributed.initialize()
+
+
+def launched() -> bool:
+    """Whether a launcher has started several processes, or this is a Cloud TPU's host."""
+    if any(int(os.environ.get(name) or 1) > 1 for name in _LAUNCHERS.values()):
+        return True
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
+    cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
+    return bool(chips) and not cpu and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone logs and writes."""
+    return jax.process_index() == 0
+
+
+def from_first(value: int) -> int:
+    """Process 0's value, on all."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def everywhere(value: bool) -> bool:
+    """Whether it is so on every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.int32(value))))
+
+
+def check_same(name: str, fingerprint: int) -> None:
+    """That all processes have the same of something.
+
+    Args:
+      name: what it is called.
+      fingerprint: of this process's, below 2^31.
+
+    Raises:
+      ValueError: they differ.
+    """
+    if not everywhere(from_first(fingerprint) == fingerprint):
+        raise ValueError(f"{name} of process {jax.process_index()} and of process 0 differ")

@@ -1,0 +1,102 @@
+"""What was saved is what comes back: fingerprints of arrays, a seal on the rest, no links.
+
+A fingerprint is a sum of integers, which wrap around and so add up to the same in any order: it
+does not depend on how an array lies on the devices, and is checked on the arrays themselves after
+they were read, on whatever mesh. A change of one number always shows, of several all but one time
+in 2^64.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+def fingerprints(tree: Any) -> dict[str, str]:
+    """Path of each array in a tree -> 16 hexadecimal digits of its values, shape and dtype."""
+    paths, arrays = [], []
+    for path, array in jax.tree_util.tree_leaves_with_path(tree):
+        paths.append(jax.tree_util.keystr(path))
+        arrays.append(array)
+    sums = np.asarray(_sums(arrays))
+    return {
+        path: f"{a:08x}{b:08x} {array.dtype}{list(array.shape)}"
+        for path, array, (a, b) in zip(paths, arrays, sums.tolist(), strict=True)
+    }
+
+
+@jax.jit
+def _sums(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_sum(array) for array in arrays])
+
+
+def _sum(array: jax.Array) -> jax.Array:
+    """Two sums of the bits, each weighted by an odd number of its place: uint32 (2,)."""
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
+    words = bits.astype(jnp.uint32)
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        here = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        place = place * jnp.uint32(size) + here
+    mixed = words * jnp.uint32(0x9E3779B1)
+    mixed = mixed ^ (mixed >> jnp.uint32(15))
+    one = jnp.uint32(1)
+    first = jnp.sum(words * (place * jnp.uint32(2) + one), dtype=jnp.uint32)
+    second = jnp.sum(mixed * ((place * jnp.uint32(0x85EBCA6B)) | one), dtype=jnp.uint32)
+    return jnp.stack([first, second])
+
+
+def check_fingerprints(tree: Any, saved: dict[str, str]) -> None:
+    """That arrays are those that were saved.
+
+    Raises:
+      Damaged: naming the first that is not.
+    """
+    found = fingerprints(tree)
+    for path in sorted(found.keys() | saved.keys()):
+        if found.get(path) != saved.get(path):
+            raise Damaged(f"{path} is {found.get(path)}, saved as {saved.get(path)}")
+
+
+def seal(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON values with a hash of them."""
+    return {**values, "sha256": _hash(values)}
+
+
+def check_seal(values: Any) -> None:
+    """That sealed values are as they were.
+
+    Raises:
+      Damaged: they are not.
+    """
+    if not isinstance(values, dict) or "sha256" not in values:
+        raise Damaged("its meta data have no seal")
+    if _hash({k: v for k, v in values.items() if k != "sha256"}) != values["sha256"]:
+        raise Damaged("its meta data have changed")
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_no_links(folder: str | Path) -> None:
+    """That a folder holds plain files and folders: reading it leads nowhere else.
+
+    Raises:
+      Damaged: naming a link.
+    """
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(where, name)):
+                raise Damaged(f"{os.path.join(where, name)} is a link")

@@ -1,0 +1,61 @@
+"""Says when nothing moves: a collective waits for a dead process, a disk does not answer."""
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Watchdog:
+    """Within it, a line whenever `at` has not been called for so long; again after twice as long.
+
+    Args:
+      seconds: how long; 0 is never.
+      say: told the line.
+    """
+
+    def __init__(self, seconds: float, say: Callable[[str], None]):
+        self._seconds, self._say = seconds, say
+        self._last = ("the start", time.monotonic())
+        self._done = threading.Event()
+        self._watched = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def at(self, where: str) -> None:
+        """The work has come here."""
+        self._last = (where, time.monotonic())
+
+    def __enter__(self) -> "Watchdog":
+        self.at(self._last[0])
+        if self._seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        told, patience = self._last, self._seconds
+        while not self._done.wait(self._seconds / 4):
+            where, since = last = self._last
+            if last != told:
+                told, patience = last, self._seconds
+            idle = time.monotonic() - since
+            if idle >= patience:
+                patience *= 2
+                self._say(f"nothing has moved for {idle:.0f} s since {where}{self._frame()}")
+
+    def _frame(self) -> str:
+        """Where the watched thread is."""
+        frame = sys._current_frames().get(self._watched)
+        if frame is None:
+            return ""
+        place = traceback.extract_stack(frame)[-1]
+        return f"; it is in {place.name}, {place.filename}:{place.lineno}"
