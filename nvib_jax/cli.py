@@ -10,10 +10,12 @@ from collections.abc import Sequence
 USAGE = """usage: nvib COMMAND ...
 
   nvib train CONFIG.py [--resume] [--train.steps 100 ...]  text -> a trained NVAE and a summary
+  nvib train CONFIG.py --dry-run [--topology v5e:2x4]      what it will need, on a slice not here
   nvib prepare CONFIG.py [--data.vocab-size 8000 ...]      text -> tokens, cached (train does it)
   nvib reconstruct RUN [TEXT ...]                          encode sentences and write them again
   nvib sample RUN [--count 10]                             write sentences drawn from the prior
   nvib interpolate RUN A B [--steps 5]                     sentences on the way from A to B
+  nvib export RUN --out FOLDER                             safetensors and JSON
   nvib evaluate RUN [RUN ...]                              every figure, on text not seen
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
@@ -23,7 +25,7 @@ USAGE = """usage: nvib COMMAND ...
 Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (
-    *("train", "prepare", "reconstruct", "sample", "interpolate"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "export"),
     *("evaluate", "sweep", "report", "bench"),
 )
 

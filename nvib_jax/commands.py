@@ -94,6 +94,18 @@ class Interpolate:
     """Seed of draws."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a model as model.safetensors and model.json, to be read here or anywhere."""
+
+    run: Run
+    """Folder of a run."""
+    out: Path
+    """Folder to write to; every command takes it where it takes a run."""
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+
+
 def _config(
     command: str, arguments: list[str], flags: Iterable[str] = ()
 ) -> tuple[Config, set[str]]:
@@ -132,19 +144,29 @@ def _free(parent: str, name: str, flags: set[str]) -> Path:
 
 
 def _train(arguments: list[str]) -> None:
-    arguments, group = _join(arguments)
-    config, flags = _config("train", arguments, ("--resume", "--auto-resume", "--no-summary"))
+    arguments, launch = _launch(arguments)
+    flags = ("--resume", "--auto-resume", "--no-summary", "--dry-run")
+    config, given = _config("train", arguments, flags)
+    topology = launch.pop("topology", "")
+    if "--dry-run" in given or topology:
+        from nvib_jax.training.dry_run import dry_run
+
+        print(dry_run(config, topology=topology))
+        return
     from nvib_jax.training.distributed import initialize
     from nvib_jax.training.loop import train
 
-    initialize(**group)
-    resume = None if "--auto-resume" in flags else "--resume" in flags
-    train(config, resume=resume, summary="--no-summary" not in flags)
+    initialize(**launch)
+    resume = None if "--auto-resume" in given else "--resume" in given
+    train(config, resume=resume, summary="--no-summary" not in given)
 
 
-def _join(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take out what names the other processes of a run: it is of the launch, not of the config."""
-    kinds: dict[str, Callable[[str], Any]] = {"coordinator": str, "processes": int, "process": int}
+def _launch(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take out what is of the launch and not of the config: the processes, the slice."""
+    kinds: dict[str, Callable[[str], Any]] = {
+        **{"coordinator": str, "processes": int, "process": int},
+        "topology": str,
+    }
     rest, found, todo = [], {}, iter(arguments)
     for argument in todo:
         name, equals, value = argument.removeprefix("--").partition("=")
@@ -212,6 +234,14 @@ def _interpolate(arguments: list[str]) -> None:
             )
 
 
+def _export(arguments: list[str]) -> None:
+    options = _parse(Export, arguments)
+    from nvib_jax.training.portable import export
+
+    for file in export(_load(options.run, options.checkpoint), options.out):
+        print(file)
+
+
 def _bench(arguments: list[str]) -> None:
     from nvib_jax.bench.run import main
 
@@ -255,6 +285,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "reconstruct": _reconstruct,
     "sample": _sample,
     "interpolate": _interpolate,
+    "export": _export,
     "evaluate": lambda arguments: studies.evaluate(_parse(studies.Evaluate, arguments)),
     "sweep": lambda arguments: studies.sweep(_parse(studies.Sweep, arguments)),
     "report": lambda arguments: studies.report(_parse(studies.Report, arguments)),

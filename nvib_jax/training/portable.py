@@ -84,7 +84,7 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
         raise FileExistsError(f"{folder} holds an exported model already; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     drafts = [file.with_name(file.name + ".part") for file in files]
-    arrays = {name: np.ascontiguousarray(value) for name, value in model.params.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in model.params.items()}
     save_file(arrays, drafts[0], metadata={"format": "np"})
     drafts[1].write_text(json.dumps(describe(model), indent=1) + "\n", encoding="utf-8")
     for draft, file in zip(drafts, files, strict=True):

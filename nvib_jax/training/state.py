@@ -5,7 +5,6 @@ up exactly, and nothing is synchronised until somebody prints.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,8 +202,8 @@ def make_train_step(
     accumulate: int = 1,
     spike: float = 0.0,
     shardings: tuple[Any, Any] | None = None,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """The jitted step; the state's buffers are donated.
+) -> jax.stages.Wrapped:
+    """The jitted step, `(state, batch, key) -> (state, metrics)`; the state's buffers are donated.
 
     The key of step t is `fold_in(key, t)`: a restored run draws what the uninterrupted one drew. A
     bad step, with a loss or gradient that is no finite number or with a spike, counts as a step and

@@ -1,0 +1,165 @@
+"""What a run will need, before it runs: the step compiled, nothing computed, nothing allocated.
+
+For the devices that are here, or for a TPU slice that is not (`topology`), which takes libtpu
+(`pip install "nvib-jax[tpu]"`) and no TPU.
+"""
+
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from nvib_jax.data import prepare
+from nvib_jax.text_model import structure
+from nvib_jax.training.config import Config
+from nvib_jax.training.hlo import collectives
+from nvib_jax.training.sharding import ROWS, check_fits, make_mesh, plan_state, whole
+from nvib_jax.training.state import make_train_step
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """A compiled step; memory and traffic are those of one device.
+
+    Attributes:
+      devices: of what kind, and how many.
+      mesh: axis -> size.
+      batch: sentences and padded tokens of the global batch.
+      parameters: how many numbers the model has, on all devices together.
+      state_bytes: parameters and moments.
+      temporary_bytes: what the step needs beside them.
+      total_bytes: arguments, results that reuse none of them, and temporary memory.
+      flops: floating-point operations a step; None where the compiler does not say.
+      sent_bytes: kind of operation between devices -> bytes sent a step, by a ring's algorithm.
+      compile_seconds: as long as the compilation took.
+    """
+
+    devices: str
+    mesh: dict[str, int]
+    batch: tuple[int, int]
+    parameters: int
+    state_bytes: int
+    temporary_bytes: int
+    total_bytes: int
+    flops: float | None
+    sent_bytes: dict[str, float]
+    compile_seconds: float
+
+    def __str__(self) -> str:
+        mesh = " x ".join(f"{name} {size}" for name, size in self.mesh.items())
+        rows, length = self.batch
+        sent = sum(self.sent_bytes.values())
+        kinds = ", ".join(f"{kind} {size / MIB:,.1f}" for kind, size in self.sent_bytes.items())
+        flops = "unknown" if self.flops is None else f"{self.flops / 1e9:,.1f} G"
+        lines = [
+            f"{self.devices}, {mesh}; compiled in {self.compile_seconds:.0f} s",
+            f"parameters            {self.parameters:,}",
+            f"batch                 {rows:,} sentences of {length} tokens",
+            "on each device",
+            f"  parameters, moments {self.state_bytes / MIB:,.1f} MiB",
+            f"  temporary           {self.temporary_bytes / MIB:,.1f} MiB",
+            f"  in all              {self.total_bytes / MIB:,.1f} MiB",
+            f"  operations a step   {flops}FLOP",
+            f"  sent a step         {sent / MIB:,.1f} MiB" + (f" ({kinds})" if kinds else ""),
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+def dry_run(config: Config, *, topology: str = "") -> DryRun:
+    """Compile the training step for the longest bucket.
+
+    Args:
+      config: a run's. Its data are prepared, unless `data.buckets` and a vocabulary size that is no
+        grammar's say all that shapes depend on.
+      topology: as "v5e:2x4"; empty compiles for the devices that are here.
+
+    Raises:
+      ValueError: sizes that do not fit, or a topology that cannot be compiled for.
+    """
+    vocab_size, length = _shapes(config)
+    devices = _topology(topology) if topology else jax.devices()
+    mesh = make_mesh(config.mesh, devices)
+    check_fits(config, mesh, structure(config, vocab_size, length)[1])
+    plan = plan_state(config, mesh, vocab_size, length)
+    rows = NamedSharding(mesh, ROWS)
+    shape = (config.data.batch_size, length)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
+        "mask": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
+    }
+    since = time.monotonic()
+    with jax.set_mesh(mesh):
+        step = make_train_step(
+            structure(config, vocab_size, length)[0],
+            plan.optimizer,
+            config.objective,
+            accumulate=config.train.accumulate,
+            spike=config.train.spike,
+            shardings=(plan.shardings, whole(mesh)),
+        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole(mesh))
+        compiled = step.trace(plan.state, batch, key).lower().compile()
+    memory: Any = compiled.memory_analysis()
+    sent: dict[str, float] = {}
+    for operation in collectives(compiled.as_text() or ""):
+        sent[operation.kind] = sent.get(operation.kind, 0.0) + operation.sent
+    return DryRun(
+        devices=f"{len(mesh.devices.flat)} x {mesh.devices.flat[0].device_kind}",
+        mesh=dict(mesh.shape),
+        batch=shape,
+        parameters=sum(math.prod(p.shape) for p in plan.state.params.values()),
+        state_bytes=sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(plan.state)
+        ),
+        temporary_bytes=memory.temp_size_in_bytes,
+        total_bytes=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+        flops=_flops(compiled),
+        sent_bytes=sent,
+        compile_seconds=time.monotonic() - since,
+    )
+
+
+def _shapes(config: Config) -> tuple[int, int]:
+    """(vocabulary, longest bucket), from the config alone where it says so."""
+    if config.data.buckets and config.data.source != "grammar":
+        return config.data.vocab_size, config.data.buckets[-1]
+    data = prepare(config.data)
+    return data.vocab_size, config.data.buckets[-1] if config.data.buckets else data.max_tokens
+
+
+def _topology(name: str) -> Any:
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody asks Google what machine this is
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # of libtpu: missing, or a name that it does not know
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"topology {name!r} cannot be compiled for: {reason}; wanted one as v5e:2x4, and "
+            'pip install "nvib-jax[tpu]"'
+        ) from error
+
+
+def _flops(compiled: Any) -> float | None:
+    cost = compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    flops = (cost or {}).get("flops")
+    return None if flops is None else float(flops)
