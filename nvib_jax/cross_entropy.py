@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.mesh import RULES, ambient, device, per_device, summed, ways
+from nvib_jax.mesh import RULES, ambient, device, gathered, per_device, summed, ways
 from nvib_jax.shapes import check_mask, check_shapes, vary_alike
 
 
@@ -58,21 +58,28 @@ def cross_entropy(
     parts = -(-sizes["B"] * sizes["T"] * sizes["V"] // (logits_at_once * shared))
     width = max(-(-sizes["T"] // max(min(parts, sizes["T"]), 1)), 1)
 
-    def total(states, kernel, targets, mask, bias=None):
-        arrays = vary_alike((states, kernel, bias, targets, mask))
-        return summed(_cross_entropy(width, *arrays))
+    mask = jnp.asarray(mask)
 
-    arrays = {"states": states, "kernel": kernel, "targets": targets, "mask": jnp.asarray(mask)}
+    def total(states, kernel, targets, mask, bias=None):
+        return _cross_entropy(width, *vary_alike((states, kernel, bias, targets, mask)))
+
+    if mesh is None:
+        return total(states, kernel, targets, mask, bias)
+
+    def share(kernel, **others):
+        return summed(total(kernel=gathered(kernel, 0, "embed"), **others))
+
+    arrays = {"states": states, "kernel": kernel, "targets": targets, "mask": mask}
     arrays |= {} if bias is None else {"bias": bias}
     # Each device adds up its own gradient of the kernel; they meet once, not once a part.
-    return per_device(total, arrays, _AXES, like=None, over=RULES["batch"])
+    return per_device(share, arrays, _AXES, like=None, over=RULES["batch"])
 
 
 _AXES: dict[str, tuple[str | None, ...]] = {
     "states": ("batch", None, None),
     "targets": ("batch", None),
     "mask": ("batch", None),
-    "kernel": (None, None),
+    "kernel": ("embed", None),
     "bias": (None,),
 }
 

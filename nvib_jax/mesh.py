@@ -5,7 +5,6 @@ is here lays arrays out over it; without a mesh, on one of yours, or inside your
 it does nothing. What is left open the compiler decides.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,14 +112,11 @@ def summed(x: jax.Array) -> jax.Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
-def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
-    """The function, called with this mesh at hand; None is none."""
-    if mesh is None:
-        return function
+def gathered(x: jax.Array, axis: int, name: str) -> jax.Array:
+    """Inside `per_device`: an array with the whole of an axis of this name; its gradient is shared.
 
-    @functools.wraps(function)
-    def run(*args: Any, **options: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return function(*args, **options)
-
-    return run
+    Each device adds its part of a gradient to the part that it holds: half the traffic of all the
+    gradient on all devices.
+    """
+    axes = tuple(a for a in RULES[name] if a in jax.typeof(x).manual_axis_type.varying)
+    return jax.lax.all_gather(x, axes, axis=axis, tiled=True) if axes else x

@@ -6,6 +6,7 @@ from flax import nnx
 
 from nvib_jax.attention import Memory, attend, attention_weights, make_memory
 from nvib_jax.attention.inputs import MASK_VALUE, accumulator
+from nvib_jax.mesh import constrain
 from nvib_jax.modules.linear import Linear, Linears
 from nvib_jax.types import Mixture
 
@@ -94,7 +95,7 @@ class SelfAttention(nnx.Module):
         self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def _heads(self, x: jax.Array) -> list[jax.Array]:
-        qkv = self.qkv(x)
+        qkv = constrain(self.qkv(x), "batch", None, None, "heads")
         return [qkv[:, :, i].reshape(*x.shape[:2], self.heads, -1) for i in range(3)]
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -115,7 +116,7 @@ class SelfAttention(nnx.Module):
         # The primitive of denoising attention, without a prior's component in front.
         memory = Memory(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), bias)
         out = attend(q * q.shape[-1] ** -0.5, memory, causal=mask is None)
-        return self.out(out.reshape(x.shape))
+        return self.out(constrain(out.reshape(x.shape), "batch", None, "heads"))
 
     def step(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
         """One position of K sentences a row, K = 1 but for beams.

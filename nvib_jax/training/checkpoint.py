@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ from nvib_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where damaged ones are moved by a run that goes on
-METRIC = "objective"  # best is lowest: the loss on held-out data with the KLs at full weight
+METRIC = "objective"  # the loss on held-out data with the KLs at full weight
 # What may differ between a run and its continuation, beside the mesh.
 _FREE = {
     *("run_dir", "steps", "log_every", "eval_every", "eval_sentences", "cache_dir"),
@@ -48,6 +48,36 @@ T = TypeVar("T")
 
 def _to_standard_error(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+class _Keep(policies.PreservationPolicy):
+    """Which checkpoints stay: the last, the best, and every so many steps.
+
+    The objectives are those in the meta data, so that no other file can be damaged; best is lowest.
+    """
+
+    def __init__(self, folder: Path, last: int, best: int, every: int):
+        self.last, self.best, self.every = last, best, every
+        self.objectives = {int(p.name): _objective(p) for p in folder.glob("*") if _is_step(p)}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """One answer for each checkpoint, in order."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        ranked = sorted(steps, key=lambda step: self.objectives.get(step, float("inf")))
+        kept = {*sorted(steps)[-self.last :], *ranked[: self.best]}
+        return [step in kept or bool(self.every and step % self.every == 0) for step in steps]
+
+
+def _objective(folder: Path) -> float:
+    try:
+        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+        return float(meta[METRIC])
+    except (OSError, ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit()
 
 
 class Checkpoints:
@@ -77,13 +107,9 @@ class Checkpoints:
     ):
         self.folder = (Path(run_dir) / FOLDER).absolute()
         self._read_only, self._say = read_only, say
-        kept: list[Any] = [policies.LatestN(n=max(keep, 1))]
-        kept += [policies.BestN(get_metric_fn=_objective, reverse=True, n=best)] if best else []
-        kept += [policies.EveryNSteps(every)] if every else []
+        self._keep = _Keep(self.folder, max(keep, 1), best, every)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            best_fn=_objective,
-            best_mode="min",
+            preservation_policy=self._keep,
             read_only=read_only,
             create=not read_only,
             save_interval_steps=0 if read_only else 1,
@@ -116,11 +142,11 @@ class Checkpoints:
         found = {name: fingerprints(tree) for name, tree in items.items()}
         meta = {**describe(model), METRIC: objective, "step": step, "fingerprints": found}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._keep.objectives[step] = objective
         with self._writing(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(seal(meta))),
-                metrics={METRIC: objective},
             )
 
     def restore(self, state: TrainState, model: TextModel) -> TrainState:
@@ -195,7 +221,8 @@ class Checkpoints:
         """What was read; None, and a line that says so, if that failed on any process."""
         result, reason = None, "another process could not read it"
         try:
-            result = read()
+            with _without_warnings():
+                result = read()
         except Exception as error:  # whatever a reader makes of bytes that mean nothing
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if everywhere(result is not None):
@@ -243,7 +270,7 @@ class Checkpoints:
 
 def saved_steps(run_dir: str | Path) -> list[int]:
     """Steps of a run's checkpoints, rising; touches nothing."""
-    return sorted(int(p.name) for p in (Path(run_dir) / FOLDER).glob("*") if p.name.isdigit())
+    return sorted(int(p.name) for p in (Path(run_dir) / FOLDER).glob("*") if _is_step(p))
 
 
 def load_model(
@@ -268,10 +295,6 @@ def load_model(
         checkpoints.close()
 
 
-def _objective(metrics: Any) -> float:
-    return float(metrics[METRIC])
-
-
 def _optimizer(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in vars(state).items() if name != "params"}
 
@@ -286,7 +309,7 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 def _without_warnings() -> Iterator[None]:
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

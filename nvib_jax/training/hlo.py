@@ -24,12 +24,15 @@ class Collective:
       group: devices that take part together.
       size: bytes of its result on one device.
       count: times a step.
+      channel: names the operation; a TPU's program has it once for its start, its end, and every
+        computation that hides it.
     """
 
     kind: str
     group: int
     size: int
     count: int
+    channel: str
 
     @property
     def sent(self) -> float:
@@ -72,12 +75,14 @@ def collectives(text: str) -> list[Collective]:
                         visit(one.strip(), inner)
 
     visit(entry, 1)
-    return [
-        found
-        for name, count in times.items()
-        for line in bodies[name]
-        if (found := _collective(line, count)) is not None and found.group > 1
-    ]
+    found: dict[str, Collective] = {}
+    for name, count in times.items():
+        for line in bodies[name]:
+            one = _collective(line, count)
+            if one is not None and one.group > 1:
+                known = found.setdefault(one.channel or line, one)
+                found[one.channel or line] = max(known, one, key=lambda c: (c.count, c.size))
+    return list(found.values())
 
 
 def _collective(line: str, count: int) -> Collective | None:
@@ -88,7 +93,9 @@ def _collective(line: str, count: int) -> Collective | None:
     if found["start"] and found["kind"] != "all-reduce":
         sizes = sizes[len(sizes) // 2 :]  # operands come before results
         sizes = sizes[:1] if found["kind"] == "collective-permute" else sizes
-    return Collective(found["kind"], _group(line, found["kind"]), sum(sizes), count)
+    channel = re.search(r"channel_id=(\d+)", line)
+    group = _group(line, found["kind"])
+    return Collective(found["kind"], group, sum(sizes), count, channel[1] if channel else "")
 
 
 def _group(line: str, kind: str) -> int:

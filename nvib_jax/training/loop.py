@@ -197,7 +197,8 @@ def _fit(
             bad.append(metrics["bad_steps"][0])
             bar.advance(1)
             watchdog.at(f"step {step} was begun")
-            last = interrupt.at(step) or step == settings.steps
+            stopping = interrupt.at(step)  # asked once: a signal from here on is the next step's
+            last = stopping or step == settings.steps
             evaluating = step % settings.eval_every == 0 or last
             if step % settings.log_every == 0 or evaluating:
                 values = means(window)  # waits for the device, so that the clock is right
@@ -221,7 +222,7 @@ def _fit(
                 watchdog.at(f"the checkpoint of step {step}")
                 checkpoints.save(state, model, values["loss"])
                 since = time.monotonic()
-            if interrupt.asked and step < settings.steps:
+            if stopping and step < settings.steps:
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
                 interrupt.leave()
     return model, float(np.median(speeds)) if speeds else 0.0

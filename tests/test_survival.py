@@ -1,0 +1,205 @@
+"""Kills, other topologies, several processes: a run ends as the one that nothing happened to."""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from processes import (
+    assert_same_losses,
+    command,
+    environment,
+    finish,
+    losses,
+    records,
+    said,
+    saving,
+    start,
+    start_group,
+    wait_for,
+)
+
+from nvib_jax.text_model import TextModel
+from nvib_jax.training import loop
+from nvib_jax.training.checkpoint import saved_steps
+from nvib_jax.training.config import MeshConfig
+
+KILLS = 30
+ONE = MeshConfig(data=1)
+
+
+def config(name, mesh=None, **train):
+    train = {"steps": 50, "eval_every": 25, "log_every": 1, **train}
+    settings = tiny.config(name, **train)
+    return dataclasses.replace(settings, mesh=mesh or MeshConfig())
+
+
+def assert_same_params(run, other):
+    found, wanted = (TextModel.load(r, which="last").params for r in (run, other))
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Fifty steps on one device, in this process."""
+    settings = config("alone", ONE)
+    loop.train(settings, summary=False)
+    return settings
+
+
+# ---- several processes
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"),
+    [
+        (2, 1, MeshConfig()),
+        pytest.param(4, 1, MeshConfig(fsdp=2), marks=pytest.mark.long),
+        pytest.param(2, 2, MeshConfig(tensor=2, fsdp=2), marks=pytest.mark.long),
+    ],
+)
+def test_processes_train_as_one(alone, count, devices, mesh):
+    """The same losses of fifty steps, of held-out sentences too; one of them writes and speaks."""
+    settings = config(f"group-{count}-{devices}", mesh)
+    finish(settings, start_group(settings, count, devices=devices))
+    assert_same_losses(settings.train.run_dir, alone.train.run_dir, 1e-5)
+    assert said(settings).count("held-out     50") == 1
+    assert f"{count * devices} devices of {count} processes" in said(settings)
+
+
+@pytest.mark.long
+def test_mpirun(alone):
+    """Open MPI's own variables are enough."""
+    if shutil.which("mpirun") is None:
+        pytest.skip("no mpirun on this machine (Debian: openmpi-bin); the launcher is not tested")
+    settings = config("mpi")
+    many = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+    run = subprocess.run(
+        [*many, *command(settings)], env=environment(), capture_output=True, text=True, timeout=400
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert_same_losses(settings.train.run_dir, alone.train.run_dir, 1e-5)
+
+
+@pytest.mark.long
+def test_sigterm_to_one_process_stops_all_at_one_step():
+    """As a preempted worker of a slice is told: all save the same step, and go on from it."""
+    settings = config("told", steps=400, eval_every=400)
+    group = start_group(settings, 2)
+    wait_for(lambda: len(records(settings.train.run_dir)) > 3)
+    group[1].send_signal(signal.SIGTERM)
+    finish(settings, group, 128 + signal.SIGTERM)
+    (step,) = saved_steps(settings.train.run_dir)
+    assert f"interrupted at step {step}; the same command with --resume" in said(settings)
+    assert 3 < step < 400
+    settings = dataclasses.replace(
+        settings, train=dataclasses.replace(settings.train, steps=step + 5)
+    )
+    finish(settings, start_group(settings, 2, "--auto-resume"))
+    assert f"resumed at step {step}" in said(settings)
+    assert records(settings.train.run_dir)[-1]["step"] == step + 5
+
+
+@pytest.mark.long
+def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint():
+    """kill -9 of one; the other does not hang, and both together end bit-equal."""
+    whole, cut = (config(name, steps=60, eval_every=10) for name in ("pair-whole", "pair-cut"))
+    finish(whole, start_group(whole, 2))
+    group = start_group(cut, 2)
+    wait_for(lambda: saved_steps(cut.train.run_dir)[-1:] >= [20])
+    group[1].kill()
+    assert group[0].wait(timeout=300) != 0
+    finish(cut, start_group(cut, 2, "--auto-resume"))
+    assert "resumed at step" in said(cut)
+    assert_same_params(cut.train.run_dir, whole.train.run_dir)
+    assert losses(cut.train.run_dir) == losses(whole.train.run_dir)
+
+
+def test_sigterm_saves_and_says_so(tmp_path):
+    """One process, told as a preempted machine tells it; status 143."""
+    settings = config("term", ONE, steps=4000, eval_every=4000)
+    process = start(settings)
+    wait_for(lambda: len(records(settings.train.run_dir)) > 2)
+    process.send_signal(signal.SIGTERM)
+    finish(settings, [process], 143)
+    (step,) = saved_steps(settings.train.run_dir)
+    assert f"interrupted at step {step}; the same command with --resume continues" in said(settings)
+
+
+# ---- kills
+
+
+@pytest.mark.long
+def test_thirty_kills_cost_nothing():
+    """kill -9 at random moments, half of them inside a save: the final parameters are bit-equal."""
+    settings = config("killed", ONE, steps=1500, eval_every=15, log_every=15)
+    whole = dataclasses.replace(
+        settings, train=dataclasses.replace(settings.train, run_dir=str(tiny.folder() / "unhurt"))
+    )
+    loop.train(whole, summary=False)
+    rng, run, inside = random.Random(0), settings.train.run_dir, 0
+    for kill in range(KILLS):
+        process = start(settings, "--auto-resume")
+        if kill % 2:
+            wait_for(lambda process=process: process.poll() is not None or saving(run))
+        else:
+            time.sleep(rng.uniform(0, 8))
+        inside += saving(run)
+        assert process.poll() is None, f"done before kill {kill}: {said(settings)[-2000:]}"
+        process.kill()
+        process.wait()
+    assert inside >= KILLS // 4
+    finish(settings, [start(settings, "--auto-resume")])
+    assert "damaged" not in said(settings)
+    assert_same_params(run, whole.train.run_dir)
+    assert losses(run) == losses(whole.train.run_dir)
+
+
+# ---- other topologies
+
+
+@pytest.mark.long
+def test_a_run_moves_between_topologies(alone):
+    """8 devices, then 4 x 2, then 1, then 8: the data go on, the losses are those of one device."""
+    settings = config("moved")
+    for steps, mesh in (
+        (10, MeshConfig()),
+        (20, MeshConfig(fsdp=4, tensor=2)),
+        (30, ONE),
+        (50, MeshConfig(data=4, fsdp=2)),
+    ):
+        part = dataclasses.replace(
+            settings, mesh=mesh, train=dataclasses.replace(settings.train, steps=steps)
+        )
+        loop.train(part, resume=None, summary=False)
+    found, wanted = losses(settings.train.run_dir), losses(alone.train.run_dir)
+    trained = [(step, split) for step, split in wanted if split == "train"]
+    assert len(trained) == 50
+    for step in trained:
+        assert found[step] == pytest.approx(wanted[step], rel=1e-5), step
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mesh", [ONE, MeshConfig(fsdp=2, tensor=2)], ids=str)
+def test_exact_resume_on_a_mesh(mesh):
+    """2N steps are N, a stop, and N: bit-equal parameters, the same records."""
+    name = f"exact-{mesh.fsdp}"
+    whole = config(f"{name}-whole", mesh, steps=20, eval_every=10)
+    parts = config(f"{name}-parts", mesh, steps=10, eval_every=10)
+    loop.train(whole, summary=False)
+    loop.train(parts, summary=False)
+    more = dataclasses.replace(parts, train=dataclasses.replace(parts.train, steps=20))
+    loop.train(more, resume=True, summary=False)
+    assert_same_params(parts.train.run_dir, whole.train.run_dir)
+    assert losses(parts.train.run_dir) == losses(whole.train.run_dir)
+    assert len(jax.devices()) == 8
+    assert Path(os.fspath(parts.train.run_dir), "finished.json").exists()
