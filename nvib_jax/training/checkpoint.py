@@ -200,14 +200,17 @@ class Checkpoints:
         """
 
         def read() -> dict[str, Any]:
-            args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
-            found = self._manager.restore(step, args=ocp.args.Composite(**args))
-            items = {name: found[name] for name in shapes}
+            items = self._read_items(step, shapes)
             for name, tree in items.items():
                 check_fingerprints(tree, meta["fingerprints"][name])
             return items
 
         return self._whole(step, read)
+
+    def _read_items(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: found[name] for name in shapes}
 
     def _meta(self, step: int) -> dict[str, Any]:
         check_no_links(self.folder / str(step))

@@ -1,5 +1,6 @@
 """Where metrics go: JSON lines, TensorBoard files, and one line on the terminal."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ class MetricWriter:
 
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
+        self._path = path = folder / "metrics.jsonl"
         old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         path.write_text("".join(r for r in old if _step(r) <= after), encoding="utf-8")
         self._lines = path.open("a", encoding="utf-8")
@@ -34,15 +35,19 @@ class MetricWriter:
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """One record: `{"step": ..., "split": ..., "time": ..., name: value, ...}`."""
         record = {"step": step, "split": split, "time": round(time.time(), 3), **metrics}
-        self._lines.write(json.dumps(record) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps(record) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise OSError(f"metrics cannot be written to {self._path}: {error}") from error
         for name, value in metrics.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         """Flush and close both."""
-        self._lines.close()
-        self._board.close()
+        for stream in (self._lines, self._board):
+            with contextlib.suppress(OSError):  # a full disk: the run has said so already
+                stream.close()
 
 
 class NoWriter(MetricWriter):

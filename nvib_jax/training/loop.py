@@ -1,5 +1,6 @@
 """The training run, top to bottom: data, model, steps, evaluation, checkpoints, summary."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -116,11 +117,8 @@ def _train(
         say=bar.print,
     )
     writer = MetricWriter(run_dir, after=max(saved, default=0)) if is_first() else NoWriter()
-    try:
+    with contextlib.closing(writer), contextlib.closing(checkpoints):
         model, speed = _fit(config, data, mesh, checkpoints, writer, bar, resume=bool(saved))
-    finally:
-        checkpoints.close()
-        writer.close()
 
     scores: dict[str, float] = {}
     if summary:

@@ -1,0 +1,314 @@
+"""Checkpoints that something happened to: found out or harmless, never a silent wrong restore."""
+
+import pickle
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from nvib_jax.data import prepare
+from nvib_jax.text_model import TextModel
+from nvib_jax.training import loop
+from nvib_jax.training.checkpoint import DAMAGED, FOLDER, Checkpoints, load_model, saved_steps
+from nvib_jax.training.integrity import Damaged, check_fingerprints, fingerprints
+from nvib_jax.training.sharding import make_mesh, plan_state
+
+# Orbax's readers leave coroutines behind when one of them fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+FILES = (
+    "meta/metadata",
+    "params/_METADATA",
+    "params/manifest.ocdbt",
+    "params/ocdbt.process_0/manifest.ocdbt",
+    "params/ocdbt.process_0/d/LARGEST",
+    "optimizer/_METADATA",
+    "optimizer/ocdbt.process_0/d/LARGEST",
+    "_CHECKPOINT_METADATA",
+)
+KINDS = ("deleted", "cut", "flipped")
+QUICK = {
+    ("meta/metadata", "flipped"),
+    ("params/_METADATA", "cut"),
+    ("params/ocdbt.process_0/d/LARGEST", "flipped"),
+    ("optimizer/ocdbt.process_0/d/LARGEST", "deleted"),
+}
+# Orbax can do without these, or finds what they say elsewhere.
+HARMLESS = {
+    FILES[-1],
+    *(name for name in FILES if name.startswith("params/") and "/d/" not in name),
+}
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """(plan, model, the state saved at step 20) of the finished run."""
+    config = tiny.trained()[0]
+    data = prepare(config.data)
+    plan = plan_state(config, make_mesh(config.mesh), data.vocab_size, 24)
+    model = loop.open_model(config, data)
+    return plan, model, restored(config.train.run_dir, plan, model, read_only=True)[0]
+
+
+def restored(run, plan, model, **options):
+    said = []
+    checkpoints = Checkpoints(run, say=said.append, **options)
+    try:
+        return jax.device_get(checkpoints.restore(plan.state, model)), said
+    finally:
+        checkpoints.close()
+
+
+def copied(tmp_path):
+    return Path(shutil.copytree(tiny.trained()[0].train.run_dir, tmp_path / "run"))
+
+
+def hurt(run, name, kind, step="20"):
+    """Damage one file of a checkpoint."""
+    file = run / FOLDER / step / name
+    if file.name == "LARGEST":
+        file = max(file.parent.iterdir(), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if kind == "deleted":
+        file.unlink()
+    elif kind == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        place = int(np.random.default_rng(len(content)).integers(len(content)))
+        content[place] ^= 1
+        file.write_bytes(content)
+
+
+def same(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(n, k, marks=() if (n, k) in QUICK else pytest.mark.long)
+        for n in FILES
+        for k in KINDS
+    ],
+)
+def test_damage_is_found_or_harmless(opened, tmp_path, name, kind):
+    plan, model, whole = opened
+    run = copied(tmp_path)
+    hurt(run, name, kind)
+    state, said = restored(run, plan, model)
+    if name in HARMLESS and int(state.step) == 20:
+        assert same(state, whole)
+        assert not said
+        return
+    assert int(state.step) == 10
+    assert "the checkpoint of step 20 in" in said[0]
+    assert "is damaged" in said[0]
+    assert str(run / DAMAGED / "20.0") in said[1]
+    assert saved_steps(run) == [10]
+    assert (run / DAMAGED / "20.0").is_dir()
+
+
+def test_a_reader_that_errs_is_found_out(opened, monkeypatch, tmp_path):
+    """One bit of one number, wherever it went wrong: the values themselves are compared."""
+    plan, model, _ = opened
+    run, whole = copied(tmp_path), Checkpoints._read_items
+
+    def wrong(self, step, shapes):
+        items = whole(self, step, shapes)
+        if step == 20:
+            bias = np.asarray(items["params"]["output.bias"]).view(np.uint32).copy()
+            bias[3] ^= 1
+            items["params"]["output.bias"] = jax.numpy.asarray(bias.view(np.float32))
+        return items
+
+    monkeypatch.setattr(Checkpoints, "_read_items", wrong)
+    state, said = restored(run, plan, model)
+    assert int(state.step) == 10
+    assert "['output.bias'] is" in said[0]
+
+
+def test_a_run_goes_on_from_the_one_before(opened, tmp_path, monkeypatch):
+    """Damaged at 20, resumed from 10, and 20 is made again: the same parameters."""
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
+    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "")
+    run = copied(tmp_path)
+    hurt(run, "optimizer/_METADATA", "cut")
+    loop.train(tiny.with_train(tiny.trained()[0], run_dir=str(run)), resume=True)
+    assert saved_steps(run) == [10, 20]
+    assert same(restored(run, *opened[:2])[0], opened[2])
+
+
+def test_loading_passes_a_damaged_one_over(tmp_path):
+    """`which="last"` is then the one before; nothing in the folder is touched."""
+    run, said = copied(tmp_path), []
+    hurt(run, "params/_METADATA", "cut")
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    model = load_model(run, which="last", say=said.append)
+    assert "step 20" in said[0]
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    whole = tiny.trained()[0].train.run_dir
+    (other,) = (s for s in saved_steps(whole) if s != 20)
+    shutil.rmtree(run / FOLDER / "20")
+    assert same(model.params, load_model(run, which="last").params)
+    assert other == 10
+
+
+def test_none_is_whole(opened, tmp_path):
+    run = copied(tmp_path)
+    for step in ("10", "20"):
+        hurt(run, "meta/metadata", "cut", step)
+    for which in ("best", "last"):
+        with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+            load_model(run, which=which, say=lambda _: None)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        restored(run, *opened[:2])
+    assert {p.name for p in (run / DAMAGED).iterdir()} == {"10.0", "20.0"}
+
+
+def test_links_are_not_followed(opened, tmp_path):
+    """A file that leads out of the folder is damage, whatever it leads to."""
+    run = copied(tmp_path)
+    file = run / FOLDER / "20" / "meta" / "metadata"
+    shutil.copy(file, tmp_path / "elsewhere")
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    state, said = restored(run, *opened[:2])
+    assert int(state.step) == 10
+    assert "metadata is a link" in said[0]
+
+
+def test_no_code_of_a_file_is_run(monkeypatch):
+    """Nothing is unpickled."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a pickle was opened")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    TextModel.load(tiny.trained()[0].train.run_dir)
+
+
+# ---- disks
+
+
+@pytest.fixture
+def short_end(monkeypatch):
+    """What is measured after the last step is another test's business."""
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
+    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "")
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mount something over a folder, by `mount`'s own arguments; gone when the test is."""
+    mounted = []
+
+    def make(folder, *arguments):
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *arguments, str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(
+                f"nothing can be mounted here ({done.stderr.strip()}); disks are not tested"
+            )
+        mounted.append(folder)
+
+    yield make
+    for folder in dict.fromkeys(reversed(mounted)):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.usefixtures("short_end")
+def test_a_full_disk(mount, tmp_path):
+    """The first checkpoint fits, the second does not: one sentence, and the first is whole."""
+    disk = tmp_path / "disk"
+    mount(disk, "-t", "tmpfs", "-o", "size=1500k", "tmpfs")
+    config = tiny.with_train(tiny.trained()[0], run_dir=str(disk / "run"))
+    with pytest.raises(OSError, match=r"cannot be written to .*disk/run/checkpoints: .*; the last"):
+        loop.train(config)
+    assert saved_steps(disk / "run") == [10]
+    wanted = load_model(tiny.trained()[0].train.run_dir, which="last")
+    assert load_model(disk / "run", which="last").params.keys() == wanted.params.keys()
+    for left in (disk / "run" / FOLDER).iterdir():
+        assert left.name == "10" or "tmp" in left.name
+    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+    loop.train(config, resume=True)
+    assert same(load_model(disk / "run", which="last").params, wanted.params)
+
+
+@pytest.mark.usefixtures("short_end")
+def test_a_read_only_disk(mount, tmp_path):
+    run = copied(tmp_path)
+    mount(run, "--bind", str(run))
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(run)], check=True)
+    config = tiny.with_train(tiny.trained()[0], run_dir=str(run), steps=30)
+    with pytest.raises(OSError, match=r"run.*Read-only file system|Read-only file system.*run"):
+        loop.train(config, resume=True)
+    assert saved_steps(run) == [10, 20]
+    load_model(run)
+
+
+@pytest.mark.usefixtures("short_end")
+def test_a_folder_that_vanishes(monkeypatch, tmp_path):
+    """The run's folder is removed under it: the run stops with its name."""
+    config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"))
+    plain, taken = loop._arrays, []
+
+    def arrays(batch):
+        taken.append(0)
+        if len(taken) == 15:
+            shutil.rmtree(tmp_path / "run")
+            (tmp_path / "run").write_text("a file now")
+        return plain(batch)
+
+    monkeypatch.setattr(loop, "_arrays", arrays)
+    with pytest.raises(OSError, match=r"cannot be written to .*/run/"):
+        loop.train(config)
+
+
+# ---- fingerprints
+
+
+def test_a_fingerprint_is_of_values_shape_and_dtype():
+    x = jax.numpy.arange(6, dtype=jax.numpy.float32).reshape(2, 3)
+    found = fingerprints({"x": x})["['x']"]
+    for other in (x.T, x.reshape(3, 2), x.astype(jax.numpy.bfloat16), x.astype(int), -x, x[::-1]):
+        assert fingerprints({"x": other})["['x']"] != found
+    zeros = jax.numpy.zeros(4)
+    assert fingerprints([zeros]) != fingerprints([-zeros])  # bits, not numbers
+
+
+def test_every_single_bit_counts():
+    """Any one bit of an array, and any exchange of two elements of a permutation."""
+    base = np.random.default_rng(0).integers(0, 2**32, 40, dtype=np.uint32)
+    seen = {fingerprints([base])["[0]"]}
+    for place in range(40):
+        for bit in (0, 1, 7, 16, 31):
+            changed = base.copy()
+            changed[place] ^= np.uint32(1 << bit)
+            seen.add(fingerprints([changed])["[0]"])
+        swapped = base.copy()
+        swapped[[place, (place + 1) % 40]] = swapped[[(place + 1) % 40, place]]
+        seen.add(fingerprints([swapped])["[0]"])
+    assert len(seen) == 1 + 40 * 6
+
+
+def test_a_fingerprint_does_not_depend_on_the_layout():
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from nvib_jax.training.config import MeshConfig
+
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    x = jax.random.normal(jax.random.key(0), (8, 6, 4))
+    tree = {"x": x, "n": jax.numpy.int32(7), "b": x > 0, "h": x.astype(jax.numpy.bfloat16)}
+    spread = jax.device_put(tree, NamedSharding(mesh, P()))
+    spread["x"] = jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"), "tensor")))
+    assert fingerprints(spread) == fingerprints(tree)
+    with pytest.raises(Damaged, match=r"\['n'\] is"):
+        check_fingerprints({**tree, "n": jax.numpy.int32(8)}, fingerprints(tree))
+    with pytest.raises(Damaged, match=r"\['x'\] is None, saved as"):
+        check_fingerprints({k: v for k, v in tree.items() if k != "x"}, fingerprints(tree))
