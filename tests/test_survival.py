@@ -117,6 +117,7 @@ def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint():
     group = start_group(cut, 2)
     wait_for(lambda: saved_steps(cut.train.run_dir)[-1:] >= [20])
     group[1].kill()
+    group[1].wait()
     assert group[0].wait(timeout=300) != 0
     finish(cut, start_group(cut, 2, "--auto-resume"))
     assert "resumed at step" in said(cut)

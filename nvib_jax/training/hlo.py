@@ -89,10 +89,11 @@ def _collective(line: str, count: int) -> Collective | None:
     found = _OPERATION.search(line)
     if found is None:
         return None
-    sizes = [_size(kind, dims) for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", found["type"])]
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", found["type"])
     if found["start"] and found["kind"] != "all-reduce":
-        sizes = sizes[len(sizes) // 2 :]  # operands come before results
-        sizes = sizes[:1] if found["kind"] == "collective-permute" else sizes
+        arrays = [(kind, dims) for kind, dims in arrays if dims]  # its context is scalars
+        arrays = arrays[len(arrays) // 2 :]  # operands come before results
+    sizes = [_size(kind, dims) for kind, dims in arrays]
     channel = re.search(r"channel_id=(\d+)", line)
     group = _group(line, found["kind"])
     return Collective(found["kind"], group, sum(sizes), count, channel[1] if channel else "")

@@ -1,0 +1,20 @@
+"""`configs/base.py` on a pod of 256 TPU chips: the same model, 32 times the batch.
+
+nvib train configs/pod.py --data.train PATH/train.txt --data.validation PATH/valid.txt
+"""
+
+import dataclasses
+from pathlib import Path
+
+from nvib_jax.training.config import Config, load_preset
+
+
+def config() -> Config:
+    base = load_preset(Path(__file__).with_name("base.py"))
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, batch_size=16_384),
+        train=dataclasses.replace(
+            base.train, steps=20_000, learning_rate=1e-3, eval_sentences=16_384, keep_every=5_000
+        ),
+    )

@@ -1,0 +1,102 @@
+"""A model as safetensors and JSON: written, read back, and refused where it is not whole."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from safetensors import safe_open
+
+from nvib_jax.cli import main
+from nvib_jax.text_model import TextModel
+from nvib_jax.training.portable import DESCRIPTION, WEIGHTS, export, load_exported
+
+
+@pytest.fixture(scope="module")
+def exported():
+    folder = tiny.folder() / "exported"
+    shutil.rmtree(folder, ignore_errors=True)
+    files = export(TextModel.load(tiny.trained()[0].train.run_dir), folder)
+    assert [file.name for file in files] == [WEIGHTS, DESCRIPTION]
+    return folder
+
+
+def test_what_is_read_is_what_was_written(exported):
+    """Bit-equal parameters, the same config, tokenizer and counts; and so the same sentences."""
+    model = TextModel.load(tiny.trained()[0].train.run_dir)
+    again = TextModel.load(exported)
+    assert again.params.keys() == model.params.keys()
+    for name, value in model.params.items():
+        np.testing.assert_array_equal(again.params[name], value, err_msg=name)
+        assert again.params[name].shape == value.shape, name
+    assert (again.config, again.buckets) == (model.config, model.buckets)
+    assert again.tokenizer == model.tokenizer
+    np.testing.assert_array_equal(again.count_probabilities, model.count_probabilities)
+    assert again.sample(2) == model.sample(2)
+
+
+def test_anyone_can_read_it(exported):
+    """By safetensors alone; the names are the parameters', the shapes theirs."""
+    with safe_open(exported / WEIGHTS, "numpy") as file:
+        assert "output.kernel" in file.keys()  # noqa: SIM118 (no mapping)
+        assert file.get_tensor("output.kernel").shape == (16, 430)
+        assert file.get_tensor("latent.prior_values.alpha_delta").shape == ()
+    described = json.loads((exported / DESCRIPTION).read_text())
+    assert json.loads(described["config"])["model"]["dim"] == 16
+
+
+def test_the_command(tmp_path, capsys):
+    run = tiny.trained()[0].train.run_dir
+    assert main(["export", run, "--out", str(tmp_path / "out"), "--checkpoint", "last"]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / "out" / name) for name in (WEIGHTS, DESCRIPTION)
+    ]
+    assert main(["sample", str(tmp_path / "out"), "--count", "1"]) == 0
+    assert main(["export", run, "--out", str(tmp_path / "out")]) == 1
+    assert "holds an exported model already; name another folder" in capsys.readouterr().err
+
+
+def damaged(exported, tmp_path, change):
+    folder = Path(shutil.copytree(exported, tmp_path / "copy"))
+    change(folder)
+    return folder
+
+
+def drop(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name):
+    def change(folder):
+        file = folder / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return change
+
+
+def other_config(folder):
+    values = json.loads((folder / DESCRIPTION).read_text())
+    values["config"] = values["config"].replace('"hidden": 32', '"hidden": 48')
+    (folder / DESCRIPTION).write_text(json.dumps(values))
+
+
+def other_format(folder):
+    values = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps({**values, "format": 1}))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (drop(DESCRIPTION), FileNotFoundError, r"copy is no exported model: it has no model.json"),
+        (cut(DESCRIPTION), ValueError, r"copy is damaged"),
+        (cut(WEIGHTS), ValueError, r"copy is damaged"),
+        (other_config, ValueError, r"other parameters than its model.json says: decoder.layers"),
+        (other_format, ValueError, r"copy has format 1; this version reads 3"),
+    ],
+)
+def test_what_is_not_whole_is_refused(exported, tmp_path, change, error, match):
+    with pytest.raises(error, match=match):
+        load_exported(damaged(exported, tmp_path, change))
