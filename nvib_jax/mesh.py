@@ -90,12 +90,15 @@ def per_device(
       over: the mesh axes that are divided by hand; the others stay the compiler's.
     """
     mesh = ambient()
-    if mesh is None:
+    if mesh is not None and set(over) < set(MESH_AXES):
+        # Beside axes that are the compiler's own it refuses a sum over an axis of one device.
+        over = tuple(axis for axis in over if mesh.shape[axis] > 1)
+    if mesh is None or not over:
         return function(**arrays)
 
     def layout(name: str) -> P:
         full = spec(mesh, names[name], arrays[name].shape)
-        return P(*(entry if entry and set(entry) <= set(over) else None for entry in full))
+        return P(*(tuple(a for a in entry or () if a in over) or None for entry in full))
 
     run = jax.shard_map(
         lambda arrays: function(**arrays),

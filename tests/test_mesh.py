@@ -219,6 +219,23 @@ def test_the_output_layer_sums_its_gradient_once():
     assert len(summed) == 1, summed
 
 
+@pytest.mark.parametrize(
+    "mesh_config", [MeshConfig(data=1, tensor=2), MeshConfig(data=1, fsdp=4), MeshConfig(data=2)]
+)
+def test_the_output_layer_where_some_axes_have_one_device(mesh_config):
+    keys = jax.random.split(jax.random.key(0), 3)
+    states, kernel = jax.random.normal(keys[0], (4, 6, 8)), jax.random.normal(keys[1], (8, 10))
+    targets, mask = jax.random.randint(keys[2], (4, 6), 0, 10), jnp.ones((4, 6), bool)
+
+    def loss(kernel, states):
+        return cross_entropy(states, kernel, None, targets, mask)
+
+    grad = jax.value_and_grad(loss, argnums=(0, 1))
+    wanted = jax.jit(grad)(kernel, states)
+    with jax.set_mesh(make_mesh(mesh_config)):
+        assert_trees_close(jax.jit(grad)(kernel, states), wanted, 1e-5)
+
+
 def test_without_a_mesh_of_ours_nothing_happens():
     x = jnp.ones((8, 4))
     assert constrain(x, "batch", None) is x

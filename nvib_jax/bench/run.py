@@ -14,6 +14,7 @@ from nvib_jax.bench.choose import Choose, choose
 from nvib_jax.bench.device import Peak, machine
 from nvib_jax.bench.generate import Generate
 from nvib_jax.bench.sampler import Sampler
+from nvib_jax.bench.scaling import Scaling
 from nvib_jax.bench.timing import Case, Row, measure
 from nvib_jax.bench.train import Train
 
@@ -30,6 +31,7 @@ SUITES: dict[str, type[Suite]] = {
     "train": Train,
     "generate": Generate,
     "sampler": Sampler,
+    "scaling": Scaling,
 }
 
 

@@ -18,7 +18,14 @@ from nvib_jax.data import prepare
 from nvib_jax.text_model import structure
 from nvib_jax.training.config import Config
 from nvib_jax.training.hlo import collectives
-from nvib_jax.training.sharding import ROWS, check_fits, make_mesh, plan_state, whole
+from nvib_jax.training.sharding import (
+    ROWS,
+    StatePlan,
+    check_fits,
+    make_mesh,
+    plan_state,
+    whole,
+)
 from nvib_jax.training.state import make_train_step
 
 MIB = 2**20
@@ -87,10 +94,23 @@ def dry_run(config: Config, *, topology: str = "") -> DryRun:
     Raises:
       ValueError: sizes that do not fit, or a topology that cannot be compiled for.
     """
-    vocab_size, length = _shapes(config)
-    devices = _topology(topology) if topology else jax.devices()
-    mesh = make_mesh(config.mesh, devices)
-    check_fits(config, mesh, structure(config, vocab_size, length)[1])
+    vocab_size, length = sizes_of(config)
+    mesh = make_mesh(config.mesh, _topology(topology) if topology else None)
+    since = time.monotonic()
+    plan, compiled = compile_step(config, mesh, vocab_size, length)
+    return describe_step(plan, compiled, config, length, time.monotonic() - since)
+
+
+def compile_step(
+    config: Config, mesh: jax.sharding.Mesh, vocab_size: int, length: int
+) -> tuple[StatePlan, Any]:
+    """(where the state lies, the compiled step) for batches of this length.
+
+    Raises:
+      ValueError: sizes that do not fit the mesh.
+    """
+    graph, shapes, _ = structure(config, vocab_size, length)
+    check_fits(config, mesh, shapes)
     plan = plan_state(config, mesh, vocab_size, length)
     rows = NamedSharding(mesh, ROWS)
     shape = (config.data.batch_size, length)
@@ -98,10 +118,9 @@ def dry_run(config: Config, *, topology: str = "") -> DryRun:
         "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
         "mask": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
     }
-    since = time.monotonic()
     with jax.set_mesh(mesh):
         step = make_train_step(
-            structure(config, vocab_size, length)[0],
+            graph,
             plan.optimizer,
             config.objective,
             accumulate=config.train.accumulate,
@@ -110,15 +129,21 @@ def dry_run(config: Config, *, topology: str = "") -> DryRun:
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole(mesh))
-        compiled = step.trace(plan.state, batch, key).lower().compile()
-    memory: Any = compiled.memory_analysis()
+        return plan, step.trace(plan.state, batch, key).lower().compile()
+
+
+def describe_step(
+    plan: StatePlan, compiled: Any, config: Config, length: int, seconds: float
+) -> DryRun:
+    """What the compiler says of a step from `compile_step`, which took so many seconds."""
+    mesh, memory = plan.mesh, compiled.memory_analysis()
     sent: dict[str, float] = {}
     for operation in collectives(compiled.as_text() or ""):
         sent[operation.kind] = sent.get(operation.kind, 0.0) + operation.sent
     return DryRun(
-        devices=f"{len(mesh.devices.flat)} x {mesh.devices.flat[0].device_kind}",
+        devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         mesh=dict(mesh.shape),
-        batch=shape,
+        batch=(config.data.batch_size, length),
         parameters=sum(math.prod(p.shape) for p in plan.state.params.values()),
         state_bytes=sum(
             math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -131,11 +156,11 @@ def dry_run(config: Config, *, topology: str = "") -> DryRun:
         + memory.temp_size_in_bytes,
         flops=_flops(compiled),
         sent_bytes=sent,
-        compile_seconds=time.monotonic() - since,
+        compile_seconds=seconds,
     )
 
 
-def _shapes(config: Config) -> tuple[int, int]:
+def sizes_of(config: Config) -> tuple[int, int]:
     """(vocabulary, longest bucket), from the config alone where it says so."""
     if config.data.buckets and config.data.source != "grammar":
         return config.data.vocab_size, config.data.buckets[-1]

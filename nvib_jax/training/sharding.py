@@ -96,12 +96,14 @@ class StatePlan:
     """A training state before it exists.
 
     Attributes:
+      mesh: the devices.
       state: a `TrainState` of shapes with their shardings.
       shardings: the shardings alone.
       init: makes the parameters; to be jitted.
       optimizer: whose state it is.
     """
 
+    mesh: jax.sharding.Mesh
     state: TrainState
     shardings: TrainState
     init: Callable[[], Params]
@@ -133,7 +135,7 @@ def plan_state(
     placed = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
     )
-    return StatePlan(placed, shardings, init, optimizer)
+    return StatePlan(mesh, placed, shardings, init, optimizer)
 
 
 def own_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
