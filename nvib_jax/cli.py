@@ -19,7 +19,7 @@ USAGE = """usage: nvib COMMAND ...
   nvib evaluate RUN [RUN ...]                              every figure, on text not seen
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
-  nvib bench attention|train|generate|sampler [...]        time, memory and error, beside plain
+  nvib bench attention|train|generate|sampler|scaling      time, memory and error, beside plain
 
 `nvib COMMAND --help` shows every option with its default, `--debug` where an error comes from.
 Begin with: nvib train configs/quickstart.py

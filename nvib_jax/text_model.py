@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
-from nvib_jax.mesh import ambient
+from nvib_jax.mesh import ambient, ways
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, layout, merge, split
 from nvib_jax.training.config import Config
@@ -218,9 +218,10 @@ class TextModel:
             )
         run = self.compiled(write_prior, max_length=self.max_length, config=decoding)
         texts: list[str] = []
-        for start in range(0, count, ROWS):
-            part = np.ones(ROWS, np.int32)
-            part[: len(chosen[start : start + ROWS])] = chosen[start : start + ROWS]
+        rows = rows_at_once()
+        for start in range(0, count, rows):
+            part = np.ones(rows, np.int32)
+            part[: len(chosen[start : start + rows])] = chosen[start : start + rows]
             key = jax.random.fold_in(jax.random.key(seed), start)
             texts += self.texts(run(self.params, jnp.asarray(part), key))
         return texts[:count]
@@ -277,14 +278,14 @@ class TextModel:
     def batches(
         self, rows: Sequence[Sequence[int]]
     ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
-        """Rows by bucket: (which they are, tokens, mask), filled up to ROWS sentences."""
+        """Rows by bucket: (which they are, tokens, mask), filled up to `rows_at_once`."""
         buckets = self.buckets if len(rows) > FEW else self.buckets[-1:]
         bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
         for bucket, width in enumerate(buckets):
             members = np.flatnonzero(bucket_of == bucket)
-            for start in range(0, len(members), ROWS):
-                part = members[start : start + ROWS]
-                tokens, mask = pad([rows[i] for i in part], width, ROWS)
+            for start in range(0, len(members), rows_at_once()):
+                part = members[start : start + rows_at_once()]
+                tokens, mask = pad([rows[i] for i in part], width, rows_at_once())
                 yield part, jnp.asarray(tokens), jnp.asarray(mask)
 
     def measure(
@@ -322,6 +323,13 @@ class TextModel:
     def texts(self, ids: Any) -> list[str]:
         """What generated ids (B, max_length) say."""
         return [self.tokenizer.decode(row[row > 0].tolist()) for row in np.asarray(ids)]
+
+
+def rows_at_once() -> int:
+    """Sentences at a time: ROWS, or the next number that the mesh at hand divides evenly."""
+    mesh = ambient()
+    shares = 1 if mesh is None else ways(mesh, "batch")
+    return -(-ROWS // shares) * shares
 
 
 def structure(

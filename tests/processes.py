@@ -31,11 +31,12 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 def command(config: Config, *more: str) -> list[str]:
-    """`nvib train` of a config, without the summary."""
+    """`nvib train` of a config, without the summary unless asked for."""
     file = Path(config.train.run_dir).with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(to_json(config), encoding="utf-8")
-    return [sys.executable, "-m", "nvib_jax", "train", str(file), "--no-summary", *more]
+    more = more[1:] if more[:1] == ("--summary",) else ("--no-summary", *more)
+    return [sys.executable, "-m", "nvib_jax", "train", str(file), *more]
 
 
 def start(config: Config, *more: str, devices: int = 1) -> subprocess.Popen:
@@ -54,8 +55,8 @@ def start_group(config: Config, count: int, *more: str, devices: int = 1) -> lis
     return [
         start(
             config,
-            *("--coordinator", f"127.0.0.1:{port}"),
-            *("--processes", str(count), "--process", str(i), *more),
+            *(*more, "--coordinator", f"127.0.0.1:{port}"),
+            *("--processes", str(count), "--process", str(i)),
             devices=devices,
         )
         for i in range(count)

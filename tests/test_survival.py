@@ -1,6 +1,7 @@
 """Kills, other topologies, several processes: a run ends as the one that nothing happened to."""
 
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -74,6 +75,25 @@ def test_processes_train_as_one(alone, count, devices, mesh):
     assert_same_losses(settings.train.run_dir, alone.train.run_dir, 1e-5)
     assert said(settings).count("held-out     50") == 1
     assert f"{count * devices} devices of {count} processes" in said(settings)
+
+
+@pytest.mark.long
+def test_processes_evaluate_and_write_as_one(monkeypatch):
+    """Nineteen sentences over two processes of two devices: the scores and the page of one."""
+    monkeypatch.setattr(loop, "SUMMARY_SAMPLES", 1000)
+    pair, one = (
+        config(name, mesh, steps=5, eval_every=5, eval_sentences=19)
+        for name, mesh in (("page-pair", MeshConfig(fsdp=2)), ("page-one", ONE))
+    )
+    scores = loop.train(one)
+    finish(pair, start_group(pair, 2, "--summary", devices=2))
+    found = json.loads(Path(pair.train.run_dir, "scores.json").read_text())["trained"]
+    for name, value in found.items():
+        if value is not None:
+            assert scores[name] == pytest.approx(value, rel=1e-4), name
+    page, wanted = (Path(c.train.run_dir, "summary.txt").read_text() for c in (pair, one))
+    assert page == wanted
+    assert said(pair).count("Samples from the prior") == 1
 
 
 @pytest.mark.long

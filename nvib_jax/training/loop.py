@@ -27,6 +27,7 @@ from nvib_jax.training.config import Config, TrainConfig, to_json
 from nvib_jax.training.distributed import check_same, from_first, is_first
 from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.logging import MetricWriter, NoWriter, TrainingBar
+from nvib_jax.training.replicas import make_agree
 from nvib_jax.training.sharding import (
     batch_placer,
     check_fits,
@@ -178,6 +179,7 @@ def _fit(
         spike=settings.spike,
         shardings=(plan.shardings, whole(mesh)),
     )
+    agree = make_agree(mesh, plan.shardings)
     validate = make_validation(config, model, data, mesh)
     place = batch_placer(mesh, config.data.batch_size)
     key = jax.random.key(settings.seed)
@@ -216,6 +218,10 @@ def _fit(
                     )
                 writer.write(step, "validation", values)
                 bar.log(step, values, {n: _LINE[n] for n in values if n in _LINE}, split="held-out")
+                if mesh.size > 1:
+                    state, unequal = agree(state)
+                    if int(unequal):
+                        bar.print(f"copies differed in {int(unequal)} numbers; the first are kept")
                 model = _with_params(model, state, texts)
                 watchdog.at(f"the checkpoint of step {step}")
                 checkpoints.save(state, model, values["loss"])
