@@ -51,7 +51,19 @@ def test_tables_are_what_was_measured(path, printed):
 
 
 def test_tables_were_found():
-    assert len(TABLES) == 4
+    assert len(TABLES) == 5
+    assert len(SLICES) == 1
+
+
+SLICES = re.findall(r"<!-- slices (\S+) -->\n(.*?)\n?<!-- end -->", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(("path", "printed"), SLICES, ids=[path for path, _ in SLICES])
+def test_slices_are_what_was_compiled(path, printed):
+    from nvib_jax.bench.slices import markdown
+
+    records = json.loads((Path(__file__).parent.parent / path).read_text(encoding="utf-8"))
+    assert printed.strip() == markdown(records)
 
 
 SWEEPS = re.findall(
