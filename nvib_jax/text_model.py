@@ -21,7 +21,8 @@ from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
 from nvib_jax.mesh import ambient, ways
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.models.params import Params, layout, merge, split
+from nvib_jax.models.params import Params, layout, merge
+from nvib_jax.models.structure import structure
 from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 
@@ -330,26 +331,6 @@ def rows_at_once() -> int:
     mesh = ambient()
     shares = 1 if mesh is None else ways(mesh, "batch")
     return -(-ROWS // shares) * shares
-
-
-def structure(
-    config: Config, vocab_size: int, max_length: int
-) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct], Callable[[], Params]]:
-    """A config's module: static structure, shapes of its parameters, and what makes them.
-
-    Nothing is computed; what makes them draws from `train.seed` and is to be jitted.
-    """
-    graphs: list[nnx.GraphDef] = []
-
-    def init() -> Params:
-        rngs = nnx.Rngs(config.train.seed)
-        model = NVAE(config.model, vocab_size=vocab_size, max_length=max_length, rngs=rngs)
-        graph, params = split(model)
-        graphs.append(graph)
-        return params
-
-    shapes = jax.eval_shape(init)
-    return graphs[0], shapes, init
 
 
 def _count_vectors(model: NVAE, tokens: jax.Array, mask: jax.Array) -> jax.Array:

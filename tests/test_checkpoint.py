@@ -149,7 +149,7 @@ class Crash(RuntimeError):
 
 def crash_at(monkeypatch, step, error=Crash):
     """Make batch number `step` raise."""
-    plain = loop._batches
+    plain = loop.open_batches
 
     def broken(config, data, mesh, split, **kw):
         batches = plain(config, data, mesh, split, **kw)
@@ -165,7 +165,7 @@ def crash_at(monkeypatch, step, error=Crash):
             batches.iterate = iterate
         return batches
 
-    monkeypatch.setattr(loop, "_batches", broken)
+    monkeypatch.setattr(loop, "open_batches", broken)
 
 
 def test_a_run_cut_off_goes_on_as_if_it_had_not_been(monkeypatch, capsys):

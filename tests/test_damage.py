@@ -255,7 +255,7 @@ def test_a_read_only_disk(mount, tmp_path):
 def test_a_folder_that_vanishes(monkeypatch, tmp_path):
     """The run's folder is removed under it: the run stops with its name."""
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"))
-    plain, taken = loop._arrays, []
+    plain, taken = loop.arrays_of, []
 
     def arrays(batch):
         taken.append(0)
@@ -264,7 +264,7 @@ def test_a_folder_that_vanishes(monkeypatch, tmp_path):
             (tmp_path / "run").write_text("a file now")
         return plain(batch)
 
-    monkeypatch.setattr(loop, "_arrays", arrays)
+    monkeypatch.setattr(loop, "arrays_of", arrays)
     with pytest.raises(OSError, match=r"cannot be written to .*/run/"):
         loop.train(config)
 

@@ -45,7 +45,7 @@ def bad_from(monkeypatch):
 def sentences(config, step):
     """The ids of the training sentences in the batch of a step."""
     mesh = make_mesh(config.mesh)
-    return loop._batches(config, prepare(config.data), mesh, "train").sentences(step - 1)
+    return loop.open_batches(config, prepare(config.data), mesh, "train").sentences(step - 1)
 
 
 def test_a_bad_step_stops_the_run_and_names_its_batch(bad_from, tmp_path):

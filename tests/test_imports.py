@@ -19,6 +19,7 @@ PURE = (
     "special",
     "dirichlet",
     "shapes",
+    "mesh",
     "gamma",
     "cross_entropy",
     "attention.pallas_tpu",

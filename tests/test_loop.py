@@ -164,7 +164,7 @@ def test_a_run_needs_a_folder():
 
 def at_batch(monkeypatch, step, act):
     """Call `act` when training takes batch number `step`."""
-    plain = loop._arrays
+    plain = loop.arrays_of
     taken = []
 
     def arrays(batch):
@@ -173,7 +173,7 @@ def at_batch(monkeypatch, step, act):
             act()
         return plain(batch)
 
-    monkeypatch.setattr(loop, "_arrays", arrays)
+    monkeypatch.setattr(loop, "arrays_of", arrays)
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "make_validation", lambda *a: slow)
     loop.train(config)
     second = [r for r in records(tmp_path / "run") if r["split"] == "train"][1]
-    batches = loop._batches(config, prepare(config.data), make_mesh(config.mesh), "train")
+    batches = loop.open_batches(config, prepare(config.data), make_mesh(config.mesh), "train")
     seen = [batches[i] for i in range(4, 8)]
     tokens = sum(int(b["mask"].sum() + (b["index"] >= 0).sum()) for b in seen)
     assert tokens / second["tokens_per_second"] < 3

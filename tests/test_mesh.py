@@ -19,7 +19,7 @@ from nvib_jax.data import prepare
 from nvib_jax.mesh import MESH_AXES, RULES, constrain, per_device, summed
 from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.params import axes_of, split
-from nvib_jax.text_model import structure
+from nvib_jax.models.structure import structure
 from nvib_jax.training import loop
 from nvib_jax.training.config import MeshConfig
 from nvib_jax.training.sharding import (
@@ -57,10 +57,10 @@ def trained(mesh_config):
             config.objective,
             shardings=(planned.shardings, whole(mesh)),
         )
-        batches = loop._batches(config, data, mesh, "train")
+        batches = loop.open_batches(config, data, mesh, "train")
         place = batch_placer(mesh, config.data.batch_size)
         for i in range(STEPS):
-            batch = place(loop._arrays(batches[i]))
+            batch = place(loop.arrays_of(batches[i]))
             state, metrics = step(state, batch, jax.random.key(0))
             losses.append(metrics["loss"][0])
     return np.array(losses), means(metrics), state

@@ -9,10 +9,9 @@ the fingerprints (`integrity.py`), and the one before it is read. Reading runs n
 
 import contextlib
 import dataclasses
-import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +19,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config, to_json
+from nvib_jax.training.compatible import check_same_run, check_shapes
 from nvib_jax.training.distributed import everywhere, is_first
 from nvib_jax.training.integrity import (
     check_fingerprints,
@@ -32,52 +30,16 @@ from nvib_jax.training.integrity import (
     fingerprints,
     seal,
 )
-from nvib_jax.training.portable import FORMAT, check_format, describe, model_of
+from nvib_jax.training.keep import FOLDER, METRIC, Keep, saved_steps
+from nvib_jax.training.portable import FORMAT, describe, model_of
 from nvib_jax.training.state import TrainState
 
-FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where damaged ones are moved by a run that goes on
-METRIC = "objective"  # the loss on held-out data with the KLs at full weight
-# What may differ between a run and its continuation, beside the mesh.
-_FREE = {
-    *("run_dir", "steps", "log_every", "eval_every", "eval_sentences", "cache_dir"),
-    *("keep_checkpoints", "keep_best", "keep_every", "bad_step", "watchdog"),
-}
 T = TypeVar("T")
 
 
 def _to_standard_error(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-class _Keep(policies.PreservationPolicy):
-    """Which checkpoints stay: the last, the best, and every so many steps.
-
-    The objectives are those in the meta data, so that no other file can be damaged; best is lowest.
-    """
-
-    def __init__(self, folder: Path, last: int, best: int, every: int):
-        self.last, self.best, self.every = last, best, every
-        self.objectives = {int(p.name): _objective(p) for p in folder.glob("*") if _is_step(p)}
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """One answer for each checkpoint, in order."""
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        ranked = sorted(steps, key=lambda step: self.objectives.get(step, float("inf")))
-        kept = {*sorted(steps)[-self.last :], *ranked[: self.best]}
-        return [step in kept or bool(self.every and step % self.every == 0) for step in steps]
-
-
-def _objective(folder: Path) -> float:
-    try:
-        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-        return float(meta[METRIC])
-    except (OSError, ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def _is_step(path: Path) -> bool:
-    return path.name.isdigit()
 
 
 class Checkpoints:
@@ -107,7 +69,7 @@ class Checkpoints:
     ):
         self.folder = (Path(run_dir) / FOLDER).absolute()
         self._read_only, self._say = read_only, say
-        self._keep = _Keep(self.folder, max(keep, 1), best, every)
+        self._keep = Keep(self.folder, max(keep, 1), best, every)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep,
             read_only=read_only,
@@ -164,7 +126,7 @@ class Checkpoints:
         shapes = jax.tree.map(_abstract, state)
         wanted = {"params": shapes.params, "optimizer": _optimizer(shapes)}
         for step, meta in self.metas():
-            _check_same(model, meta, self.folder)
+            check_same_run(model, meta, self.folder)
             items = self.read(step, meta, wanted)
             if items is not None:
                 return TrainState(params=items["params"], **items["optimizer"])
@@ -271,11 +233,6 @@ class Checkpoints:
             raise OSError(f"{name} cannot be written to {self.folder}: {reason}; {kept}") from error
 
 
-def saved_steps(run_dir: str | Path) -> list[int]:
-    """Steps of a run's checkpoints, rising; touches nothing."""
-    return sorted(int(p.name) for p in (Path(run_dir) / FOLDER).glob("*") if _is_step(p))
-
-
 def load_model(
     run_dir: str | Path, *, which: str = "best", say: Callable[[str], None] = _to_standard_error
 ) -> TextModel:
@@ -289,7 +246,7 @@ def load_model(
     try:
         for step, meta in checkpoints.metas(which):
             model = model_of(meta, folder)
-            _check_shapes(model, meta, folder)
+            check_shapes(model, meta, folder)
             items = checkpoints.read(step, meta, {"params": model.params})
             if items is not None:
                 return dataclasses.replace(model, params=items["params"])
@@ -317,50 +274,3 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
-    """That this version's model of a config has the parameters that were saved."""
-    found = meta["fingerprints"]["params"]
-    saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}  # "['name']"
-    differ = [
-        f"{name} is saved as {saved.get(name)}, the config makes it {array.dtype}{[*array.shape]}"
-        for name, array in model.params.items()
-        if saved.get(name) != f"{array.dtype}{[*array.shape]}"
-    ]
-    if differ:
-        raise ValueError(f"{folder} is of another model: {'; '.join(differ)}")
-
-
-def _check_same(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
-    """A continuation may run longer and elsewhere and log otherwise; all else must be as it was."""
-    wanted, found = (_flat(c) for c in (model.config, check_format(meta, folder)))
-    differ = [
-        f"{name} is {wanted[name]!r}, saved as {found[name]!r}"
-        for name in wanted
-        if wanted[name] != found[name]
-        and name.split(".")[-1] not in _FREE
-        and not name.startswith("mesh.")
-    ]
-    if differ:
-        raise ValueError(f"{folder} is of another config: {'; '.join(differ)}")
-    now = describe(model)
-    if differ := [n for n in ("tokenizer", "buckets") if now[n] != meta[n]]:
-        raise ValueError(
-            f"{folder} is of other data: its {' and '.join(differ)} differ; "
-            "has the text changed since?"
-        )
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-
-    def add(tree: dict[str, Any], prefix: str) -> None:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                add(value, f"{prefix}{name}.")
-            else:
-                out[prefix + name] = value
-
-    add(json.loads(to_json(config)), "")
-    return out

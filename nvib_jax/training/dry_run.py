@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from nvib_jax.data import prepare
-from nvib_jax.text_model import structure
+from nvib_jax.models.structure import structure
 from nvib_jax.training.config import Config
 from nvib_jax.training.hlo import collectives
 from nvib_jax.training.sharding import (

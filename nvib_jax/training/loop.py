@@ -2,12 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,36 +12,21 @@ import numpy as np
 
 import nvib_jax
 from nvib_jax.data import Batches, PreparedData, prepare
-from nvib_jax.data.batches import default_buckets
-from nvib_jax.data.config import Split
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
-from nvib_jax.models.params import Params, merge
+from nvib_jax.models.structure import structure
 from nvib_jax.objective import elbo_weights
-from nvib_jax.text_model import TextModel, structure
+from nvib_jax.text_model import TextModel
 from nvib_jax.training.checkpoint import Checkpoints, saved_steps
 from nvib_jax.training.config import Config, TrainConfig, to_json
 from nvib_jax.training.distributed import check_same, from_first, is_first
+from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.logging import MetricWriter, NoWriter, TrainingBar
 from nvib_jax.training.replicas import make_agree
-from nvib_jax.training.sharding import (
-    batch_placer,
-    check_fits,
-    make_mesh,
-    own_rows,
-    plan_state,
-    whole,
-)
-from nvib_jax.training.state import (
-    Metrics,
-    TrainState,
-    add_metrics,
-    loss_and_metrics,
-    make_optimizer,
-    make_train_step,
-    means,
-)
+from nvib_jax.training.sharding import batch_placer, check_fits, make_mesh, plan_state, whole
+from nvib_jax.training.state import TrainState, add_metrics, make_train_step, means
+from nvib_jax.training.validation import make_validation
 from nvib_jax.training.watchdog import Watchdog
 
 _LINE = {
@@ -153,8 +135,7 @@ def _fit(
 ) -> tuple[TextModel, float]:
     """All steps; returns the trained model and the median tokens/s of the log windows."""
     settings = config.train
-    optimizer = make_optimizer(settings)
-    buckets, texts = _buckets(config, data), data.sentences("train", _COUNTED)
+    buckets, texts = buckets_of(config, data), data.sentences("train", _COUNTED)
     plan = plan_state(config, mesh, data.vocab_size, buckets[-1])
     if resume:
         empty = TextModel.create(
@@ -173,7 +154,7 @@ def _fit(
         (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
     step_function = make_train_step(
         model.graph,
-        optimizer,
+        plan.optimizer,
         config.objective,
         accumulate=settings.accumulate,
         spike=settings.spike,
@@ -185,13 +166,13 @@ def _fit(
     key = jax.random.key(settings.seed)
 
     start = int(state.step)
-    batches = _batches(config, data, mesh, "train")
+    batches = open_batches(config, data, mesh, "train")
     stream = batches.iterate(start)
     window, bad, since, speeds = None, [], time.monotonic(), []
     with bar, Interrupt() as interrupt, Watchdog(settings.watchdog, bar.print) as watchdog:
         bar.advance(start)
         for step in range(start + 1, settings.steps + 1):
-            batch = place(_arrays(next(stream)))
+            batch = place(arrays_of(next(stream)))
             state, metrics = step_function(state, batch, key)
             window = add_metrics(window, metrics)
             bad.append(metrics["bad_steps"][0])
@@ -284,9 +265,9 @@ def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
 
 def _check_batches(config: Config, data: PreparedData, mesh: jax.sharding.Mesh) -> None:
     """Everything that does not fit the data or the devices, before a run is written."""
-    check_fits(config, mesh, structure(config, data.vocab_size, _buckets(config, data)[-1])[1])
+    check_fits(config, mesh, structure(config, data.vocab_size, buckets_of(config, data)[-1])[1])
     for split in ("train", data_split(data)):
-        _batches(config, data, mesh, split)
+        open_batches(config, data, mesh, split)
 
 
 def _with_params(model: TextModel, state: TrainState, texts: list[str]) -> TextModel:
@@ -294,72 +275,7 @@ def _with_params(model: TextModel, state: TrainState, texts: list[str]) -> TextM
     return dataclasses.replace(model, params=params).counted(texts)
 
 
-def make_validation(
-    config: Config, model: TextModel, data: PreparedData, mesh: jax.sharding.Mesh
-) -> Callable[[Params], dict[str, float]]:
-    """The loss on held-out sentences: no dropout, the KLs at full weight, the same draws always."""
-    graph, objective = model.graph, dataclasses.replace(config.objective, anneal="constant")
-    batches = _batches(config, data, mesh, data_split(data), shuffle=False)
-    place = batch_placer(mesh, config.data.batch_size)
-    count = min(len(batches), -(-config.train.eval_sentences // config.data.batch_size))
-    chosen = np.linspace(0, len(batches) - 1, count).astype(int)  # every length has its share
-
-    @functools.partial(jax.jit, out_shardings=whole(mesh))
-    def measure(params: Params, batch: Any, key: jax.Array) -> Metrics:
-        still = merge(graph, params)
-        return loss_and_metrics(still, batch, key, jnp.int32(0), objective, train=False)[1]
-
-    def part(params: Params, i: int) -> Metrics:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), i)
-        return measure(params, place(_arrays(batches[i])), key)
-
-    def validate(params: Params) -> dict[str, float]:
-        return means(functools.reduce(add_metrics, (part(params, i) for i in chosen)))
-
-    return validate
-
-
 def effective_weights(config: Config) -> tuple[float, float]:
     """What both KLs weigh against a sentence's negative log-likelihood at full annealing."""
     lambdas = config.objective.lambda_gaussian, config.objective.lambda_dirichlet
     return lambdas if config.objective.units == "elbo" else elbo_weights(*lambdas, config.model.dim)
-
-
-def open_model(config: Config, data: PreparedData) -> TextModel:
-    """An untrained model that fits the data."""
-    return TextModel.create(
-        config, data.tokenizer, _buckets(config, data), data.length_distribution
-    )
-
-
-def data_split(data: PreparedData) -> Split:
-    """The split that training watches: validation where there is one."""
-    return "validation" if "validation" in data.lengths else "train"
-
-
-def _buckets(config: Config, data: PreparedData) -> tuple[int, ...]:
-    return config.data.buckets or default_buckets(data)
-
-
-def _batches(
-    config: Config,
-    data: PreparedData,
-    mesh: jax.sharding.Mesh,
-    split: Split,
-    *,
-    shuffle: bool = True,
-) -> Batches:
-    """A split's batches, of which this process reads the rows of its own devices."""
-    return Batches(
-        data,
-        split,
-        batch_size=config.data.batch_size,
-        buckets=config.data.buckets,
-        seed=config.train.seed,
-        rows=own_rows(mesh, config.data.batch_size),
-        shuffle=shuffle,
-    )
-
-
-def _arrays(batch: Any) -> dict[str, Any]:
-    return {"tokens": batch["tokens"], "mask": batch["mask"]}

@@ -15,7 +15,8 @@ import numpy as np
 
 import nvib_jax
 from nvib_jax.data.tokenizer import Tokenizer
-from nvib_jax.text_model import TextModel, structure
+from nvib_jax.models.structure import structure
+from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, from_json, to_json
 
 FORMAT = 3

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from nvib_jax.mesh import MESH_AXES, RULES, ways
 from nvib_jax.models.params import Params, axes_of, layout
-from nvib_jax.text_model import structure
+from nvib_jax.models.structure import structure
 from nvib_jax.training.config import Config, MeshConfig
 from nvib_jax.training.state import TrainState, make_optimizer
 

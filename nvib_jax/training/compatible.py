@@ -1,0 +1,62 @@
+"""Whether a checkpoint is of the model, the run and the data that it is read for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nvib_jax.text_model import TextModel
+from nvib_jax.training.config import Config, to_json
+from nvib_jax.training.portable import check_format, describe
+
+# What may differ between a run and its continuation, beside the mesh.
+_FREE = {
+    *("run_dir", "steps", "log_every", "eval_every", "eval_sentences", "cache_dir"),
+    *("keep_checkpoints", "keep_best", "keep_every", "bad_step", "watchdog"),
+}
+
+
+def check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
+    """That this version's model of a config has the parameters that were saved."""
+    found = meta["fingerprints"]["params"]
+    saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}  # "['name']"
+    differ = [
+        f"{name} is saved as {saved.get(name)}, the config makes it {array.dtype}{[*array.shape]}"
+        for name, array in model.params.items()
+        if saved.get(name) != f"{array.dtype}{[*array.shape]}"
+    ]
+    if differ:
+        raise ValueError(f"{folder} is of another model: {'; '.join(differ)}")
+
+
+def check_same_run(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
+    """A continuation may run longer and elsewhere and log otherwise; all else must be as it was."""
+    wanted, found = (_flat(c) for c in (model.config, check_format(meta, folder)))
+    differ = [
+        f"{name} is {wanted[name]!r}, saved as {found[name]!r}"
+        for name in wanted
+        if wanted[name] != found[name]
+        and name.split(".")[-1] not in _FREE
+        and not name.startswith("mesh.")
+    ]
+    if differ:
+        raise ValueError(f"{folder} is of another config: {'; '.join(differ)}")
+    now = describe(model)
+    if differ := [n for n in ("tokenizer", "buckets") if now[n] != meta[n]]:
+        raise ValueError(
+            f"{folder} is of other data: its {' and '.join(differ)} differ; "
+            "has the text changed since?"
+        )
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+
+    def add(tree: dict[str, Any], prefix: str) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{name}.")
+            else:
+                out[prefix + name] = value
+
+    add(json.loads(to_json(config)), "")
+    return out

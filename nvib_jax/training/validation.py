@@ -1,0 +1,43 @@
+"""The loss on held-out sentences that a run watches, and by which its checkpoints are ranked."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvib_jax.data import PreparedData
+from nvib_jax.models.params import Params, merge
+from nvib_jax.text_model import TextModel
+from nvib_jax.training.config import Config
+from nvib_jax.training.feed import arrays_of, data_split, open_batches
+from nvib_jax.training.sharding import batch_placer, whole
+from nvib_jax.training.state import Metrics, add_metrics, loss_and_metrics, means
+
+
+def make_validation(
+    config: Config, model: TextModel, data: PreparedData, mesh: jax.sharding.Mesh
+) -> Callable[[Params], dict[str, float]]:
+    """The loss on held-out sentences: no dropout, the KLs at full weight, the same draws always."""
+    graph, objective = model.graph, dataclasses.replace(config.objective, anneal="constant")
+    batches = open_batches(config, data, mesh, data_split(data), shuffle=False)
+    place = batch_placer(mesh, config.data.batch_size)
+    count = min(len(batches), -(-config.train.eval_sentences // config.data.batch_size))
+    chosen = np.linspace(0, len(batches) - 1, count).astype(int)  # every length has its share
+
+    @functools.partial(jax.jit, out_shardings=whole(mesh))
+    def measure(params: Params, batch: Any, key: jax.Array) -> Metrics:
+        still = merge(graph, params)
+        return loss_and_metrics(still, batch, key, jnp.int32(0), objective, train=False)[1]
+
+    def part(params: Params, i: int) -> Metrics:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), i)
+        return measure(params, place(arrays_of(batches[i])), key)
+
+    def validate(params: Params) -> dict[str, float]:
+        return means(functools.reduce(add_metrics, (part(params, i) for i in chosen)))
+
+    return validate
