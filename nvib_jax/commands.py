@@ -174,6 +174,8 @@ def _launch(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
             rest.append(argument)
             continue
         value = value if equals else next(todo, "")
+        if not value or value.startswith("--"):
+            raise ValueError(f"--{name} has no value")
         try:
             found[name] = kinds[name](value)
         except ValueError:

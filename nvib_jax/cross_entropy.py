@@ -72,16 +72,16 @@ def cross_entropy(
     arrays = {"states": states, "kernel": kernel, "targets": targets, "mask": mask}
     arrays |= {} if bias is None else {"bias": bias}
     # Each device adds up its own gradient of the kernel; they meet once, not once a part.
-    return per_device(share, arrays, _AXES, like=None, over=RULES["batch"])
-
-
-_AXES: dict[str, tuple[str | None, ...]] = {
-    "states": ("batch", None, None),
-    "targets": ("batch", None),
-    "mask": ("batch", None),
-    "kernel": ("embed", None),
-    "bias": (None,),
-}
+    # Where the batch is not divided, nor is the kernel: its copies would be taken for parts.
+    divided = sizes["B"] % ways(mesh, "batch") == 0
+    names = {
+        "states": ("batch", None, None),
+        "targets": ("batch", None),
+        "mask": ("batch", None),
+        "kernel": ("embed" if divided else None, None),
+        "bias": (None,),
+    }
+    return per_device(share, arrays, names, like=None, over=RULES["batch"])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

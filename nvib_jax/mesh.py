@@ -1,8 +1,8 @@
 """Where arrays live on a mesh: names for their axes, and one table from names to devices.
 
-The mesh is JAX's own context (`with jax.set_mesh(mesh)`). Where it has the three axes below, what
-is here lays arrays out over it; without a mesh, on one of yours, or inside your own `shard_map`
-it does nothing. What is left open the compiler decides.
+The mesh is JAX's own context (`with jax.set_mesh(mesh)`). Where it has the three axes below, of
+type Auto, what is here lays arrays out over it; without a mesh, on one of yours, or inside your own
+`shard_map` it does nothing. What is left open the compiler decides.
 """
 
 import math
@@ -59,6 +59,11 @@ def spec(mesh: Any, names: tuple[Any, ...], shape: tuple[int, ...]) -> P:
     return P(*(entry(name, size) for name, size in zip(names, shape, strict=True)))
 
 
+def _axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes in an entry of a `PartitionSpec`, which makes a string of a single one."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
 def constrain(x: jax.Array, *names: Any) -> jax.Array:
     """The same array, laid out over the mesh at hand by the names of its axes.
 
@@ -98,7 +103,7 @@ def per_device(
 
     def layout(name: str) -> P:
         full = spec(mesh, names[name], arrays[name].shape)
-        return P(*(tuple(a for a in entry or () if a in over) or None for entry in full))
+        return P(*(tuple(a for a in _axes(entry) if a in over) or None for entry in full))
 
     run = jax.shard_map(
         lambda arrays: function(**arrays),

@@ -255,9 +255,10 @@ class TextModel:
 
     def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """`function(module, *arrays, **options)` as a jitted `(params, *arrays)`, made once."""
-        name = (function, *sorted(options.items()))
+        mesh = ambient()
+        name = (function, mesh, *sorted(options.items()))
         if name not in self._compiled:
-            graph, mesh = self.graph, ambient()
+            graph = self.graph
 
             def run(params: Params, *arrays: Any) -> Any:
                 return function(merge(graph, params), *arrays, **options)

@@ -1,5 +1,7 @@
 """Checkpoints that something happened to: found out or harmless, never a silent wrong restore."""
 
+import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -140,6 +142,9 @@ def test_a_run_goes_on_from_the_one_before(opened, tmp_path, monkeypatch):
     loop.train(tiny.with_train(tiny.trained()[0], run_dir=str(run)), resume=True)
     assert saved_steps(run) == [10, 20]
     assert same(restored(run, *opened[:2])[0], opened[2])
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [(r["step"], r["split"]) for r in records]
+    assert len(steps) == len(set(steps)) == 6  # those after step 10 are written once
 
 
 def test_loading_passes_a_damaged_one_over(tmp_path):
@@ -166,7 +171,22 @@ def test_none_is_whole(opened, tmp_path):
             load_model(run, which=which, say=lambda _: None)
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
         restored(run, *opened[:2])
-    assert {p.name for p in (run / DAMAGED).iterdir()} == {"10.0", "20.0"}
+    assert saved_steps(run) == [10, 20]  # a passing error of a disk would look the same
+    assert not (run / DAMAGED).exists()
+
+
+def test_a_passing_error_moves_nothing(opened, monkeypatch, tmp_path):
+    """No memory, say, for either: both are there for the next try."""
+    plan, model, whole = opened
+    run = copied(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_read_items", lambda *_: 1 / 0)
+        with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+            restored(run, plan, model)
+    assert saved_steps(run) == [10, 20]
+    state, said = restored(run, plan, model)
+    assert same(state, whole)
+    assert not said
 
 
 def test_links_are_not_followed(opened, tmp_path):
@@ -178,7 +198,23 @@ def test_links_are_not_followed(opened, tmp_path):
     file.symlink_to(tmp_path / "elsewhere")
     state, said = restored(run, *opened[:2])
     assert int(state.step) == 10
-    assert "metadata is a link" in said[0]
+    assert "metadata is a link or a special file" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "linked folder"])
+def test_reading_ends_and_stays_inside(tmp_path, kind):
+    """A pipe would be read for ever, a linked folder leads elsewhere."""
+    run, said = copied(tmp_path), []
+    step = run / FOLDER / "20"
+    if kind == "pipe":
+        (step / "meta" / "metadata").unlink()
+        os.mkfifo(step / "meta" / "metadata")
+    else:
+        step.rename(tmp_path / "elsewhere")
+        step.symlink_to(tmp_path / "elsewhere")
+    load_model(run, which="last", say=said.append)
+    assert "step 20" in said[0]
+    assert "is a link" in said[0]
 
 
 def test_no_code_of_a_file_is_run(monkeypatch):
@@ -277,6 +313,9 @@ def test_a_fingerprint_is_of_values_shape_and_dtype():
     found = fingerprints({"x": x})["['x']"]
     for other in (x.T, x.reshape(3, 2), x.astype(jax.numpy.bfloat16), x.astype(int), -x, x[::-1]):
         assert fingerprints({"x": other})["['x']"] != found
+    with jax.enable_x64(True):
+        halves = [jax.numpy.array([1.0 + d], jax.numpy.float64) for d in (0, 2**-12)]
+        assert fingerprints(halves[:1]) != fingerprints(halves[1:])
     zeros = jax.numpy.zeros(4)
     assert fingerprints([zeros]) != fingerprints([-zeros])  # bits, not numbers
 

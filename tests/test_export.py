@@ -55,7 +55,7 @@ def test_the_command(tmp_path, capsys):
     ]
     assert main(["sample", str(tmp_path / "out"), "--count", "1"]) == 0
     assert main(["export", run, "--out", str(tmp_path / "out")]) == 1
-    assert "holds an exported model already; name another folder" in capsys.readouterr().err
+    assert "holds a run or an exported model; name another folder" in capsys.readouterr().err
 
 
 def damaged(exported, tmp_path, change):

@@ -194,9 +194,8 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys, sh
     out = capsys.readouterr().out
     assert "interrupted at step 3; the same command with --resume continues" in out
     assert saved_steps(config.train.run_dir) == [3]
-    assert [(r["step"], r["split"]) for r in records(config.train.run_dir)] == [
-        (3, "train"), (3, "validation"),
-    ]  # fmt: skip
+    # Nothing is measured between the signal and the checkpoint.
+    assert [(r["step"], r["split"]) for r in records(config.train.run_dir)] == [(3, "train")]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     loop.train(config, resume=True)
     assert saved_steps(config.train.run_dir)[-1] == 20

@@ -22,6 +22,7 @@ from nvib_jax.models.params import axes_of, split
 from nvib_jax.models.structure import structure
 from nvib_jax.training import loop
 from nvib_jax.training.config import MeshConfig
+from nvib_jax.training.hlo import collectives
 from nvib_jax.training.sharding import (
     batch_placer,
     check_fits,
@@ -234,6 +235,42 @@ def test_the_output_layer_where_some_axes_have_one_device(mesh_config):
     wanted = jax.jit(grad)(kernel, states)
     with jax.set_mesh(make_mesh(mesh_config)):
         assert_trees_close(jax.jit(grad)(kernel, states), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)])
+def test_the_output_layer_of_a_batch_that_does_not_divide(sizes):
+    """Three sentences: every device has them all, and nothing is added up twice."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    states, kernel = jax.random.normal(keys[0], (3, 6, 8)), jax.random.normal(keys[1], (8, 10))
+    targets, mask = jax.random.randint(keys[2], (3, 6), 0, 10), jnp.ones((3, 6), bool)
+
+    def loss(kernel, states):
+        return cross_entropy(states, kernel, None, targets, mask)
+
+    grad = jax.value_and_grad(loss, argnums=(0, 1))
+    wanted = jax.jit(grad)(kernel, states)
+    with jax.set_mesh(make_mesh(MeshConfig(**dict(zip(MESH_AXES, sizes, strict=True))))):
+        assert_trees_close(jax.jit(grad)(kernel, states), wanted, 1e-5)
+
+
+def test_each_device_attends_with_its_own_heads():
+    """Half of the heads on two tensor devices is half of the work, and nothing is gathered."""
+    q, mix, k = query(8, heads=2), mixture(8), kernels(heads=2)
+
+    def loss(q, k):
+        return jnp.sum(jnp.sin(nvib.denoising_attention(q, mix, **k, implementation="xla")))
+
+    def compiled(mesh):
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(q, k).compile()
+        cost = step.cost_analysis()
+        text = step.as_text()
+        return (cost[0] if isinstance(cost, list) else cost)["flops"], collectives(text)
+
+    whole, _ = compiled(make_mesh(MeshConfig(data=4)))
+    half, sent = compiled(make_mesh(MeshConfig(data=4, tensor=2)))
+    assert half < 0.7 * whole
+    assert sum(c.sent for c in sent if c.kind == "all-gather") < 2000
 
 
 def test_without_a_mesh_of_ours_nothing_happens():

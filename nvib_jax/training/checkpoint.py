@@ -9,8 +9,9 @@ the fingerprints (`integrity.py`), and the one before it is read. Reading runs n
 
 import contextlib
 import dataclasses
+import json
 import logging
-import sys
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.compatible import check_same_run, check_shapes
 from nvib_jax.training.distributed import everywhere, is_first
 from nvib_jax.training.integrity import (
+    Damaged,
     check_fingerprints,
     check_no_links,
     check_seal,
@@ -31,6 +34,7 @@ from nvib_jax.training.integrity import (
     seal,
 )
 from nvib_jax.training.keep import FOLDER, METRIC, Keep, saved_steps
+from nvib_jax.training.logging import to_standard_error
 from nvib_jax.training.portable import FORMAT, describe, model_of
 from nvib_jax.training.state import TrainState
 
@@ -38,8 +42,12 @@ DAMAGED = "damaged"  # where damaged ones are moved by a run that goes on
 T = TypeVar("T")
 
 
-def _to_standard_error(text: str) -> None:
-    print(text, file=sys.stderr)
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but for a notice of preemption, which `Interrupt` alone may ask for."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: every question moves JAX's own counter of steps."""
+        return False
 
 
 class Checkpoints:
@@ -65,7 +73,7 @@ class Checkpoints:
         best: int = 1,
         every: int = 0,
         read_only: bool = False,
-        say: Callable[[str], None] = _to_standard_error,
+        say: Callable[[str], None] = to_standard_error,
     ):
         self.folder = (Path(run_dir) / FOLDER).absolute()
         self._read_only, self._say = read_only, say
@@ -77,7 +85,7 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
         )
         with _without_warnings(), self._writing():  # that the folder is read-only, as was asked
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self.folder,
                 options=options,
                 item_handlers={
@@ -91,8 +99,13 @@ class Checkpoints:
         """Steps that are there, rising."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, model: TextModel, objective: float) -> None:
+    def save(self, state: TrainState, model: TextModel, objective: float | None) -> None:
         """Save in the background; waits for the save before it, if any.
+
+        Args:
+          state: what is saved.
+          model: of this state.
+          objective: the lower, the better; None where there was no time to measure it.
 
         Raises:
           OSError: this one, or the one before it, cannot be written.
@@ -104,15 +117,25 @@ class Checkpoints:
         found = {name: fingerprints(tree) for name, tree in items.items()}
         meta = {**describe(model), METRIC: objective, "step": step, "fingerprints": found}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._keep.objectives[step] = objective
+        self._keep.objectives[step] = float("inf") if objective is None else objective
         with self._writing(step):
-            self._manager.save(
+            if not self._manager.save(
                 step,
                 args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(seal(meta))),
-            )
+            ):
+                raise OSError(f"there is one of a later step, {max(self.steps(), default=None)}")
+
+    def wait(self) -> None:
+        """Until the last save is whole.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def restore(self, state: TrainState, model: TextModel) -> TrainState:
-        """The last state that is whole.
+        """The last state that is whole; damaged ones after it are moved out of the way.
 
         Args:
           state: of arrays, or of shapes with shardings: what comes back is like it.
@@ -121,7 +144,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: nothing to resume from.
           ValueError: the checkpoint is of another config than `model`, the fields that differ are
-            named, or of other data; or none is whole.
+            named, or of other data; or none is whole, and then none is moved.
         """
         shapes = jax.tree.map(_abstract, state)
         wanted = {"params": shapes.params, "optimizer": _optimizer(shapes)}
@@ -129,6 +152,8 @@ class Checkpoints:
             check_same_run(model, meta, self.folder)
             items = self.read(step, meta, wanted)
             if items is not None:
+                if not self._read_only:
+                    self._set_aside([other for other in self.steps() if other > step])
                 return TrainState(params=items["params"], **items["optimizer"])
         raise ValueError(f"no checkpoint in {self.folder} is whole")
 
@@ -141,6 +166,8 @@ class Checkpoints:
         Raises:
           FileNotFoundError: there is no checkpoint.
         """
+        if not self._read_only:
+            self.wait()
         steps = self.steps()[::-1]
         if not steps:
             raise FileNotFoundError(f"{self.folder} has no finished checkpoint")
@@ -148,7 +175,7 @@ class Checkpoints:
         whole = ((step, meta) for step, meta in found if meta is not None)
         if which == "last":
             return whole
-        return iter(sorted(whole, key=lambda pair: pair[1].get(METRIC, float("inf"))))
+        return iter(sorted(whole, key=lambda pair: self._keep.objectives.get(pair[0], math.inf)))
 
     def read(
         self, step: int, meta: dict[str, Any], shapes: dict[str, Any]
@@ -160,24 +187,33 @@ class Checkpoints:
           meta: its meta data.
           shapes: item -> tree of shapes with shardings.
         """
+        items = self._whole(step, partial(self._read_items, step, shapes))
+        if items is None:
+            return None
 
-        def read() -> dict[str, Any]:
-            items = self._read_items(step, shapes)
+        def check() -> dict[str, Any]:
             for name, tree in items.items():
                 check_fingerprints(tree, meta["fingerprints"][name])
             return items
 
-        return self._whole(step, read)
+        return self._whole(step, check)
 
     def _read_items(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return {name: found[name] for name in shapes}
+        """Not by the manager, which waits for all processes: one that fails would not come."""
+        folder = epath.Path(self.folder) / str(step)
+        return {
+            name: ocp.StandardCheckpointHandler().restore(
+                folder / name, args=ocp.args.StandardRestore(tree)
+            )
+            for name, tree in shapes.items()
+        }
 
     def _meta(self, step: int) -> dict[str, Any]:
-        check_no_links(self.folder / str(step))
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = dict(self._manager.restore(step, args=args).meta)
+        folder = self.folder / str(step)
+        check_no_links(folder)
+        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+        if not isinstance(meta, dict):
+            raise Damaged("its meta data are no JSON object")
         if meta.get("format") == FORMAT:  # another version's is refused for that, not for its seal
             check_seal(meta)
         return meta
@@ -193,21 +229,25 @@ class Checkpoints:
         if everywhere(result is not None):
             return result
         self._say(f"the checkpoint of step {step} in {self.folder} is damaged ({reason})")
-        if not self._read_only:
-            self._set_aside(step)
         return None
 
-    def _set_aside(self, step: int) -> None:
-        """Out of the way of the step's next save, for a person to look at."""
-        if is_first():
+    def _set_aside(self, steps: list[int]) -> None:
+        """Out of the way of their steps' next saves, for a person to look at."""
+        moved = True
+        for step in steps if is_first() else ():
             aside = self.folder.parent / DAMAGED
-            aside.mkdir(exist_ok=True)
-            number = sum(1 for p in aside.iterdir() if p.name.split(".")[0] == str(step))
-            with self._writing():
+            try:
+                aside.mkdir(exist_ok=True)
+                number = sum(1 for p in aside.iterdir() if p.name.split(".")[0] == str(step))
                 (self.folder / str(step)).rename(aside / f"{step}.{number}")
-            self._say(f"it is moved to {aside / f'{step}.{number}'}, and the one before it is read")
-        everywhere(True)
-        self._manager.reload()
+                self._say(f"it is moved to {aside / f'{step}.{number}'}; an older one is read")
+            except OSError as error:
+                moved = False
+                self._say(f"it cannot be moved to {aside}: {error}")
+        if not everywhere(moved):
+            raise OSError(f"a damaged checkpoint in {self.folder} cannot be moved to {DAMAGED}")
+        if steps:
+            self._manager.reload()
 
     def close(self) -> None:
         """Wait for the last save.
@@ -234,7 +274,7 @@ class Checkpoints:
 
 
 def load_model(
-    run_dir: str | Path, *, which: str = "best", say: Callable[[str], None] = _to_standard_error
+    run_dir: str | Path, *, which: str = "best", say: Callable[[str], None] = to_standard_error
 ) -> TextModel:
     """The model of a run; see `TextModel.load`."""
     folder = Path(run_dir) / FOLDER

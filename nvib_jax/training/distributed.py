@@ -40,7 +40,7 @@ def launched() -> bool:
     """Whether a launcher has started several processes, or this is a Cloud TPU's host."""
     if any(int(os.environ.get(name) or 1) > 1 for name in _LAUNCHERS.values()):
         return True
-    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
     return bool(chips) and not cpu and importlib.util.find_spec("libtpu") is not None
 

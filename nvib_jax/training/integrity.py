@@ -9,6 +9,7 @@ in 2^64.
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def _sum(array: jax.Array) -> jax.Array:
     """Two sums of the bits, each weighted by an odd number of its place: uint32 (2,)."""
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
+    width = min(8 * array.dtype.itemsize, 32)  # of 64 bits, two words
+    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}"))
     words = bits.astype(jnp.uint32)
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
@@ -91,12 +93,15 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def check_no_links(folder: str | Path) -> None:
-    """That a folder holds plain files and folders: reading it leads nowhere else.
+    """That a folder is one, of plain files and folders: reading it leads nowhere else, and ends.
 
     Raises:
-      Damaged: naming a link.
+      Damaged: naming a link, a pipe or the like.
     """
+    if os.path.islink(folder):
+        raise Damaged(f"{folder} is a link")
     for where, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            if os.path.islink(os.path.join(where, name)):
-                raise Damaged(f"{os.path.join(where, name)} is a link")
+        for path in (os.path.join(where, name) for name in (*folders, *files)):
+            kind = os.lstat(path).st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                raise Damaged(f"{path} is a link or a special file; wanted plain ones")

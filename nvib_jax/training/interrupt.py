@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-    """Within it, the first Ctrl-C or SIGTERM sets `asked`; a second one stops at once, as ever.
+    """Within it, the first Ctrl-C or SIGTERM is kept; a second Ctrl-C stops at once, as ever.
 
     The step in progress owns the donated state: an exception out of it would leave nothing to save.
     Outside the main thread, where signals cannot be caught, and where a signal is ignored, as
@@ -23,6 +23,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self._questions = 0
         self._before: dict[int, Any] = {}
         self._alone = jax.process_count() == 1
 
@@ -41,9 +42,10 @@ class Interrupt:
     ) -> None:
         self._restore()
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after this step; the same on every process, which all must ask."""
-        if not self._alone and multihost_utils.reached_preemption_sync_point(step):
+    def asked_to_stop(self) -> bool:
+        """Whether to stop now; the same on every process, which all must ask as often."""
+        self._questions += 1  # the service counts from 1, wherever the run is
+        if not self._alone and multihost_utils.reached_preemption_sync_point(self._questions):
             self.asked = signal.SIGTERM
         return self.asked is not None
 

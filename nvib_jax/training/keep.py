@@ -7,6 +7,8 @@ from typing import Any
 
 from orbax.checkpoint import checkpoint_managers as policies
 
+from nvib_jax.training.integrity import Damaged, check_no_links
+
 FOLDER = "checkpoints"
 METRIC = "objective"  # the loss on held-out data with the KLs at full weight
 
@@ -42,9 +44,10 @@ class Keep(policies.PreservationPolicy):
 
 def _objective(folder: Path) -> float:
     try:
+        check_no_links(folder)
         meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
         return float(meta[METRIC])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Damaged, OSError, ValueError, KeyError, TypeError):
         return float("inf")
 
 

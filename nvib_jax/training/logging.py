@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nvib_jax.training.distributed import is_first
 
 
 class MetricWriter:
@@ -26,7 +29,9 @@ class MetricWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = path = folder / "metrics.jsonl"
         old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(r for r in old if _step(r) <= after), encoding="utf-8")
+        draft = path.with_suffix(".part")
+        draft.write_text("".join(r for r in old if _step(r) <= after), encoding="utf-8")
+        draft.replace(path)
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=after + 1, write_to_disk=True
@@ -61,6 +66,16 @@ class NoWriter(MetricWriter):
 
     def close(self) -> None:
         """Nothing."""
+
+
+def open_writer(run_dir: str | Path, after: int) -> MetricWriter:
+    """A `MetricWriter` on the first process, one that writes nothing on the others."""
+    return MetricWriter(run_dir, after=after) if is_first() else NoWriter()
+
+
+def to_standard_error(text: str) -> None:
+    """A line for a person, beside whatever is on standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class TrainingBar:

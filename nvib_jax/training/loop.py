@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import json
 import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import nvib_jax
@@ -19,10 +20,10 @@ from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.checkpoint import Checkpoints, saved_steps
 from nvib_jax.training.config import Config, TrainConfig, to_json
-from nvib_jax.training.distributed import check_same, from_first, is_first
+from nvib_jax.training.distributed import check_same, is_first
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.interrupt import Interrupt
-from nvib_jax.training.logging import MetricWriter, NoWriter, TrainingBar
+from nvib_jax.training.logging import TrainingBar, open_writer, to_standard_error
 from nvib_jax.training.replicas import make_agree
 from nvib_jax.training.sharding import batch_placer, check_fits, make_mesh, plan_state, whole
 from nvib_jax.training.state import TrainState, add_metrics, make_train_step, means
@@ -99,9 +100,8 @@ def _train(
         every=settings.keep_every,
         say=bar.print,
     )
-    writer = MetricWriter(run_dir, after=max(saved, default=0)) if is_first() else NoWriter()
-    with contextlib.closing(writer), contextlib.closing(checkpoints):
-        model, speed = _fit(config, data, mesh, checkpoints, writer, bar, resume=bool(saved))
+    with contextlib.closing(checkpoints):
+        model, speed = _fit(config, data, mesh, checkpoints, bar, resume=bool(saved))
 
     scores: dict[str, float] = {}
     if summary:
@@ -116,7 +116,9 @@ def _train(
             write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
     if is_first():
         finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
-        (run_dir / FINISHED).write_text(json.dumps(finished) + "\n", encoding="utf-8")
+        draft = run_dir / f"{FINISHED}.part"
+        draft.write_text(json.dumps(finished) + "\n", encoding="utf-8")
+        draft.replace(run_dir / FINISHED)
     if summary:
         names = ", ".join(sorted(p.name for p in run_dir.iterdir()))
         bar.print(f"\n{page}\n\nwritten to {run_dir}: {names}")
@@ -128,7 +130,6 @@ def _fit(
     data: PreparedData,
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
-    writer: MetricWriter,
     bar: TrainingBar,
     *,
     resume: bool,
@@ -168,8 +169,15 @@ def _fit(
     start = int(state.step)
     batches = open_batches(config, data, mesh, "train")
     stream = batches.iterate(start)
-    window, bad, since, speeds = None, [], time.monotonic(), []
-    with bar, Interrupt() as interrupt, Watchdog(settings.watchdog, bar.print) as watchdog:
+    if start < settings.steps and is_first():
+        (Path(settings.run_dir) / FINISHED).unlink(missing_ok=True)  # of a shorter run
+    window, bad, streak, since, speeds = None, [], 0, time.monotonic(), []
+    with (
+        contextlib.closing(open_writer(settings.run_dir, start)) as writer,
+        bar,
+        Interrupt() as interrupt,
+        Watchdog(settings.watchdog, bar.print if is_first() else to_standard_error) as watchdog,
+    ):
         bar.advance(start)
         for step in range(start + 1, settings.steps + 1):
             batch = place(arrays_of(next(stream)))
@@ -178,12 +186,12 @@ def _fit(
             bad.append(metrics["bad_steps"][0])
             bar.advance(1)
             watchdog.at(f"step {step} was begun")
-            stopping = interrupt.at(step)  # asked once: a signal from here on is the next step's
+            stopping = interrupt.asked_to_stop()  # once: a signal from here on is the next step's
             last = stopping or step == settings.steps
-            evaluating = step % settings.eval_every == 0 or last
-            if step % settings.log_every == 0 or evaluating:
+            evaluating = (step % settings.eval_every == 0 or last) and not stopping
+            if step % settings.log_every == 0 or evaluating or stopping:
                 values = means(window)  # waits for the device, so that the clock is right
-                _check_steps(bad, step, batches, checkpoints, settings, bar)
+                streak = _check_steps(bad, streak, step, batches, checkpoints, settings, bar)
                 speeds.append(float(window["cross_entropy"][1]) / (time.monotonic() - since))
                 values["tokens_per_second"] = speeds[-1]
                 writer.write(step, "train", values)
@@ -199,42 +207,61 @@ def _fit(
                     )
                 writer.write(step, "validation", values)
                 bar.log(step, values, {n: _LINE[n] for n in values if n in _LINE}, split="held-out")
-                if mesh.size > 1:
-                    state, unequal = agree(state)
-                    if int(unequal):
-                        bar.print(f"copies differed in {int(unequal)} numbers; the first are kept")
+                state = _agreed(agree, state, mesh, bar)
                 model = _with_params(model, state, texts)
                 watchdog.at(f"the checkpoint of step {step}")
                 checkpoints.save(state, model, values["loss"])
                 since = time.monotonic()
+            if stopping:
+                # A machine that is taken away leaves half a minute: nothing is measured before.
+                state = _agreed(agree, state, mesh, bar)
+                model = dataclasses.replace(model, params=state.params)
+                checkpoints.save(state, model, None)
+            if last:
+                watchdog.at(f"the checkpoint of step {step}")
+                checkpoints.wait()  # here, where a signal does not end the process
             if stopping and step < settings.steps:
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
                 interrupt.leave()
     return model, float(np.median(speeds)) if speeds else 0.0
 
 
+def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: TrainingBar) -> TrainState:
+    """The state as it is saved and as it goes on: the same on every device."""
+    if mesh.size == 1:
+        return state
+    state, unequal = agree(state)
+    if int(unequal):
+        bar.print(f"copies of the state differed in {int(unequal)} numbers; the first are kept")
+    return state
+
+
 def _check_steps(
     bad: list[jax.Array],
+    streak: int,
     step: int,
     batches: Batches,
     checkpoints: Checkpoints,
     settings: TrainConfig,
     bar: TrainingBar,
-) -> None:
-    """Stop, or say which batches were skipped, if any of the last steps was bad."""
-    first = step - len(bad) + 1
-    steps = [first + i for i, flag in enumerate(jax.device_get(bad)) if flag]
+) -> int:
+    """Stop, or say which batches were skipped; how many of the last steps were bad in a row."""
+    first, steps, longest = step - len(bad) + 1, [], streak
+    for i, flag in enumerate(jax.device_get(bad)):
+        streak = streak + 1 if flag else 0
+        longest = max(longest, streak)
+        steps += [first + i] if flag else []
     if not steps:
-        return
+        return streak
     ids = batches.sentences(steps[0] - 1)
     said = (
         f"step {steps[0]} has a loss or a gradient that is no finite number, or a spike; its batch "
         f"has the training sentences {', '.join(map(str, ids[:16]))}{' ...' * (len(ids) > 16)}"
     )
-    if settings.bad_step == "skip" and len(steps) < max(len(bad), settings.log_every):
+    if settings.bad_step == "skip" and longest < settings.log_every:
         more = f" (and {len(steps) - 1} more up to step {step})" if len(steps) > 1 else ""
         bar.print(f"{said}; it is skipped{more}")
-        return
+        return streak
     saved = checkpoints.steps()
     good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint is kept"
     raise FloatingPointError(
@@ -249,11 +276,8 @@ def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
         raise ValueError("train.run_dir is empty; wanted the folder of the run")
     run_dir = Path(config.train.run_dir)
     saved = saved_steps(run_dir)
-    if from_first(max(saved, default=-1)) != max(saved, default=-1):
-        raise ValueError(
-            f"process {jax.process_index()} sees other checkpoints in {run_dir} than process 0; "
-            "wanted a folder that all processes share"
-        )
+    check_same(f"the config of {run_dir}", zlib.crc32(to_json(config).encode()) >> 1)
+    check_same(f"the last checkpoint in {run_dir}", max(saved, default=-1) + 1)
     if saved and resume is False:
         raise FileExistsError(
             f"{run_dir} holds a run already; --resume continues it, --train.run-dir names another"
@@ -271,8 +295,8 @@ def _check_batches(config: Config, data: PreparedData, mesh: jax.sharding.Mesh) 
 
 
 def _with_params(model: TextModel, state: TrainState, texts: list[str]) -> TextModel:
-    params = jax.tree.map(jnp.copy, state.params)  # the state's are donated
-    return dataclasses.replace(model, params=params).counted(texts)
+    """The model of a state; of use until the next step, which the parameters are donated to."""
+    return dataclasses.replace(model, params=state.params).counted(texts)
 
 
 def effective_weights(config: Config) -> tuple[float, float]:

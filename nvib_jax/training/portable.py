@@ -81,8 +81,8 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
 
     folder = Path(folder)
     files = [folder / WEIGHTS, folder / DESCRIPTION]
-    if any(file.exists() for file in files):
-        raise FileExistsError(f"{folder} holds an exported model already; name another folder")
+    if any(file.exists() for file in (*files, folder / "checkpoints")):
+        raise FileExistsError(f"{folder} holds a run or an exported model; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     drafts = [file.with_name(file.name + ".part") for file in files]
     arrays = {name: np.asarray(value, order="C") for name, value in model.params.items()}
@@ -110,9 +110,11 @@ def load_exported(folder: str | Path) -> TextModel:
     try:
         meta = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         arrays = load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
+        model = model_of(meta, folder)
+    except (json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
-    model = model_of(meta, folder)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / DESCRIPTION} is no description: {error!r}") from error
     wanted = {name: (array.shape, array.dtype) for name, array in model.params.items()}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if differ := sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)):

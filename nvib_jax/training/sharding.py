@@ -150,7 +150,7 @@ def batch_placer(mesh: jax.sharding.Mesh, batch_size: int) -> Callable[[Any], An
     sharding, rows = NamedSharding(mesh, ROWS), own_rows(mesh, batch_size)
 
     def place(local: np.ndarray) -> jax.Array:
-        if len(rows) == batch_size:
+        if sharding.is_fully_addressable:
             return jax.device_put(local, sharding)
 
         def part(index: Any) -> np.ndarray:
