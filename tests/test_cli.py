@@ -18,7 +18,7 @@ from nvib_jax.training.config import Config, to_json
 
 TEXTS = ["the dog sleeps", "a cat that often waits runs"]
 COMMANDS = [
-    *("train", "prepare", "reconstruct", "sample", "interpolate"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "export"),
     *("evaluate", "sweep", "report", "bench"),
 ]
 
@@ -65,7 +65,7 @@ def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; there are train, prepare, reconstruct, sample, "
-        "interpolate, evaluate, sweep, report, bench\n"
+        "interpolate, export, evaluate, sweep, report, bench\n"
     )
 
 
@@ -80,10 +80,18 @@ def test_help_shows_every_option_with_its_default(name, capsys):
     assert stop.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     shown = {
-        "train": ["--train.steps INT", "(default: 1000)", "--data.clean.lowercase", "[--resume]"],
+        "train": [
+            "--train.steps INT",
+            "(default: 1000)",
+            "--data.clean.lowercase",
+            "[--resume]",
+            "--mesh.fsdp INT",
+            "[--dry-run]",
+        ],
         "prepare": ["--data.vocab-size INT", "(default: 4000)"],
         "reconstruct": ["RUN", "TEXT ...", "--file PATH", "--jsonl", "(default: best)"],
         "sample": ["RUN", "--count INT", "(default: 10)", "(default: sample)"],
+        "export": ["RUN", "--out PATH", "(default: best)"],
         "bench": ["attention", "nvib bench table FILE.json"],
         "evaluate": ["RUN ...", "--split {test,validation}", "--draws INT", "(default: 100)"],
         "sweep": ["SWEEP.py", "--jobs INT", "(default: 1)", "--lm.steps INT"],

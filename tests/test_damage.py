@@ -102,7 +102,8 @@ def test_damage_is_found_or_harmless(opened, tmp_path, name, kind):
     run = copied(tmp_path)
     hurt(run, name, kind)
     state, said = restored(run, plan, model)
-    if name in HARMLESS and int(state.step) == 20:
+    somewhere = kind == "flipped" and "/d/" in name  # perhaps where nothing is
+    if int(state.step) == 20 and (name in HARMLESS or somewhere):
         assert same(state, whole)
         assert not said
         return

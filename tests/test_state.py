@@ -261,10 +261,15 @@ def guarded():
         loss = loss * batch["scale"]
         return loss, {**metrics, "loss": (loss, metrics["loss"][1])}
 
-    with pytest.MonkeyPatch.context() as patch:
+    step = make_train_step(pieces[0], optimizer, ObjectiveConfig(), spike=3.0)
+
+    def run(state, scale):
+        return step(state, {**tiny.batch(), "scale": jnp.float32(scale)}, KEY)
+
+    with pytest.MonkeyPatch.context() as patch:  # while it is traced
         patch.setattr("nvib_jax.training.state.loss_and_metrics", scaled)
-        step = make_train_step(pieces[0], optimizer, ObjectiveConfig(), spike=3.0)
-        yield lambda state, scale: step(state, {**tiny.batch(), "scale": jnp.float32(scale)}, KEY)
+        run(start(pieces, optimizer), 1.0)
+    return run
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), 4.0])

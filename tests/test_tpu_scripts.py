@@ -545,6 +545,7 @@ def test_logs(cloud):
     assert sentence(err) == "logs.sh: --worker is 'one'; wanted: a number, counted from 0.\n"
 
 
+@pytest.mark.long
 def test_stop_saves_and_train_continues(cloud):
     cloud.plan(workers=2)
     cloud.brake(1)
@@ -563,6 +564,7 @@ def test_stop_saves_and_train_continues(cloud):
     assert f"worker-0 {saved}" in cloud.starts[2:]
 
 
+@pytest.mark.long
 def test_stop_ends_what_does_not_listen(cloud):
     cloud.touch("hold")
     cloud.touch("deaf")
@@ -720,6 +722,7 @@ def test_loop_survives_every_kind_of_preemption(cloud):
     assert not cloud.listed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("delete", ["true", "false"])
 def test_training_that_always_crashes_ends_the_loop(cloud, delete):
     cloud.touch("crash")
@@ -732,6 +735,7 @@ def test_training_that_always_crashes_ends_the_loop(cloud, delete):
     assert ("slice nvib is left and costs money" in err) == (delete == "false")
 
 
+@pytest.mark.long
 def test_one_crash_is_survived(cloud):
     """Of one worker of two: the other is stopped, since they can only train together."""
     cloud.plan(workers=2)
@@ -747,6 +751,7 @@ def test_one_crash_is_survived(cloud):
     assert not cloud.listed
 
 
+@pytest.mark.long
 def test_progress_starts_the_count_anew(cloud):
     """Three deaths, each after a checkpoint, are fine with one restart allowed."""
     cloud.brake(1)
@@ -794,6 +799,7 @@ def test_an_interrupted_loop_leaves_the_slice(cloud, sent, status):
     assert "running" in cloud("status")[0]
 
 
+@pytest.mark.long
 def test_looks_that_fail_now_and_then_do_not_end_the_loop(cloud):
     queued, ssh = "compute tpus queued-resources list", "compute tpus tpu-vm ssh"
     cloud.plan(fail={"storage objects list": 2, queued: 7, ssh: 4})
@@ -815,6 +821,7 @@ def test_a_cloud_that_never_answers_ends_the_loop(cloud):
     assert not cloud.starts
 
 
+@pytest.mark.long
 def test_a_slice_that_does_not_come_back_ends_the_loop(cloud):
     cloud.plan(
         preempt_at=[1],

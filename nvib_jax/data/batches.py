@@ -81,7 +81,7 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         if not len(self._rows) or not 0 <= self._rows.min() <= self._rows.max() < batch_size:
-            raise ValueError(f"rows must be of [0, {batch_size}), got {list(self._rows)}")
+            raise ValueError(f"rows must be of [0, {batch_size}), got {self._rows.tolist()}")
         # Every split shares the training data's buckets, so that no split adds shapes to compile.
         self.buckets = tuple(buckets) or default_buckets(data)
         if lengths.max() > self.buckets[-1]:
