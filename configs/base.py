@@ -3,9 +3,9 @@
     nvib train configs/base.py --data.train PATH/train.txt --data.validation PATH/valid.txt
 
 Hardware: v5e-8, or anything with 16 GB a chip. Compiled ahead of time for v5e:2x4 (jax 0.10.2, the
-longest bucket, `--dry-run --topology v5e:2x4`): 274 M parameters; on each chip 3.1 GiB of parameters
-and moments, 10.9 GiB in all, 10.8 TFLOP and 1.1 GiB sent a step. Never trained: time and metrics are
-not known, and the objective is the quickstart's with longer ramps. The files are WikiText-103's
+longest bucket, `--dry-run --topology v5e:2x4`): 274 M parameters; on each chip 3.1 GiB of them and
+their moments, 10.9 GiB in all, 10.8 TFLOP and 1.1 GiB sent a step. Never trained: time and metrics
+are not known, and the objective is the quickstart's with longer ramps. The files are WikiText-103's
 `wiki.*.tokens`.
 """
 

@@ -2,8 +2,8 @@
 
     nvib train configs/pod.py --data.train PATH/train.txt --data.validation PATH/valid.txt
 
-Hardware: v5e-256. Compiled ahead of time for v5e:16x16 (jax 0.10.2, the longest bucket): on each chip
-what `base.py` takes, 10.9 GiB, and 1.3 GiB sent a step. Never trained.
+Hardware: v5e-256. Compiled ahead of time for v5e:16x16 (jax 0.10.2, the longest bucket): on each
+chip what `base.py` takes, 10.9 GiB, and 1.3 GiB sent a step. Never trained.
 """
 
 import dataclasses
