@@ -205,6 +205,24 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys, sh
         np.testing.assert_array_equal(again.params[name], value, err_msg=name)
 
 
+@pytest.mark.usefixtures("ctrl_c", "short_end")
+def test_ctrl_c_at_the_last_step(monkeypatch):
+    """The run is measured and saved as ever, and then stops; what is left is the summary."""
+    config = tiny.with_train(tiny.trained()[0], run_dir=str(tiny.folder() / "at-the-end"))
+    with monkeypatch.context() as patch:
+        at_batch(patch, 20, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config)
+    run = Path(config.train.run_dir)
+    assert saved_steps(run) == [10, 20]
+    assert records(run)[-1]["split"] == "validation"
+    assert not (run / "finished.json").exists()
+    loop.train(config, resume=True)
+    assert (run / "finished.json").exists()
+    loop.train(tiny.with_train(config, steps=21), resume=True, summary=False)
+    assert json.loads((run / "finished.json").read_text())["steps"] == 21
+
+
 def test_a_loss_that_is_no_number_stops_the_run(monkeypatch, tmp_path):
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"))
     losses = iter([1.0, float("nan")])

@@ -14,6 +14,8 @@ from tolerance import assert_as_good_as, assert_close, error, plain_attention
 import nvib_jax as nvib
 from nvib_jax.attention import cudnn, pallas_gpu, xla
 from nvib_jax.attention.inputs import MASK_VALUE
+from nvib_jax.training.config import MeshConfig
+from nvib_jax.training.sharding import make_mesh
 
 HALF = jnp.bfloat16
 # (batch, T, S, D, H): less than a block, more blocks than slots, D beyond one pass.
@@ -49,6 +51,22 @@ def test_the_kernel_errs_at_most_twice_what_plain_bfloat16_does(size, form, simu
     got = pallas_gpu.attend(q, memory, interpret=simulation)
     assert got.dtype == HALF
     assert_as_good_as(got, plain_attention(q, mix, **k, form=form), truth)
+
+
+@pytest.mark.parametrize("form", ["published", "expected_logit"])
+def test_it_is_lowered_for_cuda_on_a_mesh(form):
+    """Each device's own sentences and heads, and their gradients."""
+    q, mix, k, _ = example((8, 128, 128, 64, 2), form)
+
+    def loss(q, k):
+        options = {"form": form, "implementation": "pallas_gpu"}
+        return jnp.sum(nvib.denoising_attention(q, mix, **k, **options).astype(jnp.float32))
+
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(q, k)
+        text = step.lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in text
 
 
 @pytest.mark.parametrize("size", [(1, 70, 71, 16, 1), (1, 130, 65, 16, 1)])

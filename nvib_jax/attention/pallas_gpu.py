@@ -22,6 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from nvib_jax.attention import xla
 from nvib_jax.attention.inputs import MASK_VALUE, Memory
+from nvib_jax.shapes import vary_alike
 
 ROWS, KEYS, WIDTH = 64, 64, 128  # queries of a warpgroup, keys a block, widest values a pass
 WIDEST = 384  # head width whose keys and queries fit in a Hopper's shared memory
@@ -69,7 +70,7 @@ def attend(
         )
     if mask is not None:
         raise NotImplementedError("the GPU kernel takes no mask of size T x S; use 'xla'")
-    return _attend(causal, interpret, query, memory)
+    return _attend(causal, interpret, *vary_alike((query, memory)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -159,7 +160,7 @@ def _softmax_times(
         ],
         **({} if interpret is None else {"interpret": interpret}),
     )
-    return run(q, k, bias, v)
+    return vary_alike((run(q, k, bias, v), q))[0]  # the kernel forgets what its inputs vary over
 
 
 def _kernel(

@@ -186,10 +186,11 @@ def _fit(
             bad.append(metrics["bad_steps"][0])
             bar.advance(1)
             watchdog.at(f"step {step} was begun")
-            stopping = interrupt.asked_to_stop()  # once: a signal from here on is the next step's
+            # Asked once: a signal from here on is the next step's. The last step ends as ever.
+            stopping = interrupt.asked_to_stop() and step < settings.steps
             last = stopping or step == settings.steps
-            evaluating = (step % settings.eval_every == 0 or last) and not stopping
-            if step % settings.log_every == 0 or evaluating or stopping:
+            evaluating = step % settings.eval_every == 0 or last
+            if step % settings.log_every == 0 or evaluating:
                 values = means(window)  # waits for the device, so that the clock is right
                 streak = _check_steps(bad, streak, step, batches, checkpoints, settings, bar)
                 speeds.append(float(window["cross_entropy"][1]) / (time.monotonic() - since))
@@ -197,7 +198,7 @@ def _fit(
                 writer.write(step, "train", values)
                 bar.log(step, values, _LINE)
                 window, bad, since = None, [], time.monotonic()
-            if evaluating:
+            if evaluating and not stopping:
                 watchdog.at(f"the evaluation at step {step}")
                 values = validate(state.params)
                 if not np.isfinite(values["loss"]):
@@ -220,7 +221,7 @@ def _fit(
             if last:
                 watchdog.at(f"the checkpoint of step {step}")
                 checkpoints.wait()  # here, where a signal does not end the process
-            if stopping and step < settings.steps:
+            if stopping or (last and interrupt.asked is not None):
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
                 interrupt.leave()
     return model, float(np.median(speeds)) if speeds else 0.0
