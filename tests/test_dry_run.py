@@ -80,6 +80,7 @@ def test_data_parallel_sends_its_gradients_and_no_more():
     assert "16 sentences of 24 tokens" in text
 
 
+@pytest.mark.long
 def test_fsdp_holds_a_part_of_the_state(monkeypatch):
     """An eighth, nearly: vectors are whole. Nothing is computed, so nothing is allocated."""
     one, eight = run(MeshConfig(data=1)), run(MeshConfig(fsdp=8))

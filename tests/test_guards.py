@@ -77,6 +77,7 @@ def test_a_bad_step_may_be_skipped(bad_from, tmp_path, capsys):
     assert "nan" not in (tmp_path / "run" / "metrics.jsonl").read_text().lower()
 
 
+@pytest.mark.long
 def test_skipping_without_end_stops(bad_from, tmp_path):
     """A whole window of bad steps is no accident."""
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"), bad_step="skip")

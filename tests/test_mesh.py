@@ -116,6 +116,7 @@ def test_the_state_is_made_in_parts_and_stays_so():
         np.testing.assert_allclose(fresh.params[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.long
 def test_evaluation_and_generation_on_a_mesh():
     """A model on eight devices, parameters split: what it writes is what it writes on one."""
     config, _ = tiny.trained()

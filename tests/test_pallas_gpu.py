@@ -53,7 +53,9 @@ def test_the_kernel_errs_at_most_twice_what_plain_bfloat16_does(size, form, simu
     assert_as_good_as(got, plain_attention(q, mix, **k, form=form), truth)
 
 
-@pytest.mark.parametrize("form", ["published", "expected_logit"])
+@pytest.mark.parametrize(
+    "form", [pytest.param("published", marks=pytest.mark.long), "expected_logit"]
+)
 def test_it_is_lowered_for_cuda_on_a_mesh(form):
     """Each device's own sentences and heads, and their gradients."""
     q, mix, k, _ = example((8, 128, 128, 64, 2), form)

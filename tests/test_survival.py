@@ -145,6 +145,7 @@ def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint():
     assert losses(cut.train.run_dir) == losses(whole.train.run_dir)
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_says_so(tmp_path):
     """One process, told as a preempted machine tells it; status 143."""
     settings = config("term", ONE, steps=4000, eval_every=4000)
