@@ -3,13 +3,13 @@
     nvib train configs/quickstart.py
 
 Measured on 2 CPU cores (shared machine, jax 0.10.2, seed 0), on 512 validation sentences: 88.5 %
-come back exactly (untrained 0; 91.0 % before the parameters were made inside `jax.jit`, which rounds
-some of them otherwise: so much is chance), vectors kept .50 (pseudo-count above .1, the rest not
-given to the decoder), .42 by attention. Of 1,000 prior samples 57.3 % are in the language (untrained
-0). ELBO -9.3 nats a token. About two and a half minutes from a cold start with compilation and data (2 min
-25 s with settings of the same cost). The settings were chosen on these sentences, so the figures
-lean to the good side. `vector_price` and `free_vectors` say how many vectors are kept: without a
-price .5 were kept at one seed, and nearly all at others.
+come back exactly (untrained 0; 91.0 % before the parameters were made inside `jax.jit`, which
+rounds some of them otherwise: so much is chance), vectors kept .50 (pseudo-count above .1, the rest
+not given to the decoder), .42 by attention. Of 1,000 prior samples 57.3 % are in the language
+(untrained 0). ELBO -9.3 nats a token. About two and a half minutes from a cold start with
+compilation and data (2 min 25 s with settings of the same cost). The settings were chosen on these
+sentences, so the figures lean to the good side. `vector_price` and `free_vectors` say how many
+vectors are kept: without a price .5 were kept at one seed, and nearly all at others.
 """
 
 from nvib_jax.data.config import DataConfig
