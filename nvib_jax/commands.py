@@ -164,7 +164,9 @@ def _train(arguments: list[str]) -> None:
 def _launch(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Take out what is of the launch and not of the config: the processes, the slice."""
     kinds: dict[str, Callable[[str], Any]] = {
-        **{"coordinator": str, "processes": int, "process": int},
+        "coordinator": str,
+        "processes": int,
+        "process": int,
         "topology": str,
     }
     rest, found, todo = [], {}, iter(arguments)

@@ -59,7 +59,7 @@ def spec(mesh: Any, names: tuple[Any, ...], shape: tuple[int, ...]) -> P:
     return P(*(entry(name, size) for name, size in zip(names, shape, strict=True)))
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def axes_in(entry: Any) -> tuple[str, ...]:
     """The mesh axes in an entry of a `PartitionSpec`, which makes a string of a single one."""
     return (entry,) if isinstance(entry, str) else entry or ()
 
@@ -103,7 +103,7 @@ def per_device(
 
     def layout(name: str) -> P:
         full = spec(mesh, names[name], arrays[name].shape)
-        return P(*(tuple(a for a in _axes(entry) if a in over) or None for entry in full))
+        return P(*(tuple(a for a in axes_in(entry) if a in over) or None for entry in full))
 
     run = jax.shard_map(
         lambda arrays: function(**arrays),

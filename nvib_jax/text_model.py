@@ -8,7 +8,6 @@ so that each method compiles once a shape.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,11 +64,8 @@ class TextModel:
           FileNotFoundError: no checkpoint there.
           ValueError: a checkpoint of another model or of an unknown version.
         """
-        from nvib_jax.training.checkpoint import load_model
-        from nvib_jax.training.portable import WEIGHTS, load_exported
+        from nvib_jax.training.load import load_model
 
-        if (Path(run_dir) / WEIGHTS).exists():
-            return load_exported(run_dir)
         return load_model(run_dir, which=which)
 
     @classmethod

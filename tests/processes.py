@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiny
@@ -30,24 +32,26 @@ def environment(devices: int = 1) -> dict[str, str]:
     }
 
 
-def command(config: Config, *more: str) -> list[str]:
+def command(config: Config, *more: str, python: Sequence[str] = ("-m", "nvib_jax")) -> list[str]:
     """`nvib train` of a config, without the summary unless asked for."""
     file = Path(config.train.run_dir).with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(to_json(config), encoding="utf-8")
     more = more[1:] if more[:1] == ("--summary",) else ("--no-summary", *more)
-    return [sys.executable, "-m", "nvib_jax", "train", str(file), *more]
+    return [sys.executable, *python, "train", str(file), *more]
 
 
-def start(config: Config, *more: str, devices: int = 1) -> subprocess.Popen:
+def start(config: Config, *more: str, devices: int = 1, **how: Any) -> subprocess.Popen:
     """One process of a run; what it says goes to RUN.log."""
     with Path(config.train.run_dir).with_suffix(".log").open("a") as log:
         return subprocess.Popen(
-            command(config, *more), env=environment(devices), stdout=log, stderr=log
+            command(config, *more, **how), env=environment(devices), stdout=log, stderr=log
         )
 
 
-def start_group(config: Config, count: int, *more: str, devices: int = 1) -> list[subprocess.Popen]:
+def start_group(
+    config: Config, count: int, *more: str, devices: int = 1, **how: Any
+) -> list[subprocess.Popen]:
     """The processes of one run, which find each other at a port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,6 +62,7 @@ def start_group(config: Config, count: int, *more: str, devices: int = 1) -> lis
             *(*more, "--coordinator", f"127.0.0.1:{port}"),
             *("--processes", str(count), "--process", str(i)),
             devices=devices,
+            **how,
         )
         for i in range(count)
     ]

@@ -13,9 +13,10 @@ import tiny
 from nvib_jax.data import prepare
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.checkpoint import FOLDER, Checkpoints, load_model, saved_steps
+from nvib_jax.training.checkpoint import FOLDER, Checkpoints, saved_steps
 from nvib_jax.training.config import from_json, to_json
 from nvib_jax.training.integrity import seal
+from nvib_jax.training.load import load_model
 from nvib_jax.training.state import TrainState, make_optimizer
 
 

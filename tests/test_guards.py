@@ -78,11 +78,18 @@ def test_a_bad_step_may_be_skipped(bad_from, tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_skipping_without_end_stops(bad_from, tmp_path):
-    """A whole window of bad steps is no accident."""
-    config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"), bad_step="skip")
+@pytest.mark.parametrize("eval_every", [10, 3])
+def test_skipping_without_end_stops(bad_from, tmp_path, eval_every):
+    """As many bad steps in a row as are logged together are no accident, however they are cut."""
+    config = tiny.with_train(
+        tiny.trained()[0],
+        run_dir=str(tmp_path / "run"),
+        bad_step="skip",
+        eval_every=eval_every,
+        log_every=5,
+    )
     bad_from(set(range(11, 21)))
-    with pytest.raises(FloatingPointError, match=r"step 11 has .*checkpoint is of step 10"):
+    with pytest.raises(FloatingPointError, match=r"has a loss or .*checkpoint is of step"):
         loop.train(config, summary=False)
 
 

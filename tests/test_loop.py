@@ -219,7 +219,11 @@ def test_ctrl_c_at_the_last_step(monkeypatch):
     assert not (run / "finished.json").exists()
     loop.train(config, resume=True)
     assert (run / "finished.json").exists()
-    loop.train(tiny.with_train(config, steps=21), resume=True, summary=False)
+    with monkeypatch.context() as patch:
+        there = []
+        at_batch(patch, 1, lambda: there.append((run / "finished.json").exists()))
+        loop.train(tiny.with_train(config, steps=21), resume=True, summary=False)
+    assert there == [False]  # scripts wait for it
     assert json.loads((run / "finished.json").read_text())["steps"] == 21
 
 
@@ -251,6 +255,25 @@ def test_interrupt_asks_once_then_stops():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_of_several_processes_the_service_is_asked_from_one_on(monkeypatch):
+    """It names a number beyond the largest it was asked for, and waits for exactly that one."""
+    asked = []
+
+    def sync_point(number):
+        asked.append(number)
+        return number == 3
+
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("nvib_jax.training.interrupt.multihost_utils.reached_preemption_sync_point",
+                        sync_point)  # fmt: skip
+    with Interrupt() as interrupt:
+        assert [interrupt.asked_to_stop() for _ in range(3)] == [False, False, True]
+    assert asked == [1, 2, 3]
+    with pytest.raises(SystemExit) as stop:
+        interrupt.leave()
+    assert stop.value.code == 143
 
 
 def test_interrupt_outside_the_main_thread():

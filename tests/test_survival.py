@@ -129,6 +129,36 @@ def test_sigterm_to_one_process_stops_all_at_one_step():
     assert records(settings.train.run_dir)[-1]["step"] == step + 5
 
 
+FAILS = """
+import sys
+from nvib_jax.cli import main
+from nvib_jax.training.checkpoint import Checkpoints
+whole = Checkpoints._read_items
+def read(self, step, shapes):
+    if step == 20:
+        raise OSError("this disk alone")
+    return whole(self, step, shapes)
+if sys.argv[-1] == "1":
+    Checkpoints._read_items = read
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+def test_one_process_that_cannot_read_takes_the_others_along():
+    """Process 1 fails at step 20 alone: both go on from 10, and end as if nothing had happened."""
+    settings = config("one-fails", steps=20, eval_every=10)
+    finish(settings, start_group(settings, 2))
+    whole = TextModel.load(settings.train.run_dir, which="last").params
+    finish(settings, start_group(settings, 2, "--auto-resume", python=["-c", FAILS]))
+    assert "resumed at step 10" in said(settings)
+    assert "damaged (another process could not read it)" in said(settings)
+    assert saved_steps(settings.train.run_dir) == [10, 20]
+    again = TextModel.load(settings.train.run_dir, which="last").params
+    for name, value in whole.items():
+        np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.long
 def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint():
     """kill -9 of one; the other does not hang, and both together end bit-equal."""

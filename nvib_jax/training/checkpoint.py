@@ -8,7 +8,6 @@ the fingerprints (`integrity.py`), and the one before it is read. Reading runs n
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.compatible import check_same_run, check_shapes
+from nvib_jax.training.compatible import check_same_run
 from nvib_jax.training.distributed import everywhere, is_first
 from nvib_jax.training.integrity import (
     Damaged,
@@ -35,7 +34,7 @@ from nvib_jax.training.integrity import (
 )
 from nvib_jax.training.keep import FOLDER, METRIC, Keep, saved_steps
 from nvib_jax.training.logging import to_standard_error
-from nvib_jax.training.portable import FORMAT, describe, model_of
+from nvib_jax.training.portable import FORMAT, describe
 from nvib_jax.training.state import TrainState
 
 DAMAGED = "damaged"  # where damaged ones are moved by a run that goes on
@@ -192,8 +191,10 @@ class Checkpoints:
             return None
 
         def check() -> dict[str, Any]:
-            for name, tree in items.items():
-                check_fingerprints(tree, meta["fingerprints"][name])
+            # All of them first: every process takes part in each, whatever it finds in one.
+            found = {name: fingerprints(tree) for name, tree in items.items()}
+            for name in found:
+                check_fingerprints(found[name], meta["fingerprints"][name])
             return items
 
         return self._whole(step, check)
@@ -271,28 +272,6 @@ class Checkpoints:
             last = max(saved_steps(self.folder.parent), default=None)
             kept = "there is none yet" if last is None else f"the last good one is of step {last}"
             raise OSError(f"{name} cannot be written to {self.folder}: {reason}; {kept}") from error
-
-
-def load_model(
-    run_dir: str | Path, *, which: str = "best", say: Callable[[str], None] = to_standard_error
-) -> TextModel:
-    """The model of a run; see `TextModel.load`."""
-    folder = Path(run_dir) / FOLDER
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{run_dir} is no run: it has no folder {FOLDER}")
-    if which not in ("best", "last"):
-        raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")
-    checkpoints = Checkpoints(run_dir, read_only=True, say=say)
-    try:
-        for step, meta in checkpoints.metas(which):
-            model = model_of(meta, folder)
-            check_shapes(model, meta, folder)
-            items = checkpoints.read(step, meta, {"params": model.params})
-            if items is not None:
-                return dataclasses.replace(model, params=items["params"])
-        raise ValueError(f"no checkpoint in {folder} is whole")
-    finally:
-        checkpoints.close()
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:

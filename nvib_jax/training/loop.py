@@ -12,14 +12,15 @@ import jax
 import numpy as np
 
 import nvib_jax
-from nvib_jax.data import Batches, PreparedData, prepare
+from nvib_jax.data import PreparedData, prepare
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.models.structure import structure
 from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
+from nvib_jax.training.bad_steps import BadSteps
 from nvib_jax.training.checkpoint import Checkpoints, saved_steps
-from nvib_jax.training.config import Config, TrainConfig, to_json
+from nvib_jax.training.config import Config, to_json
 from nvib_jax.training.distributed import check_same, is_first
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.interrupt import Interrupt
@@ -150,7 +151,7 @@ def _fit(
         config, data.tokenizer, buckets, data.length_distribution, state.params
     )
     if resume:
-        model = _with_params(model, state, texts)
+        model = model.counted(texts)
     if is_first():
         (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
     step_function = make_train_step(
@@ -171,7 +172,8 @@ def _fit(
     stream = batches.iterate(start)
     if start < settings.steps and is_first():
         (Path(settings.run_dir) / FINISHED).unlink(missing_ok=True)  # of a shorter run
-    window, bad, streak, since, speeds = None, [], 0, time.monotonic(), []
+    bad = BadSteps(batches, checkpoints, settings, bar.print)
+    window, since, speeds = None, time.monotonic(), []
     with (
         contextlib.closing(open_writer(settings.run_dir, start)) as writer,
         bar,
@@ -183,7 +185,7 @@ def _fit(
             batch = place(arrays_of(next(stream)))
             state, metrics = step_function(state, batch, key)
             window = add_metrics(window, metrics)
-            bad.append(metrics["bad_steps"][0])
+            bad.add(step, metrics["bad_steps"][0])
             bar.advance(1)
             watchdog.at(f"step {step} was begun")
             # Asked once: a signal from here on is the next step's. The last step ends as ever.
@@ -192,35 +194,33 @@ def _fit(
             evaluating = step % settings.eval_every == 0 or last
             if step % settings.log_every == 0 or evaluating:
                 values = means(window)  # waits for the device, so that the clock is right
-                streak = _check_steps(bad, streak, step, batches, checkpoints, settings, bar)
+                bad.check()
                 speeds.append(float(window["cross_entropy"][1]) / (time.monotonic() - since))
                 values["tokens_per_second"] = speeds[-1]
                 writer.write(step, "train", values)
                 bar.log(step, values, _LINE)
-                window, bad, since = None, [], time.monotonic()
-            if evaluating and not stopping:
-                watchdog.at(f"the evaluation at step {step}")
-                values = validate(state.params)
-                if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {values['loss']} at step {step}, no checkpoint of it is "
-                        "kept; lower train.learning_rate or train.clip"
-                    )
-                writer.write(step, "validation", values)
-                bar.log(step, values, {n: _LINE[n] for n in values if n in _LINE}, split="held-out")
+                window, since = None, time.monotonic()
+            if evaluating:
                 state = _agreed(agree, state, mesh, bar)
-                model = _with_params(model, state, texts)
+                # The parameters are the state's: of use until the next step takes them.
+                model, objective = dataclasses.replace(model, params=state.params), None
+                if not stopping:  # a machine that is taken away leaves half a minute
+                    watchdog.at(f"the evaluation at step {step}")
+                    values = validate(state.params)
+                    if not np.isfinite(values["loss"]):
+                        raise FloatingPointError(
+                            f"the loss is {values['loss']} at step {step}, no checkpoint of it is "
+                            "kept; lower train.learning_rate or train.clip"
+                        )
+                    writer.write(step, "validation", values)
+                    shown = {name: _LINE[name] for name in values if name in _LINE}
+                    bar.log(step, values, shown, split="held-out")
+                    model, objective = model.counted(texts), values["loss"]
                 watchdog.at(f"the checkpoint of step {step}")
-                checkpoints.save(state, model, values["loss"])
+                checkpoints.save(state, model, objective)
+                if last:
+                    checkpoints.wait()  # here, where a signal does not end the process
                 since = time.monotonic()
-            if stopping:
-                # A machine that is taken away leaves half a minute: nothing is measured before.
-                state = _agreed(agree, state, mesh, bar)
-                model = dataclasses.replace(model, params=state.params)
-                checkpoints.save(state, model, None)
-            if last:
-                watchdog.at(f"the checkpoint of step {step}")
-                checkpoints.wait()  # here, where a signal does not end the process
             if stopping or (last and interrupt.asked is not None):
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
                 interrupt.leave()
@@ -235,40 +235,6 @@ def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: Trainin
     if int(unequal):
         bar.print(f"copies of the state differed in {int(unequal)} numbers; the first are kept")
     return state
-
-
-def _check_steps(
-    bad: list[jax.Array],
-    streak: int,
-    step: int,
-    batches: Batches,
-    checkpoints: Checkpoints,
-    settings: TrainConfig,
-    bar: TrainingBar,
-) -> int:
-    """Stop, or say which batches were skipped; how many of the last steps were bad in a row."""
-    first, steps, longest = step - len(bad) + 1, [], streak
-    for i, flag in enumerate(jax.device_get(bad)):
-        streak = streak + 1 if flag else 0
-        longest = max(longest, streak)
-        steps += [first + i] if flag else []
-    if not steps:
-        return streak
-    ids = batches.sentences(steps[0] - 1)
-    said = (
-        f"step {steps[0]} has a loss or a gradient that is no finite number, or a spike; its batch "
-        f"has the training sentences {', '.join(map(str, ids[:16]))}{' ...' * (len(ids) > 16)}"
-    )
-    if settings.bad_step == "skip" and longest < settings.log_every:
-        more = f" (and {len(steps) - 1} more up to step {step})" if len(steps) > 1 else ""
-        bar.print(f"{said}; it is skipped{more}")
-        return streak
-    saved = checkpoints.steps()
-    good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint is kept"
-    raise FloatingPointError(
-        f"{said}; {good} in {checkpoints.folder}; lower train.learning_rate or train.clip, or "
-        "--train.bad-step skip"
-    )
 
 
 def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
@@ -293,11 +259,6 @@ def _check_batches(config: Config, data: PreparedData, mesh: jax.sharding.Mesh) 
     check_fits(config, mesh, structure(config, data.vocab_size, buckets_of(config, data)[-1])[1])
     for split in ("train", data_split(data)):
         open_batches(config, data, mesh, split)
-
-
-def _with_params(model: TextModel, state: TrainState, texts: list[str]) -> TextModel:
-    """The model of a state; of use until the next step, which the parameters are donated to."""
-    return dataclasses.replace(model, params=state.params).counted(texts)
 
 
 def effective_weights(config: Config) -> tuple[float, float]:

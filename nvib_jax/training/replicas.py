@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from nvib_jax.mesh import MESH_AXES, summed
+from nvib_jax.mesh import MESH_AXES, axes_in, summed
+from nvib_jax.shapes import vary_alike
 
 
 def make_agree(mesh: jax.sharding.Mesh, shardings: Any) -> Callable[[Any], tuple[Any, jax.Array]]:
@@ -39,15 +40,13 @@ def make_agree(mesh: jax.sharding.Mesh, shardings: Any) -> Callable[[Any], tuple
 
 def _first_copy(x: jax.Array, spec: P) -> tuple[jax.Array, jax.Array]:
     """(the copy of the first device that has this part, numbers that are not as there)."""
-    split = [
-        axis for entry in spec for axis in ([entry] if isinstance(entry, str) else entry or ())
-    ]
+    split = [axis for entry in spec for axis in axes_in(entry)]
     copied = tuple(axis for axis in MESH_AXES if axis not in split)
     if not copied:
         return x, jnp.int32(0)
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     rank = sum((jax.lax.axis_index(axis) for axis in copied), jnp.int32(0))
     first = jax.lax.psum(jnp.where(rank == 0, bits, jnp.zeros_like(bits)), copied)
-    # Unequal bits are counted on every device that has them.
-    unequal = summed(jnp.sum((bits != first) | (rank < 0), dtype=jnp.int32))
+    mine, _ = vary_alike((bits, rank))  # said to be alike on all devices, which is the question
+    unequal = summed(jnp.sum(mine != first, dtype=jnp.int32))
     return jax.lax.bitcast_convert_type(first, x.dtype), unequal

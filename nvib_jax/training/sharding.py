@@ -37,10 +37,8 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
     inner = config.fsdp * config.tensor
     data = config.data or len(devices) // inner
     used = data * inner
-    fits = used <= len(devices) if config.data and jax.process_count() == 1 else (
-        used == len(devices)
-    )  # fmt: skip
-    if not fits or not used:
+    some = config.data and jax.process_count() == 1 and used < len(devices)
+    if not some and used != len(devices):
         wanted = f"{config.data} x {inner}" if config.data else f"a multiple of {inner}"
         raise ValueError(
             f"there are {len(devices)} devices; mesh.data, fsdp, tensor {config.data}, "
@@ -111,7 +109,10 @@ class StatePlan:
 
     def create(self) -> TrainState:
         """The state, each device making its own part."""
-        make = lambda: TrainState.create(self.init(), self.optimizer)  # noqa: E731
+
+        def make() -> TrainState:
+            return TrainState.create(self.init(), self.optimizer)
+
         return jax.jit(make, out_shardings=self.shardings)()
 
 

@@ -1,0 +1,40 @@
+"""A folder that holds a model -> the model: a run, or what `nvib export` wrote."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from nvib_jax.text_model import TextModel
+from nvib_jax.training.checkpoint import Checkpoints
+from nvib_jax.training.compatible import check_shapes
+from nvib_jax.training.keep import FOLDER
+from nvib_jax.training.logging import to_standard_error
+from nvib_jax.training.portable import WEIGHTS, load_exported, model_of
+
+
+def load_model(
+    path: str | Path, *, which: str = "best", say: Callable[[str], None] = to_standard_error
+) -> TextModel:
+    """The model in a folder; see `TextModel.load`.
+
+    Args:
+      path: the folder.
+      which: "best" or "last" checkpoint of a run.
+      say: told of a damaged checkpoint.
+    """
+    folder = Path(path) / FOLDER
+    if which not in ("best", "last"):
+        raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")
+    if (Path(path) / WEIGHTS).exists():
+        return load_exported(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path} is no run: it has no folder {FOLDER}")
+    with contextlib.closing(Checkpoints(path, read_only=True, say=say)) as checkpoints:
+        for step, meta in checkpoints.metas(which):
+            model = model_of(meta, folder)
+            check_shapes(model, meta, folder)
+            items = checkpoints.read(step, meta, {"params": model.params})
+            if items is not None:
+                return dataclasses.replace(model, params=items["params"])
+    raise ValueError(f"no checkpoint in {folder} is whole")
