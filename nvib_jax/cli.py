@@ -3,9 +3,12 @@
 This file prints the usage and the errors; `commands.py`, slower to import, does the rest.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
+
+import nvib_jax
 
 USAGE = """usage: nvib COMMAND ...
 
@@ -20,13 +23,15 @@ USAGE = """usage: nvib COMMAND ...
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
   nvib bench attention|train|generate|sampler|scaling      time, memory and error, beside plain
+  nvib doctor                                              versions, devices, what runs here
 
-`nvib COMMAND --help` shows every option with its default, `--debug` where an error comes from.
+RUN is a folder that train or export wrote. `nvib COMMAND --help` shows every option with its
+default, `--debug` where an error comes from, `nvib --version` the version.
 Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (
     *("train", "prepare", "reconstruct", "sample", "interpolate", "export"),
-    *("evaluate", "sweep", "report", "bench"),
+    *("evaluate", "sweep", "report", "bench", "doctor"),
 )
 
 
@@ -36,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command not in (*_NAMES, "-h", "--help"):
-        print(f"nvib: no command {command!r}; there are {', '.join(_NAMES)}", file=sys.stderr)
+    if command not in (*_NAMES, "-h", "--help", "--version"):
+        near = difflib.get_close_matches(command, _NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
+        print(f"nvib: no command {command!r}; {hint} are {', '.join(_NAMES)}", file=sys.stderr)
         return 2
     try:
         _run(command, rest)
@@ -57,8 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> None:
+    if command == "--version":
+        print(nvib_jax.__version__)
+        return
     if command not in _NAMES:
         print(USAGE, end="")
+        return
+    if command == "doctor" and not arguments:  # says what is missing, so it needs nothing of it
+        from nvib_jax.doctor import main as doctor
+
+        doctor()
         return
     try:
         from nvib_jax.commands import COMMANDS

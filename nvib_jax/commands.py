@@ -246,6 +246,18 @@ def _export(arguments: list[str]) -> None:
         print(file)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Print versions, devices, and which implementations of attention run here and why not."""
+
+
+def _doctor(arguments: list[str]) -> None:
+    _parse(Doctor, arguments)
+    from nvib_jax.doctor import main
+
+    main()
+
+
 def _bench(arguments: list[str]) -> None:
     from nvib_jax.bench.run import main
 
@@ -294,4 +306,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sweep": lambda arguments: studies.sweep(_parse(studies.Sweep, arguments)),
     "report": lambda arguments: studies.report(_parse(studies.Report, arguments)),
     "bench": _bench,
+    "doctor": _doctor,
 }

@@ -2,7 +2,7 @@
 
 Nothing of the prefix is recomputed (keys and values of self-attention are cached, those of the
 mixture computed once), one compiled step serves every position, and the loop ends when every
-sentence has. Beam search is in `nvib_jax.beam`. DESIGN 3.8.
+sentence has. Beam search is in `nvib_jax.beam`.
 """
 
 from dataclasses import dataclass

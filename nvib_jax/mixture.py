@@ -1,6 +1,6 @@
 """`Posterior` -> `Mixture`: a draw, the mean, a prior draw, an interpolation.
 
-DESIGN 3.4 and 3.8. All four leave the same type, so attention never asks where a mixture is from.
+All four leave the same type, so attention never asks where a mixture is from.
 """
 
 import jax
@@ -28,6 +28,18 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
 
     Raises:
       ValueError: `num_samples < 1`, or shapes that do not fit.
+
+    Source: Henderson & Fehr (2023). One draw from `Dir(alpha_i / K repeated)` is their two-stage
+    draw, and differentiable.
+
+    >>> from nvib_jax import make_posterior
+    >>> x, mask = jnp.zeros((1, 3, 4)), jnp.ones((1, 3), bool)
+    >>> posterior = make_posterior(x, x, x[..., 0], mask, Prior.standard(4))
+    >>> mixture = sample(jax.random.key(0), posterior, num_samples=2)
+    >>> mixture.mean.shape, mixture.log_variance  # 2 (3 + 1) impulses
+    ((1, 8, 4), None)
+    >>> print(jnp.exp(mixture.log_weights).sum())
+    1.0000
     """
     posterior.check()
     if num_samples < 1:
@@ -68,6 +80,15 @@ def expected(
 
     Raises:
       ValueError: an unknown `log_weights`, or shapes that do not fit.
+
+    >>> from nvib_jax import make_posterior
+    >>> x, alpha = jnp.zeros((1, 2, 4)), jnp.array([[2.0, 0.05]])
+    >>> mask, prior = jnp.ones((1, 2), bool), Prior.standard(4)
+    >>> posterior = make_posterior(x, x, jnp.log(alpha), mask, prior)
+    >>> print(jnp.exp(expected(posterior).log_weights))  # of 1 + 2 + 0.05
+    [[0.328 0.656 0.016]]
+    >>> print(jnp.exp(expected(posterior, threshold=0.1).log_weights))
+    [[0.333 0.667 0.   ]]
     """
     posterior.check()
     check_choice("log_weights", log_weights, ("mean", "geometric"))
@@ -103,6 +124,13 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
 
     Raises:
       ValueError: `max_length < 0` or `lengths` is not of shape (B,).
+
+    >>> lengths = jnp.array([1, 3])
+    >>> drawn = sample_prior(jax.random.key(0), Prior.standard(4), lengths, max_length=3)
+    >>> drawn.mean.shape
+    (2, 4, 4)
+    >>> print(drawn.mask.sum(-1))  # and one for the prior's component
+    [2 4]
     """
     sizes = check_shapes(lengths=(lengths, "B"))
     if max_length < 0:
@@ -135,6 +163,11 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
 
     Raises:
       ValueError: batch or width of `a` and `b` differ, or `t` is neither () nor (B,).
+
+    >>> def point(x):
+    ...     return Mixture(jnp.full((1, 1, 1), x), None, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
+    >>> print(jnp.exp(interpolate(point(-1.0), point(1.0), 0.25).log_weights))
+    [[0.75 0.25]]
     """
     a.check()
     b.check()
@@ -142,15 +175,21 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
     if jnp.ndim(t) > 0:
         check_shapes(**{"a.mean": (a.mean, "B Sa D"), "t": (t, "B")})
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), a.mean.shape[:1])[:, None]
+    a_weight, b_weight = _log(1.0 - t), _log(t)
     log_variance = None
     if a.log_variance is not None or b.log_variance is not None:
         log_variance = jnp.concatenate([_log_variance(a), _log_variance(b)], axis=1)
     return Mixture(
         mean=jnp.concatenate([a.mean, b.mean], axis=1),
         log_variance=log_variance,
-        log_weights=jnp.concatenate([a.log_weights + jnp.log1p(-t), b.log_weights + jnp.log(t)], 1),
+        log_weights=jnp.concatenate([a.log_weights + a_weight, b.log_weights + b_weight], axis=1),
         mask=jnp.concatenate([a.mask, b.mask], axis=1),
     )
+
+
+def _log(x: jax.Array) -> jax.Array:
+    """-inf at 0 with gradient 0: an end that weighs nothing pulls nowhere."""
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)
 
 
 def _log_variance(mixture: Mixture) -> jax.Array:

@@ -1,7 +1,7 @@
 """What is minimised, and what is reported: cross-entropy, the two KLs, annealing, ELBO, IWAE.
 
-DESIGN 3.7. The training loss is a mean over valid tokens plus KLs in the published scaling; a
-bound on the likelihood is a sum over the sentence with the exact KLs, and is kept apart from it.
+The training loss (Henderson & Fehr 2023) is a mean over valid tokens plus KLs in the published
+scaling; a bound on the likelihood is a sum over the sentence with the exact KLs, and is kept apart.
 """
 
 import jax
@@ -29,6 +29,10 @@ def log_likelihood(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> ja
 
     Raises:
       ValueError: shapes that do not fit, or a mask that is not boolean.
+
+    >>> mask = jnp.array([[True, True, False]])
+    >>> print(log_likelihood(jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), int), mask))  # 2 log 1/4
+    [-2.7725887]
     """
     check_mask("mask", mask)
     check_shapes(logits=(logits, "B T V"), targets=(targets, "B T"), mask=(mask, "B T"))
@@ -56,6 +60,10 @@ def anneal(
 
     Raises:
       ValueError: an unknown schedule, or a cycle shorter than its ramp.
+
+    >>> steps = jnp.array([0, 10, 15, 20, 99])
+    >>> print(anneal(steps, schedule="linear", start=10, steps=10))
+    [0.  0.  0.5 1.  1. ]
     """
     check_choice("schedule", schedule, SCHEDULES)
     if schedule == "cyclic" and cycle < max(steps, 1):
@@ -75,6 +83,12 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
       kl: nats, shape (B,).
       components: S, valid components of each example (the prior's included), shape (B,).
       dim: D for the Gaussian term, None for the Dirichlet term.
+
+    Returns:
+      nats, shape (B,).
+
+    >>> print(published_scale(jnp.array([60.0]), jnp.array([3]), dim=4))
+    [5.]
     """
     return kl / (components.astype(jnp.float32) * (1 if dim is None else dim))
 
@@ -102,6 +116,9 @@ def budget(
 
     Returns:
       nats, shape (B,).
+
+    >>> print(budget(jnp.array([1.0, 9.0]), jnp.array([4, 4]), free=0.5))
+    [2. 9.]
     """
     tokens = tokens.astype(jnp.float32)
     return jnp.maximum(kl, free * tokens) if capacity is None else jnp.abs(kl - capacity * tokens)
@@ -113,8 +130,16 @@ def elbo_weights(lambda_gaussian: float, lambda_dirichlet: float, dim: int) -> t
     Summed over a sentence, `CE/T + lambda_G KL_G/(S D) + lambda_D KL_D/S` with T = S is
     `CE + (lambda_G / D) KL_G + lambda_D KL_D`.
 
+    Args:
+      lambda_gaussian: lambda_G of the published loss.
+      lambda_dirichlet: lambda_D.
+      dim: D.
+
     Returns:
       (weight of KL_G, weight of KL_D).
+
+    >>> elbo_weights(1e-3, 1.0, dim=256)  # the published setting
+    (3.90625e-06, 1.0)
     """
     return lambda_gaussian / dim, lambda_dirichlet
 
@@ -138,6 +163,9 @@ def elbo(
 
     Returns:
       shape (B,).
+
+    >>> print(elbo(*(jnp.array([x]) for x in (-10.0, 4.0, 2.0, -1.0))))
+    [-17.]
     """
     return log_likelihood + log_prob_count - kl_gaussian - kl_dirichlet
 
@@ -158,6 +186,13 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
 
     Raises:
       ValueError: the mixture's components are no multiple of the posterior's.
+
+    >>> from nvib_jax import make_posterior, sample
+    >>> x, prior = jnp.zeros((1, 2, 4)), Prior.standard(4)
+    >>> posterior = make_posterior(x, x - 2, x[..., 0], jnp.ones((1, 2), bool), prior)
+    >>> drawn = sample(jax.random.key(0), posterior)
+    >>> log_density_ratio(drawn, posterior, prior).shape
+    (1,)
     """
     count, drawn = _drawn(mixture, posterior)
     log_alpha = jnp.where(drawn, jnp.tile(posterior.log_alpha, (1, count)), 0.0)
@@ -180,6 +215,13 @@ def gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Pr
 
     Returns:
       float32 nats, shape (B,).
+
+    >>> from nvib_jax import make_posterior, sample
+    >>> x, prior = jnp.zeros((1, 2, 4)), Prior.standard(4)
+    >>> posterior = make_posterior(x, x, x[..., 0], jnp.ones((1, 2), bool), prior)
+    >>> drawn = sample(jax.random.key(0), posterior)
+    >>> print(gaussian_log_density_ratio(drawn, posterior, prior))  # drawn from the prior itself
+    [0.]
     """
     count, drawn = _drawn(mixture, posterior)
 
@@ -217,6 +259,9 @@ def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:
 
     Returns:
       float32 nats, `axis` removed. Source: Burda et al. (2016).
+
+    >>> print(iwae(jnp.log(jnp.array([0.1, 0.3]))))  # log 0.2
+    -1.609438
     """
     count = log_weights.shape[axis]
     return jax.nn.logsumexp(log_weights, axis=axis) - jnp.log(jnp.float32(count))

@@ -4,6 +4,7 @@ Colours are Okabe & Ito's (2008), which the colour-blind can tell apart.
 """
 
 import functools
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -68,15 +69,39 @@ def marker(index: int) -> str:
     return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
+class Picture(Figure):
+    """A figure that notebooks show as it is: theirs would have to be pyplot's."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=110, bbox_inches="tight")
+        return file.getvalue()
+
+
 def new_axes(
     xlabel: str, ylabel: str, *, width: float = 4.4, height: float = 3.0
 ) -> tuple[Figure, Axes]:
     """An empty figure; sizes in inches, and a phone is 4 wide."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(width, height)
     axes = figure.add_subplot()
     axes.set(xlabel=xlabel, ylabel=ylabel)
     return figure, axes
+
+
+def new_row(count: int, xlabel: str, ylabel: str) -> tuple[Figure, Sequence[Axes]]:
+    """Square axes side by side that share their limits."""
+    figure = _figure(0.8 + 2.8 * count, 3.6)
+    row = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
+    for axes in row:
+        axes.set_xlabel(xlabel)
+    row[0].set_ylabel(ylabel)
+    return figure, row
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Picture(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def floats(values: ArrayLike) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Arrays -> `matplotlib.figure.Figure`s: training, rate and distortion, vectors, attention.
 
 No pyplot and no global state: `figure.savefig("a.svg")` works anywhere, and a notebook shows the
-figure that a cell ends with. A *series* is (label, x, y); series that share a label, as the seeds
-of one setting do, share a colour, and `order` fixes which colour a label has in several figures.
-Colours are Okabe & Ito's, which the colour-blind can tell apart; values that are None, NaN or
-infinite are left out.
+figure that a cell ends with or `display` is given. A *series* is (label, x, y); series that share a
+label, as the seeds of one setting do, share a colour, and `order` fixes which colour a label has in
+several figures. Colours are Okabe & Ito's, which the colour-blind can tell apart; values that are
+None, NaN or infinite are left out.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ from nvib_jax.plot_style import (
     label_points,
     look,
     new_axes,
+    new_row,
     styled,
 )
 
@@ -56,6 +58,9 @@ def curves(
       faint: series drawn thin and without markers beneath them, say those of training.
       order: labels in order of colour; by default as they come.
       legend: name the labels, where there are several.
+
+    >>> loss = [("seed 0", [0, 100, 200], [9.1, 3.2, 2.9]), ("seed 1", [0, 100, 200], [9, 4, 3])]
+    >>> curves(loss, xlabel="step", ylabel="nats per token").savefig("curves.png")
     """
     figure, axes = new_axes(xlabel, ylabel)
     names = label_order([*series, *faint], order)
@@ -90,6 +95,8 @@ def vectors_by_length(
       ylabel: how vectors are counted.
       order: labels in order of colour.
       legend: name the labels, where there are several.
+
+    >>> vectors_by_length([("alpha_delta 0.3", [6, 10, 20], [2.5, 4, 6.5])]).savefig("length.png")
     """
     xlabel = "sentence length, tokens"
     figure = curves(series, xlabel=xlabel, ylabel=ylabel, order=order, legend=legend)
@@ -129,6 +136,9 @@ def rate_distortion(
       order: kinds in order of colour; one that comes twice has the first place.
       rate_label: axis label with its unit.
       distortion_label: likewise.
+
+    >>> kinds, deltas = ["NVAE", "NVAE", "VTV"], ["0.1", "0.5", ""]
+    >>> rate_distortion(kinds, deltas, [4.0, 6.0, 9.0], [3.0, 1.0, 0.1]).savefig("plane.png")
     """
     figure, axes = new_axes(rate_label, distortion_label)
     x, y = floats(rate), floats(distortion)
@@ -164,6 +174,9 @@ def forms_compared(
       xlabel: the score, with its unit.
       order: labels in order of colour.
       legend: name the labels, where there are several.
+
+    >>> forms = ["exact", "expected_logit"]
+    >>> forms_compared(forms, [("seed 0", [71.0, 99.5])], xlabel="BLEU").savefig("forms.png")
     """
     figure, axes = new_axes(xlabel, "", height=1 + 0.36 * len(forms))
     names = label_order(series, order)
@@ -195,6 +208,8 @@ def kl_per_dimension(
       series: (label, nats of D dimensions in any order).
       order: labels in order of colour.
       legend: name the labels, where there are several.
+
+    >>> kl_per_dimension([("run", [0.1, 2.5, 0.0, 1.2])]).savefig("dimensions.png")
     """
     figure, axes = new_axes("latent dimension, largest first", "KL, nats")
     names = label_order(series, order)
@@ -210,19 +225,28 @@ def kl_per_dimension(
 
 
 @styled
-def token_weights(tokens: Sequence[str], pseudo_counts: ArrayLike, attention: ArrayLike) -> Figure:
+def token_weights(
+    tokens: Sequence[str],
+    pseudo_counts: ArrayLike,
+    attention: ArrayLike,
+    *,
+    rows: tuple[str, str] = ("pseudo-count", "share of attention"),
+) -> Figure:
     """A heat map of what each token's vector may weigh and of how much it is read.
 
     Args:
       tokens: n of them.
       pseudo_counts: shape (n,).
       attention: share of attention, shape (n,); the rest is the prior's component's.
+      rows: what the two are called.
+
+    >>> token_weights(["the", "dog"], [0.0, 1.7], [0.0, 0.9]).savefig("tokens.png")
     """
-    rows = np.stack([floats(pseudo_counts), floats(attention)])
-    peaks = np.nanmax(rows, axis=1, keepdims=True, initial=1e-30)  # each row has its own scale
+    values = np.stack([floats(pseudo_counts), floats(attention)])
+    peaks = np.nanmax(values, axis=1, keepdims=True, initial=1e-30)  # each row has its own scale
     figure, axes = new_axes("", "", width=1.8 + 0.42 * len(tokens), height=1.8)
-    heat_map(axes, rows / peaks, ["pseudo-count", "share of attention"], tokens)
-    for (row, column), value in np.ndenumerate(rows):
+    heat_map(axes, values / peaks, rows, tokens)
+    for (row, column), value in np.ndenumerate(values):
         ink = "white" if value > 0.6 * peaks[row, 0] else INK
         axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=ink, size=7)
     return figure
@@ -230,7 +254,13 @@ def token_weights(tokens: Sequence[str], pseudo_counts: ArrayLike, attention: Ar
 
 @styled
 def attention_map(
-    attention: ArrayLike, queries: Sequence[str], components: Sequence[str]
+    attention: ArrayLike,
+    queries: Sequence[str],
+    components: Sequence[str],
+    *,
+    xlabel: str = "component",
+    ylabel: str = "position of the decoder",
+    label: str = "share of attention",
 ) -> Figure:
     """Which component each position of the decoder reads.
 
@@ -238,15 +268,40 @@ def attention_map(
       attention: shares, shape (T, S).
       queries: T labels, the token that is predicted say.
       components: S labels; the first is the prior's.
+      xlabel: what the components are.
+      ylabel: what the queries are.
+      label: what the shares are.
+
+    >>> shares = [[0.1, 0.7, 0.2], [0.2, 0.1, 0.7]]
+    >>> attention_map(shares, ["dog", "(end)"], ["prior", "the", "dog"]).savefig("attention.png")
     """
     size = {"width": 2.2 + 0.3 * len(components), "height": 1.6 + 0.24 * len(queries)}
-    figure, axes = new_axes("component", "position of the decoder", **size)
+    figure, axes = new_axes(xlabel, ylabel, **size)
     mesh = heat_map(axes, floats(attention), queries, components)
-    figure.colorbar(mesh, ax=axes, label="share of attention", shrink=0.8)
+    figure.colorbar(mesh, ax=axes, label=label, shrink=0.8)
     return figure
 
 
-@styled
+class Field(NamedTuple):
+    """A mixture in the plane and where denoising attention moves queries, for `mixture_fields`.
+
+    Attributes:
+      title: above it; may be empty.
+      mean: shape (S, 2).
+      variance: broadcast to (S, 2), 0 for impulses; ellipses are one standard deviation.
+      weights: shape (S,); the area of a dot, which is not quite 0 where the weight is not.
+      query: shape (..., 2), where the arrows start.
+      denoised: the posterior mean given each query, where they end; shape of `query`.
+    """
+
+    title: str
+    mean: ArrayLike
+    variance: ArrayLike
+    weights: ArrayLike
+    query: ArrayLike
+    denoised: ArrayLike
+
+
 def mixture_field(
     mean: ArrayLike,
     variance: ArrayLike,
@@ -254,26 +309,47 @@ def mixture_field(
     query: ArrayLike,
     denoised: ArrayLike,
 ) -> Figure:
-    """A mixture in the plane and where denoising attention moves each query.
+    """One `Field`, without a title.
+
+    >>> mean, query = [[-1.0, 0.0], [1.0, 0.0]], [[0.5, 0.5]]
+    >>> mixture_field(mean, 0.1, [0.5, 0.5], query, [[0.8, 0.1]]).savefig("field.png")
+    """
+    return mixture_fields([Field("", mean, variance, weights, query, denoised)])
+
+
+@styled
+def mixture_fields(fields: Sequence[Field]) -> Figure:
+    """Mixtures in the plane side by side, at one scale.
 
     Args:
-      mean: shape (S, 2).
-      variance: shape (S, 2), 0 for impulses; ellipses are one standard deviation.
-      weights: shape (S,); the area of a dot.
-      query: shape (..., 2), where the arrows start.
-      denoised: the posterior mean given each query, where they end; shape of `query`.
+      fields: from left to right.
+
+    >>> left = Field("two points", [[-1, 0], [1, 0]], 0.0, [0.5, 0.5], [[0.5, 0.5]], [[0.8, 0.1]])
+    >>> mixture_fields([left, left._replace(title="again")]).savefig("fields.png")
     """
-    mean, variance = np.asarray(mean, float), np.asarray(variance, float)
-    start, end = (np.asarray(a, float).reshape(-1, 2) for a in (query, denoised))
-    figure, axes = new_axes("first dimension", "second dimension", width=4.4, height=4.2)
-    axes.quiver(
-        *start.T, *(end - start).T, angles="xy", scale_units="xy", scale=1, color=MUTED, width=0.003
-    )
-    for centre, sd in zip(mean, np.sqrt(variance), strict=True):
-        axes.add_patch(Ellipse(centre, *(2 * sd), facecolor=COLOURS[0], alpha=0.25))
-    area = 300 * np.asarray(weights, float) / max(np.max(weights), 1e-30)
-    axes.scatter(mean[:, 0], mean[:, 1], s=area, color=COLOURS[1], edgecolor="white", zorder=3)
-    axes.set_aspect("equal", adjustable="datalim")
+    figure, row = new_row(len(fields), "first dimension", "second dimension")
+    for axes, field in zip(row, fields, strict=True):
+        mean = floats(field.mean)
+        variance = np.broadcast_to(floats(field.variance), mean.shape)
+        start, end = (floats(points).reshape(-1, 2) for points in (field.query, field.denoised))
+        axes.set_title(field.title, fontsize=9)
+        axes.quiver(
+            *start.T,
+            *(end - start).T,
+            angles="xy",
+            scale_units="xy",
+            scale=1,
+            color=MUTED,
+            alpha=0.8,
+            width=0.004,
+            headwidth=5,
+        )
+        for centre, sd in zip(mean, np.sqrt(variance), strict=True):
+            axes.add_patch(Ellipse(centre, *(2 * sd), facecolor=COLOURS[0], alpha=0.25))
+        weights = floats(field.weights)
+        area = np.where(weights > 0, 8 + 172 * weights / max(weights.max(), 1e-30), 0)
+        axes.scatter(mean[:, 0], mean[:, 1], s=area, color=COLOURS[1], edgecolor="white", zorder=3)
+        axes.set_aspect("equal", adjustable="box")
     return figure
 
 

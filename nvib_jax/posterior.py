@@ -1,6 +1,6 @@
 """Encoder statistics -> `Posterior`: the three pseudo-count maps, the skip, component 0.
 
-DESIGN 3.3. The linear maps `mu = W_mu x + b` and `log s2 = W_s x + b` are the caller's (a Flax
+The linear maps `mu = W_mu x + b` and `log s2 = W_s x + b` are the caller's (a Flax
 module owns their parameters); here is what is not a plain linear map.
 """
 
@@ -39,6 +39,13 @@ def log_pseudo_count(
 
     Raises:
       ValueError: an unknown form, a missing or surplus `quadratic`, shapes that do not fit.
+
+    Source: `exp_linear` and `relu`, Henderson & Fehr (2023); `exp_quadratic`, Fehr & Henderson
+    (2024), arXiv 2312.00662.
+
+    >>> x, w = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, -1.0])
+    >>> print(jnp.exp(log_pseudo_count(x, w, jnp.float32(0.5), form="relu")))
+    [2.5 0. ]
     """
     check_choice("form", form, PSEUDO_COUNT_MAPS)
     if (quadratic is not None) != (form == "exp_quadratic"):
@@ -84,6 +91,14 @@ def make_posterior(
 
     Raises:
       ValueError: naming the argument, the shape it has and the shape it should have.
+
+    Source: Henderson & Fehr (2023).
+
+    >>> x = jnp.ones((1, 3, 4))
+    >>> mask = jnp.array([[True, True, False]])
+    >>> posterior = make_posterior(x, 0 * x, x[..., 0], mask, Prior.standard(4))
+    >>> print(posterior.log_alpha, posterior.mask)  # the prior's first, padding last
+    [[0. 1. 1. 0.]] [[ True  True  True False]]
     """
     check_mask("mask", mask)
     sizes = check_shapes(
@@ -124,6 +139,16 @@ def add_skip(log_alpha: jax.Array, previous: Posterior) -> jax.Array:
 
     Returns:
       shape (B, N).
+
+    Raises:
+      ValueError: numbers of tokens that differ.
+
+    Source: Behjati et al. (2023), arXiv 2310.17284.
+
+    >>> x = jnp.ones((1, 2, 4))
+    >>> below = make_posterior(x, x, x[..., 0], jnp.ones((1, 2), bool), Prior.standard(4))
+    >>> print(add_skip(jnp.array([[0.5, -1.0]]), below))
+    [[1.5 0. ]]
     """
     check_shapes(
         **{

@@ -34,6 +34,11 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
 
     Source: the quantile is Temme's (1992, see gamma.py), the powers of uniforms the well-known
     boost of small shapes (e.g. Marsaglia & Tsang 2000), twice.
+
+    >>> log_alpha = jnp.log(jnp.array([1e-3, 1.0, 100.0]))
+    >>> draws = jax.vmap(loggamma, (0, None))(jax.random.split(jax.random.key(0), 4000), log_alpha)
+    >>> print(jnp.exp(draws).mean(0))  # E[x] = alpha
+    [0.00 1.0 100]
     """
     log_alpha = jnp.asarray(log_alpha).astype(jnp.float32)
     empty = jnp.isneginf(log_alpha)
@@ -76,6 +81,9 @@ def log_normalize(log_weights: jax.Array, mask: jax.Array | None = None) -> jax.
 
     Returns:
       float32, shape (..., S). A row with no entry at all is -inf throughout.
+
+    >>> print(jnp.exp(log_normalize(jnp.log(jnp.array([1.0, 3.0, 0.0])))))
+    [0.25 0.75 0.  ]
     """
     valid = ~jnp.isneginf(log_weights)
     valid = valid if mask is None else valid & mask
@@ -100,6 +108,11 @@ def log_dirichlet(key: jax.Array, log_alpha: jax.Array, mask: jax.Array | None =
 
     Raises:
       ValueError: the mask is not boolean or does not have the shape of `log_alpha`.
+
+    >>> mask = jnp.array([True, True, False])
+    >>> weights = jnp.exp(log_dirichlet(jax.random.key(0), jnp.zeros(3), mask))
+    >>> print(weights.sum(), weights[2])
+    1.0000 0.0
     """
     check_mask("mask", mask)
     if mask is not None and jnp.shape(mask) != jnp.shape(log_alpha):

@@ -18,6 +18,7 @@ from queue import Queue
 from typing import Any
 
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
+from nvib_jax.progress import track
 from nvib_jax.training.checkpoint import saved_steps
 from nvib_jax.training.config import Config, call_file, to_json
 
@@ -113,7 +114,8 @@ def run_sweep(
         return None
 
     with ThreadPoolExecutor(jobs) as pool:
-        errors = [error for error in pool.map(one, folders) if error]
+        ends = track(pool.map(one, folders), "sweep", total=len(folders), unit="runs")
+        errors = [error for error in ends if error]
     if errors:
         raise ValueError(f"{len(errors)} of {len(runs)} runs failed: {'; '.join(errors)}")
     return list(folders.values())

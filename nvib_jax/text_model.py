@@ -22,6 +22,7 @@ from nvib_jax.mesh import ambient, ways
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, layout, merge
 from nvib_jax.models.structure import structure
+from nvib_jax.progress import track
 from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 
@@ -216,7 +217,8 @@ class TextModel:
         run = self.compiled(write_prior, max_length=self.max_length, config=decoding)
         texts: list[str] = []
         rows = rows_at_once()
-        for start in range(0, count, rows):
+        starts = range(0, count, rows)
+        for start in track(starts, "samples", total=len(starts), unit="batches"):
             part = np.ones(rows, np.int32)
             part[: len(chosen[start : start + rows])] = chosen[start : start + rows]
             key = jax.random.fold_in(jax.random.key(seed), start)
@@ -279,12 +281,14 @@ class TextModel:
         """Rows by bucket: (which they are, tokens, mask), filled up to `rows_at_once`."""
         buckets = self.buckets if len(rows) > FEW else self.buckets[-1:]
         bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
+        parts = []
         for bucket, width in enumerate(buckets):
             members = np.flatnonzero(bucket_of == bucket)
-            for start in range(0, len(members), rows_at_once()):
-                part = members[start : start + rows_at_once()]
-                tokens, mask = pad([rows[i] for i in part], width, rows_at_once())
-                yield part, jnp.asarray(tokens), jnp.asarray(mask)
+            starts = range(0, len(members), rows_at_once())
+            parts += [(members[i : i + rows_at_once()], width) for i in starts]
+        for part, width in track(parts, "sentences", total=len(parts), unit="batches"):
+            tokens, mask = pad([rows[i] for i in part], width, rows_at_once())
+            yield part, jnp.asarray(tokens), jnp.asarray(mask)
 
     def measure(
         self,

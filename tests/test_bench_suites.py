@@ -140,6 +140,7 @@ def test_inputs_are_random_and_seeded():
 SMALL_TRAIN = train.Train(vocab_size=30, batch_size=2, batches=4, buckets=2, dim=8)
 
 
+@pytest.mark.long
 def test_train_rows(monkeypatch):
     """Without the gamma sampler, which takes most of the time to compile."""
     monkeypatch.setattr(NVAE, "draw", tiny.Still.draw)

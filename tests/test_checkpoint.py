@@ -188,6 +188,7 @@ def test_a_run_cut_off_goes_on_as_if_it_had_not_been(monkeypatch, capsys):
     assert step_losses(config) == step_losses(whole)
 
 
+@pytest.mark.long
 def test_more_steps_are_a_continuation():
     """10 steps, then `--train.steps 20`: the same as 20 at once, where the rate does not decay."""
     whole = tiny.trained()[0]

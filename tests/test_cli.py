@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,16 @@ import jax
 import pytest
 import tiny
 
-from nvib_jax import cli, commands
+import nvib_jax
+from nvib_jax import cli, commands, doctor
+from nvib_jax.attention import FORMS, IMPLEMENTATIONS
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, to_json
 
 TEXTS = ["the dog sleeps", "a cat that often waits runs"]
 COMMANDS = [
     *("train", "prepare", "reconstruct", "sample", "interpolate", "export"),
-    *("evaluate", "sweep", "report", "bench"),
+    *("evaluate", "sweep", "report", "bench", "doctor"),
 ]
 
 
@@ -64,9 +67,44 @@ def test_usage(arguments, capsys):
 def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
-        "nvib: no command 'trian'; there are train, prepare, reconstruct, sample, "
-        "interpolate, export, evaluate, sweep, report, bench\n"
+        "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
+        "sample, interpolate, export, evaluate, sweep, report, bench, doctor\n"
     )
+    assert nvib("xyz") == 2
+    assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")
+
+
+def test_version(capsys):
+    assert nvib("--version") == 0
+    assert capsys.readouterr().out == f"{nvib_jax.__version__}\n"
+
+
+def test_doctor_tries_every_implementation(capsys):
+    assert nvib("doctor") == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in re.findall(r"^  \w.*", out, flags=re.MULTILINE)}
+    assert list(lines) == list(IMPLEMENTATIONS)
+    for name in ("reference", "xla"):
+        errors = [float(x) for x in re.findall(r"\d+e[-+]\d+", lines[name])]
+        assert len(errors) == len(FORMS)
+        assert max(errors) < 1e-4
+    assert lines["xla"].endswith("(float32); what None takes")
+    assert "no: it is for TPUs, this is a CPU" in lines["pallas_tpu"]
+    assert f"jax {jax.__version__}" in out
+    assert f"{jax.device_count()} x cpu" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_doctor_names_what_is_missing_and_what_fails(monkeypatch):
+    def broken(*args, implementation, **kwargs):
+        raise RuntimeError("this  driver\nis too old")
+
+    monkeypatch.setattr(doctor, "denoising_attention", broken)
+    monkeypatch.setattr(doctor, "TRAINING", ("no-such-package",))
+    out = "\n".join(doctor.lines())
+    assert "no-such-package missing" in out
+    assert "pip install 'nvib-jax[train]' has what is missing" in out
+    assert "  xla        no: this driver is too old" in out
 
 
 def test_the_usage_names_every_command():
@@ -93,6 +131,7 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "sample": ["RUN", "--count INT", "(default: 10)", "(default: sample)"],
         "export": ["RUN", "--out PATH", "(default: best)"],
         "bench": ["attention", "nvib bench table FILE.json"],
+        "doctor": ["which implementations of attention run here"],
         "evaluate": ["RUN ...", "--split {test,validation}", "--draws INT", "(default: 100)"],
         "sweep": ["SWEEP.py", "--jobs INT", "(default: 1)", "--lm.steps INT"],
         "report": ["RUN ...", "--out PATH", "(default: report.html)"],

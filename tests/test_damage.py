@@ -259,6 +259,7 @@ def mount(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short_end")
 def test_a_full_disk(mount, tmp_path):
     """The first checkpoint fits, the second does not: one sentence, and the first is whole."""

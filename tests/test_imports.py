@@ -27,7 +27,16 @@ PURE = (
     "attention.pallas_gpu",
     "attention.cudnn",
 )
-HEAVY = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "sentencepiece", "grain"}
+HEAVY = {
+    "absl",
+    "flax",
+    "optax",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "sentencepiece",
+    "grain",
+}
 
 
 def run(code: str) -> str:
@@ -52,6 +61,7 @@ def test_pure_files_import_jax_and_numpy_only():
 def test_top_level_import_is_light():
     """No neural-network or data stack, and under a second after jax itself."""
     out = run(
+        "import warnings; warnings.simplefilter('error')\n"
         "import jax.numpy, sys, time\nstart = time.process_time()\nimport nvib_jax\n"
         "print(time.process_time() - start, *{m.split('.')[0] for m in sys.modules})"
     ).split()
@@ -59,7 +69,7 @@ def test_top_level_import_is_light():
     assert not HEAVY & set(out[1:])
 
 
-# name -> (positional, {keyword-only: default}); DESIGN section 5.
+# name -> (positional, {keyword-only: default}): what is promised to users.
 REQUIRED = inspect.Parameter.empty
 SIGNATURES = {
     "Prior": ("mean log_variance log_alpha alpha_delta", {}),

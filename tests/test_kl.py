@@ -35,7 +35,7 @@ def evaluate(log_alpha, log_p, form, num_samples=1):
 
 
 def textbook(log_alpha, log_p, num_samples, form):
-    """The KL of DESIGN 3.6 as it stands, its gradients by log_alpha and by log p, in mpmath."""
+    """The published KL as it stands, its gradients by log_alpha and by log p, in mpmath."""
     alpha = [mp.e ** mp.mpf(float(x)) if np.isfinite(x) else mp.mpf(0) for x in log_alpha]
     k0, p = num_samples * len(alpha), mp.e ** mp.mpf(float(log_p))
     a0 = sum(alpha)

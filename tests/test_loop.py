@@ -114,6 +114,7 @@ def test_training_beats_no_training():
 # ---- other data
 
 
+@pytest.mark.long
 def test_text_without_a_validation_split(tmp_path, short_end):
     """Prepared unasked; training watches its own sentences where there are no others."""
     names, verbs = ("ann", "bob", "the old cat"), ("sees", "likes", "hears")
@@ -205,6 +206,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys, sh
         np.testing.assert_array_equal(again.params[name], value, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ctrl_c", "short_end")
 def test_ctrl_c_at_the_last_step(monkeypatch):
     """The run is measured and saved as ever, and then stops; what is left is the summary."""
@@ -310,6 +312,7 @@ def test_lines_are_plain_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().out == "train         5  loss 1,234  [kept] 0.123\n"
 
 
+@pytest.mark.long
 def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
     """A slow evaluation between two log lines is not in tokens/s."""
     import time

@@ -74,13 +74,13 @@ def trained(mesh_config):
     "mesh_config",
     [
         MeshConfig(fsdp=2, tensor=2),
-        *(
-            pytest.param(c, marks=pytest.mark.long)
-            for c in (MeshConfig(), MeshConfig(fsdp=8), MeshConfig(data=4, tensor=2))
-        ),
+        MeshConfig(),
+        MeshConfig(fsdp=8),
+        MeshConfig(data=4, tensor=2),
     ],
     ids=str,
 )
+@pytest.mark.long
 def test_fifty_steps_on_any_mesh_are_those_of_one_device(mesh_config):
     wanted, last, one = trained(ONE)
     losses, metrics, many = trained(mesh_config)

@@ -1,5 +1,6 @@
 """A draw, the mean, a prior draw, an interpolation."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +129,24 @@ def test_sample_prior():
     z = np.asarray(draw.mean, np.float64)[:, 2]
     np.testing.assert_allclose(z.mean((0, 1)), base.mean, atol=0.03)
     np.testing.assert_allclose(z.var((0, 1)), np.exp(base.log_variance), rtol=0.04)
+
+
+def test_interpolation_has_gradients_at_its_ends():
+    """Weight 0 is weight -inf in logs: its gradient is 0, not NaN, and the rest is untouched."""
+    a, b, q, k = mixture(), mixture(seed=7), query(), kernels()
+
+    def loss(t, a, b):
+        return jnp.sum(attention(q, nvib.interpolate(a, b, t), **k) ** 2)
+
+    def floats(tree):
+        return {"mean": tree.mean, "weights": tree.log_weights}
+
+    for t, mine, other in ((0.0, 0, 1), (1.0, 1, 0)):
+        by_t, *sides = jax.grad(loss, argnums=(0, 1, 2), allow_int=True)(jnp.float32(t), a, b)
+        assert np.isfinite(by_t)
+        chex.assert_tree_all_finite([floats(side) for side in sides])
+        assert all(np.any(x != 0) for x in floats(sides[mine]).values())
+        assert not any(np.any(x != 0) for x in floats(sides[other]).values())
 
 
 @pytest.mark.parametrize("impulses", [(True, True), (False, True), (True, False), (False, False)])

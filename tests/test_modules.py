@@ -1,5 +1,6 @@
 """The Flax modules: shapes, norms, dropout, padding, the cache, compute in bfloat16."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,6 @@ from flax import nnx
 
 import nvib_jax as nvib
 from nvib_jax.modules import NVIB, Decoder, DenoisingAttention, Encoder, SelfAttention
-from nvib_jax.modules.nvib import rectified_normal
 from nvib_jax.modules.transformer import dropout
 
 D, H, HIDDEN = 16, 2, 32
@@ -275,12 +275,31 @@ def test_nvib_starts_at_the_priors_pseudo_count():
         np.testing.assert_allclose(layer.alpha_bias[...], np.log(want), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("alpha", "kept"), [(0.0, 0.5), (1.0, 0.0), (1.0, 1.0)])
-def test_a_start_that_cannot_be_is_named(alpha, kept):
-    with pytest.raises(
-        ValueError, match=rf"initial_alpha, initial_kept are {alpha}, {kept}; wanted"
-    ):
-        rectified_normal(alpha, kept)
+@pytest.mark.parametrize("form", ["exp_linear", "relu"])
+def test_nvib_may_be_made_inside_jit(form):
+    """Also with the prior as an argument, which then has no number to read."""
+
+    def start(prior):
+        layer = NVIB(D, prior=prior, pseudo_count=form, rngs=nnx.Rngs(0))
+        return layer.alpha_bias[...], layer.alpha_linear[...]
+
+    prior = nvib.Prior.standard(D, alpha_delta=0.25)
+    chex.assert_trees_all_close(jax.jit(start)(prior), start(prior), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "alpha", "kept", "wanted"),
+    [
+        ("exp_linear", 0.0, 0.5, "initial_alpha is 0.0; wanted more than 0"),
+        ("relu", -1.0, 0.5, "initial_alpha is -1.0; wanted more than 0"),
+        ("relu", 1.0, 0.0, "initial_kept is 0.0; wanted 0 < initial_kept < 1"),
+        ("relu", 1.0, 1.0, "initial_kept is 1.0; wanted 0 < initial_kept < 1"),
+    ],
+)
+def test_a_start_that_cannot_be_is_named(form, alpha, kept, wanted):
+    how = {"pseudo_count": form, "initial_alpha": alpha, "initial_kept": kept}
+    with pytest.raises(ValueError, match=wanted):
+        NVIB(D, prior=nvib.Prior.standard(D), rngs=nnx.Rngs(0), **how)
 
 
 def test_skip_adds_the_layer_belows_log_pseudo_counts():

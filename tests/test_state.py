@@ -318,6 +318,7 @@ def test_parts_of_a_batch_give_its_gradient(still):
     assert means(wanted)["gradient_norm"] > 1e-2
 
 
+@pytest.mark.long
 def test_remat_changes_memory_and_nothing_else():
     """The same gradient, dropout included, from fewer stored arrays."""
 

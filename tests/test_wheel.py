@@ -1,4 +1,4 @@
-"""What is published works without the checkout: the wheel's own files, in an empty folder."""
+"""What is published works without the checkout: a wheel in an environment of its own."""
 
 import os
 import subprocess
@@ -8,34 +8,75 @@ from pathlib import Path
 
 import pytest
 
+import nvib_jax
+
 ROOT = Path(__file__).parent.parent
 
-PROBE = """
-import pathlib, jax.numpy as jnp, nvib_jax as nvib
-assert pathlib.Path(nvib.__file__).is_relative_to({site!r}), nvib.__file__
-mixture = nvib.sample_prior(__import__("jax").random.key(0), nvib.Prior.standard(8),
-                            jnp.array([3]), max_length=4)
-assert mixture.mean.shape == (1, 5, 8)
-from nvib_jax.data import default_grammar
-assert default_grammar().contains("the dog sees a cat")
+SMOKE = """
+import pathlib, sys, jax, jax.numpy as jnp, nvib_jax as nvib
+assert pathlib.Path(nvib.__file__).is_relative_to(sys.prefix), nvib.__file__
+x, mask = jax.random.normal(jax.random.key(0), (2, 5, 8)), jnp.ones((2, 5), bool)
+prior = nvib.Prior.standard(8, alpha_delta=0.3)
+
+def loss(x):
+    posterior = nvib.make_posterior(x, 0 * x - 2, x[..., 0], mask, prior)
+    mixture = nvib.sample(jax.random.key(1), posterior)
+    kernel = jnp.ones((8, 2, 4)) / 8
+    out = nvib.denoising_attention(
+        jnp.ones((2, 3, 2, 4)), mixture, key_kernel=kernel, value_kernel=kernel)
+    return jnp.sum(out ** 2) + jnp.sum(nvib.kl_gaussian(posterior, prior))
+
+assert jnp.isfinite(jax.jit(jax.grad(loss))(x)).all()
+from flax import nnx
+from nvib_jax.modules import NVIB, linen
+assert NVIB(8, prior=prior, rngs=nnx.Rngs(0))(x, mask).mean.shape == (2, 6, 8)
 """
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
+    subprocess.run(command, check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
 @pytest.mark.long
-def test_wheel_in_an_empty_folder(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        archive.extractall(site)
+def test_what_is_in_it(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
     assert "nvib_jax/py.typed" in names
-    assert not [n for n in names if n.startswith(("tests", "configs"))]
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    probe = PROBE.format(site=str(site))
-    subprocess.run([sys.executable, "-c", probe], cwd=empty, env=environment, check=True)
+    assert "nvib_jax/data/english.txt" in names
+    assert not [n for n in names if n.startswith(("tests", "configs", "colab", "tpu_scripts"))]
+
+
+@pytest.mark.long
+def test_alone_in_an_environment(wheel, tmp_path):
+    """The functions with what the wheel itself asks for, and a way out for what needs more."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "XLA_FLAGS", "VIRTUAL_ENV")
+    }
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    (tmp_path / "empty").mkdir()
+
+    def run(*command, **options):
+        command = [tmp_path / "venv" / "bin" / command[0], *command[1:]]
+        how = {"cwd": tmp_path / "empty", "env": environment, "text": True, "capture_output": True}
+        return subprocess.run(command, **how, **options)
+
+    installed = run("python", "-m", "pip", "install", "-q", wheel)
+    assert installed.returncode == 0, installed.stderr
+    smoke = run("python", "-W", "error", "-c", SMOKE)
+    assert smoke.returncode == 0, smoke.stderr
+    assert run("nvib").stdout.startswith("usage: nvib COMMAND")
+    assert run("nvib", "--version").stdout == f"{nvib_jax.__version__}\n"
+    doctor = run("nvib", "doctor").stdout
+    assert "optax missing" in doctor
+    assert "pip install 'nvib-jax[train]' has what is missing" in doctor
+    train = run("nvib", "train", "quickstart.py")
+    assert train.returncode == 1
+    assert train.stderr == (
+        "nvib train: No module named 'tyro'; pip install 'nvib-jax[train]' has it\n"
+    )

@@ -50,7 +50,7 @@ def assert_trees_as_good_as(got, plain, truth) -> None:
 
 
 def plain_attention(query, mixture, *, key_kernel, value_kernel, form):
-    """softmax(qq kk + bias) vv of DESIGN 3.5: whole tensors, one dtype; bias, softmax float32."""
+    """softmax(qq kk + bias) vv of every form: whole tensors, one dtype; bias, softmax float32."""
     dtype, root = query.dtype, float(query.shape[-1]) ** 0.5
     f32 = jnp.float64 if dtype == jnp.float64 else jnp.float32
     mean = mixture.mean.astype(f32)

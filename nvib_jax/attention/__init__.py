@@ -46,6 +46,8 @@ def attend(
 ) -> jax.Array:
     """Attend to a `Memory` made once: what cached decoding repeats at every step.
 
+        out = softmax(q k + bias) v    and the two terms of width D where the form has them
+
     Args:
       query: projected, unscaled, shape (B, T, H, E).
       memory: from `make_memory`.
@@ -60,6 +62,13 @@ def attend(
     Raises:
       ValueError: naming the argument, the shape it has and the shape it should have.
       NotImplementedError: a named implementation that cannot do what is asked.
+
+    >>> from nvib_jax import Prior, sample_prior
+    >>> lengths, kernel = jnp.array([3]), jnp.ones((8, 2, 4))
+    >>> drawn = sample_prior(jax.random.key(0), Prior.standard(8), lengths, max_length=3)
+    >>> memory = make_memory(drawn, key_kernel=kernel, value_kernel=kernel)
+    >>> attend(jnp.ones((1, 5, 2, 4)), memory).shape
+    (1, 5, 2, 4)
     """
     check_mask("mask", mask)
     check_shapes(
@@ -100,6 +109,10 @@ def denoising_attention(
 ) -> jax.Array:
     """Attention as denoising: the mean of p(v | u) for `v ~ F` seen as `u = v + N(0, sqrt(E))`.
 
+        DAttn(u; F) = E_{v~F}[ N(u; v, sqrt(E) I) v ] / E_{v~F}[ N(u; v, sqrt(E) I) ]
+
+    with `u_h = W_k,h^T q_h` for each head, and the result projected by `W_v,h`.
+
     Args:
       query: projected but not scaled, shape (B, T, H, E).
       mixture: what is attended to, S components in R^D. For form "expected_logit" give it the
@@ -126,7 +139,16 @@ def denoising_attention(
       ValueError: naming the argument, the shape it has and the shape it should have.
       NotImplementedError: a named implementation that cannot do what is asked.
 
-    Source: Henderson & Fehr (2023); DESIGN 3.5.
+    Source: Henderson & Fehr (2023), arXiv 2207.13529; `nvib_jax.attention.inputs` has the forms.
+
+    >>> mean = jnp.array([[[0.0, 0.0], [1.0, 0.5], [-0.5, 1.0]]])
+    >>> alpha = jnp.array([[1.0, 2.0, 0.5]])
+    >>> points = Mixture(mean, None, jnp.log(alpha / 3.5), jnp.ones((1, 3), bool))
+    >>> query = jnp.array([1.0, -0.5]).reshape(1, 1, 1, 2)
+    >>> identity = jnp.eye(2).reshape(2, 1, 2)
+    >>> out = denoising_attention(query, points, key_kernel=identity, value_kernel=identity)
+    >>> print(out.ravel())
+    [0.6298 0.3741]
     """
     check_choice("form", form, FORMS)
     check_mask("mask", mask)

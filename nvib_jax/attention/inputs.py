@@ -1,7 +1,8 @@
 """Every form of denoising attention as one primitive: keys, values and one bias per key.
 
-DESIGN 3.5. A query `u` in R^D is a vector of the mixture seen through noise of variance
-r = sqrt(E) per dimension. With t_i = s2_i + r, the posterior mean of that vector has
+A query `u` in R^D is a vector of the mixture seen through noise of variance r = sqrt(E) per
+dimension (Henderson & Fehr 2023, arXiv 2207.13529). With t_i = s2_i + r, the posterior mean of that
+vector has
 
     logit_i = log pi_i - 1/2 sum_d (u_d - mu_id)^2 / t_id - 1/2 sum_d log t_id
     value_i = (s2_i/t_i) * u + (r/t_i) * mu_i
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.shapes import check_choice, check_shapes
 from nvib_jax.types import Mixture
 
 FORMS = ("exact", "published", "simplified", "expected_logit")
@@ -63,7 +65,7 @@ class Memory:
 def make_memory(
     mixture: Mixture, *, key_kernel: jax.Array, value_kernel: jax.Array, form: str = "exact"
 ) -> Memory:
-    """Project a mixture to keys, values and biases. The caller has checked the shapes.
+    """Project a mixture to keys, values and biases: once, for any number of queries.
 
     Args:
       mixture: S components.
@@ -73,7 +75,27 @@ def make_memory(
 
     Returns:
       A `Memory`; linear in S, nothing of it depends on the queries.
+
+    Raises:
+      ValueError: an unknown form, or shapes that do not fit.
+
+    >>> from nvib_jax import Prior, sample_prior
+    >>> lengths = jnp.array([3, 1])
+    >>> drawn = sample_prior(jax.random.key(0), Prior.standard(8), lengths, max_length=3)
+    >>> kernel = jnp.ones((8, 2, 4))
+    >>> memory = make_memory(drawn, key_kernel=kernel, value_kernel=kernel)
+    >>> memory.key.shape, memory.bias.shape
+    ((2, 2, 4, 4), (2, 4))
     """
+    check_choice("form", form, FORMS)
+    mixture.check()
+    check_shapes(
+        **{
+            "mixture.mean": (mixture.mean, "B S D"),
+            "key_kernel": (key_kernel, "D H E"),
+            "value_kernel": (value_kernel, "D H E"),
+        }
+    )
     dtype, root = key_kernel.dtype, float(key_kernel.shape[-1]) ** 0.5
     f32 = accumulator(dtype)
     mean, variance = moments(mixture, f32)

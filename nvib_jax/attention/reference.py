@@ -1,6 +1,6 @@
 """Denoising attention as the equation is written, in R^D: slow, plain, what the rest must equal.
 
-DESIGN 3.5, term by term, with [B, T, H, S, D] never formed but [B, T, H, D] queries and values.
+Term by term, with [B, T, H, S, D] never formed but [B, T, H, D] queries and values.
 """
 
 import jax

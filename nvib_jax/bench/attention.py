@@ -1,7 +1,7 @@
 """Attention: every implementation beside the plain formulation, forward and backward.
 
 Operations are counted once for all implementations of a group, so that shares compare; a
-multiply-add is two. With H heads of width E = D/H, the cheap algebra of DESIGN 3.5 needs
+multiply-add is two. With H heads of width E = D/H, the algebra of `attention.inputs` needs
 
     keys and values           4 B S D^2
     logits, weighted values   4 B T S D

@@ -41,6 +41,7 @@ from nvib_jax.data.prepared import (
     PreparedData,
 )
 from nvib_jax.data.tokenizer import Tokenizer
+from nvib_jax.progress import track
 
 _SENTENCES_PER_SHARD = 250_000
 _ENCODED_AT_ONCE = 10_000
@@ -174,7 +175,7 @@ def _write_split(
     everything = config.source == "grammar"
     encoded = (
         ids
-        for ids in _encoded(_read_text(_text_file(folder, split)), tokenizer)
+        for ids in _encoded(_read_text(_text_file(folder, split)), tokenizer, split, count)
         if ids and (everything or low <= len(ids) <= high)
     )
     dtype = np.dtype(_dtype(tokenizer))
@@ -193,8 +194,11 @@ def _write_split(
     return result
 
 
-def _encoded(sentences: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    for chunk in _chunks(sentences, _ENCODED_AT_ONCE):
+def _encoded(
+    sentences: Iterator[str], tokenizer: Tokenizer, split: Split, count: int
+) -> Iterator[list[int]]:
+    chunks, total = _chunks(sentences, _ENCODED_AT_ONCE), -(-count // _ENCODED_AT_ONCE)
+    for chunk in track(chunks, f"tokens of {split}", total=total, unit="batches"):
         yield from tokenizer.encode_batch(chunk)
 
 

@@ -23,9 +23,10 @@ from nvib_jax.evaluation.likelihood import evidence_bound, importance_bounds
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.samples import language_scores, sample_scores
 from nvib_jax.evaluation.summary import evaluate, summarize
-from nvib_jax.evaluation.usage import token_usage, usage_by_length, vector_usage
+from nvib_jax.evaluation.usage import attention_of, token_usage, usage_by_length, vector_usage
 
 __all__ = [
+    "attention_of",
     "collapse_report",
     "compare_forms",
     "compare_thresholds",

@@ -1,7 +1,7 @@
 """The same posterior read in every way: which form gives the text back?
 
 A model is trained on drawn mixtures. What its decoder is given afterwards is a choice, worth tens
-of BLEU (DESIGN 3.5): a form of denoising attention to the mean mixture, one draw, the average of
+of BLEU: a form of denoising attention to the mean mixture, one draw, the average of
 several, and which components are dropped.
 """
 

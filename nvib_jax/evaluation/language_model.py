@@ -40,6 +40,7 @@ from nvib_jax.evaluation.causal_transformer import (
     token_log_probs,
 )
 from nvib_jax.models.params import Params, merge, split
+from nvib_jax.progress import track
 
 FORMAT = 1  # part of the cache's key: raise it when the same config would train another model
 ROWS = 64  # sentences scored at a time
@@ -216,7 +217,7 @@ def train_language_model(
 
     state, losses = optimizer.init(params), []
     batches = _batches(rows, buckets, config)
-    for index in range(config.steps):
+    for index in track(range(config.steps), "language model", total=config.steps, unit="steps"):
         params, state, loss = step(params, state, np.int32(index), *next(batches))
         losses.append(loss)
         if (index + 1) % max(config.steps // 10, 1) == 0:

@@ -6,7 +6,7 @@
 with exact KLs and drawn mixtures. m is the number of vectors that are there, which the decoder is
 told, so that it costs `log p(m)`. Where a pseudo-count map gives exact zeros, those components
 are in neither density: p(F | m) and q(F | x) are densities of ordered sets of m vectors and their
-weights, and which tokens the vectors came from costs nothing, since a mixture is a set. DESIGN 3.7.
+weights, and which tokens the vectors came from costs nothing, since a mixture is a set.
 """
 
 import math

@@ -91,6 +91,23 @@ def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
+def attention_of(model: TextModel, text: str) -> tuple[np.ndarray, list[str], list[str]]:
+    """Which component each word reads while the text is written again, teacher-forced.
+
+    Returns:
+      The mean over layers and heads, shape (T, S) with T = n + 1, the last for the end of the
+      sentence; labels of the T words; labels of the S components, "prior" first. A latent that
+      pools has components "1", "2" ... instead of the text's tokens.
+    """
+    (row,) = model.tokenize([text])
+    attention = model.measure(_by_position, [text])[0]
+    words = [model.tokenizer.decode([i]) for i in row]
+    pooled = attention.shape[1] != model.max_length + 1
+    components = [str(i) for i in range(1, attention.shape[1])] if pooled else words
+    found = attention[: len(words) + 1, : len(components) + 1]
+    return found, [*words, "(end)"], ["prior", *components]
+
+
 def usage(
     model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -105,6 +122,10 @@ def _by_token(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array):
     found = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
     missing = model.max_length - tokens.shape[1] if found[0].shape == tokens.shape else 0
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), found)
+
+
+def _by_position(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
+    return _read(model, tokens, mask)[2]
 
 
 def _read(model: NVAE, tokens: jax.Array, mask: jax.Array):

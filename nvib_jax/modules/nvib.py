@@ -1,8 +1,9 @@
-"""The NVIB layer: encoder states -> `Posterior`. DESIGN 3.3."""
+"""The NVIB layer: encoder states -> `Posterior` (Henderson & Fehr 2023, arXiv 2207.13529)."""
 
 import dataclasses
 import math
 import statistics
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,15 @@ class NVIB(Gaussians):
       initial_kept: share of components with a pseudo-count above 0 before training, for "relu".
       initial_variance: variance of every component before training.
       rngs: parameter RNGs.
+
+    Raises:
+      ValueError: an `initial_alpha` or `initial_kept` that cannot be.
+
+    >>> prior = nvib_jax.Prior.standard(8, alpha_delta=0.3)
+    >>> layer = nvib_jax.modules.NVIB(8, prior=prior, rngs=nnx.Rngs(0))
+    >>> posterior = layer(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool))
+    >>> posterior.mean.shape
+    (2, 6, 8)
     """
 
     def __init__(
@@ -73,11 +83,15 @@ class NVIB(Gaussians):
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, prior=prior, initial_variance=initial_variance, rngs=rngs)
-        if initial_alpha is None:
-            initial_alpha = float(prior.alpha_delta) or 1.0
-        start, spread = math.log(initial_alpha), 1.0
+        if initial_alpha is not None and initial_alpha <= 0:
+            raise ValueError(f"initial_alpha is {initial_alpha}; wanted more than 0")
+        # The prior may be traced: made inside `jax.jit` it has no number to read.
+        delta = prior.alpha_delta
+        alpha = jnp.where(delta > 0, delta, 1.0) if initial_alpha is None else initial_alpha
+        start: Any = jnp.log(jnp.float32(alpha))
+        spread: Any = 1.0
         if pseudo_count == "relu":
-            start, spread = rectified_normal(initial_alpha, initial_kept)
+            start, spread = (alpha * x for x in rectified_normal(initial_kept))
         init = nnx.initializers.normal(spread * dim**-0.5)
         self.pseudo_count = pseudo_count
         self.alpha_linear = nnx.Param(init(rngs.params(), (dim,), jnp.float32))
@@ -109,20 +123,18 @@ class NVIB(Gaussians):
         return make_posterior(self.mean(x), self.log_variance(x), log_alpha, mask, self.prior)
 
 
-def rectified_normal(mean: float, share: float) -> tuple[float, float]:
-    """(m, s) such that `max(0, N(m, s^2))` has this mean and is positive with this probability.
+def rectified_normal(share: float) -> tuple[float, float]:
+    """(m, s) such that `max(0, N(m, s^2))` has mean 1 and is positive with this probability.
 
     Which components start empty is then a random function of the encoder's state: a symmetry that
     training would otherwise have to break against the noise of equal weights.
 
     Raises:
-      ValueError: a mean that is not positive, or a share not inside (0, 1).
+      ValueError: a share not inside (0, 1).
     """
-    if mean <= 0 or not 0 < share < 1:
-        raise ValueError(
-            f"initial_alpha, initial_kept are {mean}, {share}; wanted alpha > 0 and 0 < kept < 1"
-        )
+    if not 0 < share < 1:
+        raise ValueError(f"initial_kept is {share}; wanted 0 < initial_kept < 1")
     normal = statistics.NormalDist()
     edge = -normal.inv_cdf(share)
-    scale = mean / (normal.pdf(edge) - edge * share)
+    scale = 1.0 / (normal.pdf(edge) - edge * share)
     return -edge * scale, scale

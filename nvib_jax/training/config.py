@@ -35,7 +35,7 @@ def _check_choices(section: str, config: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss: cross-entropy plus two weighted, annealed KLs (DESIGN 3.7)."""
+    """The loss: cross-entropy plus two weighted, annealed KLs (`nvib_jax.objective`)."""
 
     units: Literal["published", "elbo"] = "published"
     """published: mean cross-entropy a token + lambda_G KL_G/(S D) + lambda_D KL_D/S;

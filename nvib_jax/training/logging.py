@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
+from nvib_jax.progress import COLUMNS
 from nvib_jax.training.distributed import is_first
 
 
@@ -87,19 +88,16 @@ class TrainingBar:
     """
 
     def __init__(self, total: int, *, quiet: bool = False):
-        self.console = Console(highlight=False, quiet=quiet)
+        # In a notebook lines are lines too, not a block of HTML each.
+        self.console = Console(highlight=False, quiet=quiet, force_jupyter=False)
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
+            *COLUMNS,
             TextColumn("{task.fields[status]}"),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("training", total=total, status="")
+        self._task = self._progress.add_task("training", total=total, unit="steps", status="")
 
     def __enter__(self) -> "TrainingBar":
         self._progress.start()

@@ -1,0 +1,139 @@
+"""What is written for people is true: examples run, files that are linked are there."""
+
+import doctest
+import inspect
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import nvib_jax
+from nvib_jax import objective, plots
+from nvib_jax.modules import linen
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    page
+    for pattern in ("*.md", "*/*.md", "*/*/*.md", "colab/*.ipynb")
+    for page in sorted(ROOT.glob(pattern))
+    if not page.relative_to(ROOT).parts[0].startswith((".", "runs"))
+]
+
+
+def public(module):
+    """Functions and classes that a module defines for others."""
+    return {
+        f"{module.__name__}.{name}": thing
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(thing) or inspect.isclass(thing))
+        and thing.__module__ == module.__name__
+    }
+
+
+NAMES = {
+    **{f"nvib_jax.{name}": getattr(nvib_jax, name) for name in nvib_jax.__all__},
+    **public(nvib_jax.random),
+    **public(objective),
+    **public(linen),
+    **public(plots),
+    "nvib_jax.modules.NVIB": nvib_jax.modules.NVIB,
+    "nvib_jax.modules.DenoisingAttention": nvib_jax.modules.DenoisingAttention,
+}
+del NAMES["nvib_jax.random"]  # the module
+del NAMES["nvib_jax.plots.Field"]  # in the example of `mixture_fields`
+
+
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
+
+
+class ToTheDigitsShown(doctest.OutputChecker):
+    """Numbers are right where they are right to as many digits as the example shows."""
+
+    def check_output(self, want, got, flags):
+        if super().check_output(want, got, flags):
+            return True
+        bare = [re.sub(r"\s+", "", NUMBER.sub("#", text)) for text in (want, got)]
+        pairs = list(zip(NUMBER.findall(want), NUMBER.findall(got), strict=False))
+        digits = [len(shown.partition(".")[2]) for shown, _ in pairs]
+        return bare[0] == bare[1] and all(
+            abs(float(shown) - float(found)) <= 0.5000001 * 10.0**-d
+            for (shown, found), d in zip(pairs, digits, strict=True)
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_runs_as_printed(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # figures
+    thing = NAMES[name]
+    module = inspect.getmodule(thing)
+    names = vars(module) | {"nvib_jax": nvib_jax, "jax": jax, "jnp": jnp, "nnx": nnx}
+    found = doctest.DocTestFinder(recurse=False).find(thing, name, module, names)
+    (example,) = [test for test in found if test.examples]
+    report: list[str] = []
+    failed, _ = doctest.DocTestRunner(
+        ToTheDigitsShown(), optionflags=doctest.NORMALIZE_WHITESPACE
+    ).run(example, out=report.append)
+    assert not failed, "".join(report)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_says_what_enters_and_leaves(name):
+    thing = NAMES[name]
+    text = inspect.getdoc(thing)
+    call = thing.__init__ if inspect.isclass(thing) and issubclass(thing, nnx.Module) else thing
+    wanted = set(inspect.signature(call).parameters) - {"self", "parent", "name"}  # Linen's own
+    missing = [p for p in wanted if not re.search(rf"\b{p}: ", text)]
+    assert not missing or name == "nvib_jax.plots.mixture_field", f"{name}: what is {missing}?"
+
+
+def links(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_links_inside_the_repository(page):
+    for link in links(page):
+        path, _, anchor = unquote(link).partition("#")
+        if link.startswith("https://colab.research.google.com/github/"):
+            assert link.endswith(f"/blob/main/colab/{page.name}") or page.suffix == ".md", link
+            path, page_of = link.partition("/blob/main/")[2], ROOT
+        elif re.match(r"(https?|mailto):", link):
+            continue
+        else:
+            page_of = page.parent
+        target = (page_of / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_files_that_are_named_exist(page):
+    """`configs/NAME.py` and `nvib_jax/NAME.py`, as they stand in the text."""
+    text = page.read_text(encoding="utf-8")
+    for name in set(
+        re.findall(r"`((?:configs|nvib_jax|tests|colab|tpu_scripts)/[\w/]+\.\w+)`", text)
+    ):
+        assert (ROOT / name).is_file(), f"{page.name} names {name}"
+
+
+def test_pages_were_found():
+    names = {str(page.relative_to(ROOT)) for page in PAGES}
+    assert {"README.md", "CHANGELOG.md", "tpu_scripts/README.md"} <= names
+    assert len([name for name in names if name.endswith(".ipynb")]) == 4

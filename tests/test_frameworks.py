@@ -1,0 +1,125 @@
+"""Beside other people's modules: Flax Linen through the wrappers, Equinox through plain arrays."""
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import normal
+from flax import linen as nn
+from flax import nnx
+
+import nvib_jax as nvib
+from nvib_jax import modules
+from nvib_jax.modules import linen
+
+D, H = 16, 2
+X, MASK = normal(0, 3, 5, D), jnp.arange(5)[None] < jnp.array([5, 3, 1])[:, None]
+KEY = jax.random.key(0)
+
+
+# ---- Linen
+
+
+@pytest.mark.parametrize("form", ["exp_linear", "exp_quadratic", "relu"])
+def test_linen_nvib_is_the_nnx_one(form):
+    layer = linen.NVIB(D, prior_alpha=2.0, alpha_delta=0.3, pseudo_count=form)
+    variables = jax.jit(layer.init)(KEY, X, MASK)
+    twin = modules.NVIB(D, prior=layer.prior, pseudo_count=form, rngs=nnx.Rngs(1))
+    nnx.update(twin, nnx.State(variables["params"]["nvib"]))
+    found = jax.jit(layer.apply)({"params": variables["params"]}, X, MASK)
+    chex.assert_trees_all_equal(found, jax.jit(lambda x: twin(x, MASK))(X))
+    skipped = layer.apply(variables, X, MASK, found)
+    np.testing.assert_allclose(
+        skipped.log_alpha[:, 1:][MASK], 2 * found.log_alpha[:, 1:][MASK], rtol=1e-6
+    )
+
+
+def test_linen_prior_is_what_was_asked_for():
+    layer = linen.NVIB(D, prior_alpha=2.0, alpha_delta=0.3)
+    chex.assert_trees_all_equal(layer.prior, nvib.Prior.standard(D, alpha=2.0, alpha_delta=0.3))
+    variables = layer.init(KEY, X, MASK)
+    kept = variables["Fixed"]["nvib"]["prior_values"]
+    chex.assert_trees_all_equal(kept, vars(layer.prior))
+    posterior = layer.apply(variables, X, MASK)
+    np.testing.assert_array_equal(posterior.log_alpha[:, 0], jnp.full(3, jnp.log(2.0)))
+
+
+@pytest.mark.parametrize("form", ["exact", "simplified"])
+def test_linen_attention_is_the_function(form):
+    mixture = nvib.sample_prior(KEY, nvib.Prior.standard(D), jnp.array([4, 2, 0]), max_length=4)
+    mixture = nvib.Mixture(mixture.mean, 0 * mixture.mean - 1, mixture.log_weights, mixture.mask)
+    layer = linen.DenoisingAttention(D, H, use_bias=True, form=form)
+    variables = layer.init(KEY, X, mixture)
+    p = variables["params"]["attention"] = jax.tree.map(
+        lambda a: a + 0.1, variables["params"]["attention"]
+    )
+    query = (X @ p["query"]["kernel"] + p["query"]["bias"]).reshape(3, 5, H, -1)
+    out = nvib.denoising_attention(
+        query, mixture, form=form, key_kernel=p["key_kernel"], value_kernel=p["value_kernel"],
+        value_bias=p["value_bias"],
+    )  # fmt: skip
+    want = out.reshape(X.shape) @ p["out"]["kernel"] + p["out"]["bias"]
+    np.testing.assert_allclose(layer.apply(variables, X, mixture), want, atol=1e-5)
+
+
+class Model(nn.Module):
+    """Someone's model with both in it."""
+
+    @nn.compact
+    def __call__(self, x, mask, key=None):
+        posterior = linen.NVIB(D, alpha_delta=0.3)(nn.Dense(D)(x), mask)
+        mixture = nvib.expected(posterior) if key is None else nvib.sample(key, posterior)
+        return linen.DenoisingAttention(D, H)(x, mixture), posterior
+
+
+def test_every_parameter_of_a_linen_model_learns():
+    model = Model()
+    params = model.init(KEY, X, MASK)["params"]
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        out, posterior = model.apply({"params": params}, X, MASK, KEY)
+        return jnp.sum(out**2) + nvib.kl_gaussian(posterior, nvib.Prior.standard(D)).sum()
+
+    found = jax.tree.map(lambda g: float(jnp.abs(g).max()), gradient(params))
+    assert len(jax.tree.leaves(found)) == 12
+    assert min(jax.tree.leaves(found)) > 0
+
+
+# ---- Equinox
+
+
+class Bottleneck(eqx.Module):
+    """Someone's layer of pure functions, with the prior as a field."""
+
+    mean: eqx.nn.Linear
+    alpha: jax.Array
+    prior: nvib.Prior
+
+    def __init__(self, key):
+        self.mean = eqx.nn.Linear(D, D, key=key)
+        self.alpha, self.prior = jnp.zeros(D), nvib.Prior.standard(D, alpha_delta=0.3)
+
+    def __call__(self, x, mask, key):
+        mean = jax.vmap(jax.vmap(self.mean))(x)
+        log_alpha = nvib.log_pseudo_count(x, self.alpha, jnp.float32(0))
+        posterior = nvib.make_posterior(mean, 0 * mean - 2, log_alpha, mask, self.prior)
+        return nvib.sample(key, posterior), nvib.kl_dirichlet(posterior, self.prior)
+
+
+def test_in_an_equinox_module():
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradient(model):
+        mixture, kl = model(X, MASK, KEY)
+        return (
+            jnp.sum(jnp.square(mixture.mean) * jnp.exp(mixture.log_weights)[..., None]) + kl.sum()
+        )
+
+    found = gradient(Bottleneck(KEY))
+    assert jnp.abs(found.mean.weight).max() > 0
+    assert jnp.abs(found.alpha).max() > 0
+    assert found.prior.mean.shape == (D,)
