@@ -68,5 +68,7 @@ def test_runs(path, tmp_path, monkeypatch):
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 2
+    said = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "\x1b" not in said  # no colours, no bars
     warned = [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
     assert not warned

@@ -67,6 +67,33 @@ def test_every_figure_is_drawn_and_labelled():
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_notebook_shows_it_without_pyplot():
+    for figure in all_figures():
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_titles_and_labels_are_inside_the_picture():
+    """Square axes in a row once pushed both out."""
+    field = plots.Field("a title", np.eye(2), 1.0, [0.5, 0.5], np.zeros((3, 2)), np.ones((3, 2)))
+    for count in (1, 3):
+        figure = plots.mixture_fields([field] * count)
+        figure.draw_without_rendering()
+        page = figure.bbox
+        for axes in figure.axes:
+            for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+                box = text.get_window_extent()
+                assert page.contains(*box.min), text
+                assert page.contains(*box.max), text
+
+
+def test_fields_share_one_scale():
+    wide = plots.Field("", 9 * np.eye(2), 0.0, [1, 0], 9 * np.ones((1, 2)), np.ones((1, 2)))
+    narrow = wide._replace(mean=np.eye(2), query=np.ones((1, 2)))
+    first, second = plots.mixture_fields([wide, narrow]).axes
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_ylim() == second.get_ylim()
+
+
 def test_no_pyplot():
     code = "import sys, nvib_jax.plots; print('matplotlib.pyplot' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

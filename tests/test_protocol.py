@@ -15,7 +15,13 @@ from nvib_jax.evaluation.forms import attention_distances, compare_forms, compar
 from nvib_jax.evaluation.language_model import LanguageModelConfig
 from nvib_jax.evaluation.protocol import EvaluationConfig, evaluate_run, without_nan
 from nvib_jax.evaluation.table import load_scores, read_runs, save_scores, score_table
-from nvib_jax.evaluation.usage import growth, token_usage, usage_by_length, vector_usage
+from nvib_jax.evaluation.usage import (
+    attention_of,
+    growth,
+    token_usage,
+    usage_by_length,
+    vector_usage,
+)
 from nvib_jax.models.latent import READS
 from nvib_jax.text_model import TextModel
 
@@ -154,6 +160,17 @@ def test_tokens_have_their_vectors(model, texts):
         assert len(row["tokens"]) == len(row["pseudo_counts"]) == len(row["attention"])
         assert 0 < sum(row["attention"]) <= 1 + 1e-5
         assert min(row["pseudo_counts"]) >= 0
+
+
+def test_attention_by_word_is_what_token_usage_averages(model, texts):
+    text = texts[0]
+    attention, rows, columns = attention_of(model, text)
+    words = text.split()
+    assert (rows, columns) == ([*words, "(end)"], ["prior", *words])
+    assert attention.shape == (len(rows), len(columns))
+    np.testing.assert_allclose(attention.sum(1), 1, atol=1e-5)
+    (usage,) = token_usage(model, [text])
+    np.testing.assert_allclose(attention.mean(0)[1:], usage["attention"], atol=1e-6)
 
 
 def test_what_is_switched_off_is_not_measured(run, monkeypatch):

@@ -73,7 +73,7 @@ def test_alone_in_an_environment(wheel, tmp_path):
     assert run("nvib").stdout.startswith("usage: nvib COMMAND")
     assert run("nvib", "--version").stdout == f"{nvib_jax.__version__}\n"
     doctor = run("nvib", "doctor").stdout
-    assert "optax missing" in doctor
+    assert "sentencepiece missing" in doctor
     assert "pip install 'nvib-jax[train]' has what is missing" in doctor
     train = run("nvib", "train", "quickstart.py")
     assert train.returncode == 1

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from nvib_jax.progress import COLUMNS
+from nvib_jax.progress import COLUMNS, console_of
 from nvib_jax.training.distributed import is_first
 
 
@@ -88,8 +87,7 @@ class TrainingBar:
     """
 
     def __init__(self, total: int, *, quiet: bool = False):
-        # In a notebook lines are lines too, not a block of HTML each.
-        self.console = Console(highlight=False, quiet=quiet, force_jupyter=False)
+        self.console = console_of(highlight=False, quiet=quiet)
         self._progress = Progress(
             *COLUMNS,
             TextColumn("{task.fields[status]}"),

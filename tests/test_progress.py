@@ -1,0 +1,51 @@
+"""A bar where a person looks, nothing elsewhere."""
+
+import functools
+import io
+
+import pytest
+from rich.console import Console
+
+from nvib_jax import progress
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """What a terminal of 80 columns would have got."""
+    file = io.StringIO()
+    make = functools.partial(Console, file=file, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "console_of", lambda stderr: make())
+    return file
+
+
+def test_a_bar_on_a_terminal(terminal):
+    assert list(progress.track("abcdefg", "letters", total=7, unit="batches")) == list("abcdefg")
+    shown = terminal.getvalue()
+    assert "letters" in shown
+    assert "7/7" in shown
+
+
+def test_a_handful_needs_none(terminal):
+    assert list(progress.track("abcd", "letters", total=4)) == list("abcd")
+    assert terminal.getvalue() == ""
+
+
+def test_nothing_without_a_terminal(capsys):
+    assert list(progress.track(range(9), "numbers", total=9)) == list(range(9))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_is_no_terminal(monkeypatch):
+    """Though its standard output may say it is one."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    console = progress.console_of(file=io.StringIO())
+    assert not console.is_terminal
+
+
+def test_an_error_inside_leaves_no_bar_behind(terminal):
+    def fail(number):
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="0"):
+        list(map(fail, progress.track(range(9), "numbers", total=9)))
+    assert "\x1b[?25h" in terminal.getvalue()  # the cursor is back
