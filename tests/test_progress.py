@@ -37,9 +37,14 @@ def test_nothing_without_a_terminal(capsys):
 
 def test_a_notebook_is_no_terminal(monkeypatch):
     """Though its standard output may say it is one."""
+    monkeypatch.setenv("TERM", "xterm")
+    file = io.StringIO()
+    file.isatty = lambda: True
+    assert progress.console_of(file=file).is_terminal
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    console = progress.console_of(file=io.StringIO())
-    assert not console.is_terminal
+    console = progress.console_of(file=file)
+    assert not console.is_terminal  # no bar
+    assert not console.is_jupyter  # no block of HTML for each line
 
 
 def test_an_error_inside_leaves_no_bar_behind(terminal):
