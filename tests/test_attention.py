@@ -397,6 +397,25 @@ def test_weights_sum_to_one_and_skip_what_is_hidden():
     assert float(jnp.max(jnp.where(mix.mask[:, None, None], 0.0, weights))) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"form": "nope"}, "form is 'nope'; wanted one of 'exact', 'published', 'simplified', 'ex"),
+        (
+            {"key_kernel": jnp.zeros((7, 2, 4))},
+            r"key_kernel has shape \(7, 2, 4\); wanted \[D, H, E\] = \(8, H, E\)",
+        ),
+        (
+            {"value_kernel": jnp.zeros((8, 4))},
+            r"value_kernel has shape \(8, 4\); wanted \[D, H, E\] = \(8, 2, 4\)",
+        ),
+    ],
+)
+def test_a_memory_that_cannot_be_is_named(changed, message):
+    with pytest.raises(ValueError, match=message):
+        nvib.make_memory(mixture(), **{**kernels(), **changed})
+
+
 def test_errors():
     mix, q, k = mixture(), query(), kernels()
 
