@@ -16,6 +16,7 @@ import tyro
 
 from nvib_jax import studies
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.options import parse, warn
 from nvib_jax.training.config import Config, load_preset
 
 Form = Literal["exact", "published", "simplified", "expected_logit", "drawn"]
@@ -106,6 +107,20 @@ class Export:
     """Which checkpoint."""
 
 
+_ABOUT = {
+    "prepare": "Text to tokens, kept in data.cache_dir; train does it where it is missing. ",
+    "train": (
+        "Text to a trained model and a summary. --resume goes on from the last checkpoint, "
+        "--auto-resume does so if there is one, --no-summary leaves out the measuring at the end, "
+        "--dry-run compiles a step, says what it needs and ends; --topology v5e:2x4 does that for "
+        "a slice that is not here. --coordinator HOST:PORT --processes N --process I say where the "
+        "other processes are, outside Cloud TPU, SLURM and Open MPI. "
+    ),
+}
+_OF_PRESET = "Every field can be given; defaults are the preset's."
+_OF_NONE = "Every field can be given; defaults are the library's, with a CONFIG.py the preset's."
+
+
 def _config(
     command: str, arguments: list[str], flags: Iterable[str] = ()
 ) -> tuple[Config, set[str]]:
@@ -119,12 +134,13 @@ def _config(
     elif "-h" not in arguments and "--help" not in arguments:
         raise ValueError(f"wanted a config first, as in: nvib {command} configs/quickstart.py")
     more = "".join(f" [{flag}]" for flag in flags)
-    config = tyro.cli(
+    config = parse(
         Config,
+        arguments,
         default=preset,
-        args=arguments,
         prog=f"nvib {command} CONFIG.py{more}",
-        description=f"nvib {command}: every field can be overridden; defaults are the preset's.",
+        command=f"nvib {command} {paths[0] if paths else 'CONFIG.py'}",
+        description=_ABOUT[command] + (_OF_PRESET if paths else _OF_NONE),
     )
     if not config.train.run_dir:
         name = Path(paths[0]).stem if paths else "run"
@@ -198,6 +214,7 @@ def _reconstruct(arguments: list[str]) -> None:
     options = _parse(Reconstruct, arguments)
     texts = _texts(options.text, options.inputs)
     model = _load(options.run, options.checkpoint)
+    _warn_of_unknown(model, texts)
     outputs = model.reconstruct(
         texts, form=options.form, decoding=options.decoding, seed=options.seed
     )
@@ -220,8 +237,9 @@ def _interpolate(arguments: list[str]) -> None:
     options = _parse(Interpolate, arguments)
     texts = _texts(options.text, options.inputs)
     if len(texts) % 2:
-        raise ValueError(f"interpolate got {len(texts)} sentences; wanted pairs")
+        raise ValueError(f"there are {len(texts)} sentences; wanted pairs")
     model = _load(options.run, options.checkpoint)
+    _warn_of_unknown(model, texts)
     for a, b in zip(texts[::2], texts[1::2], strict=True):
         path = model.interpolate(
             a,
@@ -266,13 +284,21 @@ def _bench(arguments: list[str]) -> None:
 
 def _parse(command: type[T], arguments: list[str]) -> T:
     name = f"nvib {command.__name__.lower()}"
-    return tyro.cli(command, args=arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
+    return parse(command, arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _load(run: str, which: str) -> Any:
     from nvib_jax.text_model import TextModel
 
     return TextModel.load(run, which=which)
+
+
+def _warn_of_unknown(model: Any, texts: Sequence[str]) -> None:
+    """What a model never saw it cannot write, and writes something else."""
+    unknown = model.unknown_words(texts)
+    if unknown:
+        count = len({word for text in texts for word in text.split()})
+        warn(f"{len(unknown)} of {count} words are unknown to this model: {', '.join(unknown)}")
 
 
 def _texts(given: Sequence[str], inputs: Inputs) -> list[str]:

@@ -33,11 +33,19 @@ def lines() -> Iterator[str]:
     yield f"Python {python}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     for label, packages in (("packages", PACKAGES), ("for training", TRAINING)):
         found = ", ".join(f"{name} {version(name)}" for name in packages)
-        yield textwrap.fill(f"{label:<13}{found}", 100, subsequent_indent=" " * 13)
+        yield textwrap.fill(
+            f"{label:<13}{found}", 100, subsequent_indent=" " * 13, break_on_hyphens=False
+        )
     if any(version(name) == "missing" for name in TRAINING):
         yield "             pip install 'nvib-jax[train]' has what is missing"
     yield ""
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except Exception as reason:  # whatever a backend's start says
+        platforms = os.environ.get("JAX_PLATFORMS")
+        asked = f", with JAX_PLATFORMS={platforms}" if platforms else ""
+        yield f"devices      none{asked}: {' '.join(str(reason).split()) or repr(reason)}"
+        return
     kind = devices[0].device_kind
     yield f"devices      {len(devices)} x {kind} ({jax.default_backend()})"
     if memory := (devices[0].memory_stats() or {}).get("bytes_limit"):
@@ -45,9 +53,9 @@ def lines() -> Iterator[str]:
     cache = os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax"
     yield f"data cache   {cache}"
     yield ""
-    yield "attention    what runs here, and its largest error beside the equation as written"
+    yield "attention    what runs here, and its largest error beside `reference`"
     for name in IMPLEMENTATIONS:
-        chosen = "; what None takes" * (fastest(kind, 1024, True) == name)
+        chosen = "; taken where none is named" * (fastest(kind, 1024, True) == name)
         yield f"  {name:<11}{_tried(name)}{chosen}"
 
 

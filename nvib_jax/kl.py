@@ -1,7 +1,8 @@
 """The two KL terms of the bottleneck, in nats per example.
 
 Enters a `Posterior` and its `Prior`, leaves [B]. Henderson & Fehr (2023), arXiv 2207.13529.
-`k0 = S K` counts the valid components (padding excluded), K draws each. Each term has two forms:
+`k0 = S K` counts the valid components (padding excluded), K draws each, and n the tokens among
+them; in the exact form a component without a pseudo-count is in neither. Each term has two forms:
 
 - `expected_count`, the published loss: components weighted by their expected counts, and a
   Dirichlet KL that sees the total pseudo-count only (the KL of two symmetric Dirichlets);
@@ -41,7 +42,8 @@ def kl_gaussian(
     Raises:
       ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
 
-    >>> from nvib_jax import make_posterior
+    Source: expected_count, Henderson & Fehr (2023); exact is the KL of the same draws.
+
     >>> x, prior = jnp.ones((1, 2, 4)), Prior.standard(4)
     >>> posterior = make_posterior(x, 0 * x, 0 * x[..., 0], jnp.ones((1, 2), bool), prior)
     >>> print(kl_gaussian(posterior, prior, form="exact"))  # two vectors, four halves each
@@ -88,7 +90,8 @@ def kl_dirichlet(
     Raises:
       ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
 
-    >>> from nvib_jax import make_posterior
+    Source: expected_count, Henderson & Fehr (2023); exact is the KL of the same draws.
+
     >>> x, prior = jnp.zeros((1, 4, 2)), Prior.standard(2, alpha_delta=0.25)  # prior total 2
     >>> posterior = make_posterior(x, x, x[..., 0], jnp.ones((1, 4), bool), prior)  # total 5
     >>> print(kl_dirichlet(posterior, prior))
@@ -135,7 +138,9 @@ def vector_count(posterior: Posterior, *, num_samples: int = 1) -> jax.Array:
     Returns:
       float32, shape (B,).
 
-    >>> from nvib_jax import make_posterior
+    Raises:
+      ValueError: shapes that do not fit.
+
     >>> x, alpha = jnp.zeros((1, 3, 4)), jnp.array([[2.0, 0.0, 0.1]])
     >>> mask, prior = jnp.ones((1, 3), bool), Prior.standard(4)
     >>> print(vector_count(make_posterior(x, x, jnp.log(alpha), mask, prior)))

@@ -32,7 +32,6 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
     Source: Henderson & Fehr (2023). One draw from `Dir(alpha_i / K repeated)` is their two-stage
     draw, and differentiable.
 
-    >>> from nvib_jax import make_posterior
     >>> x, mask = jnp.zeros((1, 3, 4)), jnp.ones((1, 3), bool)
     >>> posterior = make_posterior(x, x, x[..., 0], mask, Prior.standard(4))
     >>> mixture = sample(jax.random.key(0), posterior, num_samples=2)
@@ -81,14 +80,15 @@ def expected(
     Raises:
       ValueError: an unknown `log_weights`, or shapes that do not fit.
 
-    >>> from nvib_jax import make_posterior
+    Source: the mean, Henderson & Fehr (2023); the geometric weights are our own.
+
     >>> x, alpha = jnp.zeros((1, 2, 4)), jnp.array([[2.0, 0.05]])
     >>> mask, prior = jnp.ones((1, 2), bool), Prior.standard(4)
     >>> posterior = make_posterior(x, x, jnp.log(alpha), mask, prior)
     >>> print(jnp.exp(expected(posterior).log_weights))  # of 1 + 2 + 0.05
-    [[0.328 0.656 0.016]]
+    [[0.3279 0.6557 0.0164]]
     >>> print(jnp.exp(expected(posterior, threshold=0.1).log_weights))
-    [[0.333 0.667 0.   ]]
+    [[0.3333 0.6667 0.    ]]
     """
     posterior.check()
     check_choice("log_weights", log_weights, ("mean", "geometric"))
@@ -125,6 +125,8 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     Raises:
       ValueError: `max_length < 0` or `lengths` is not of shape (B,).
 
+    Source: the bounded process of Henderson & Fehr (2023).
+
     >>> lengths = jnp.array([1, 3])
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(4), lengths, max_length=3)
     >>> drawn.mean.shape
@@ -156,13 +158,16 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
     Args:
       a: mixture with S_a components, shape (B, S_a, D).
       b: mixture with S_b components, shape (B, S_b, D).
-      t: in [0, 1], shape () or (B,).
+      t: in [0, 1], shape () or (B,); beyond it weights are NaN. At 0 and 1 the gradient by t
+        leaves out the end that weighs nothing there.
 
     Returns:
       A `Mixture` with S_a + S_b components. If only one side has variances, the other's are 0.
 
     Raises:
       ValueError: batch or width of `a` and `b` differ, or `t` is neither () nor (B,).
+
+    Source: Henderson & Fehr (2023).
 
     >>> def point(x):
     ...     return Mixture(jnp.full((1, 1, 1), x), None, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
@@ -188,8 +193,8 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
 
 
 def _log(x: jax.Array) -> jax.Array:
-    """-inf at 0 with gradient 0: an end that weighs nothing pulls nowhere."""
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)
+    """-inf at 0, where its gradient would be no number, with gradient 0."""
+    return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1.0, x)))
 
 
 def _log_variance(mixture: Mixture) -> jax.Array:

@@ -187,7 +187,6 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     Raises:
       ValueError: the mixture's components are no multiple of the posterior's.
 
-    >>> from nvib_jax import make_posterior, sample
     >>> x, prior = jnp.zeros((1, 2, 4)), Prior.standard(4)
     >>> posterior = make_posterior(x, x - 2, x[..., 0], jnp.ones((1, 2), bool), prior)
     >>> drawn = sample(jax.random.key(0), posterior)
@@ -216,7 +215,6 @@ def gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Pr
     Returns:
       float32 nats, shape (B,).
 
-    >>> from nvib_jax import make_posterior, sample
     >>> x, prior = jnp.zeros((1, 2, 4)), Prior.standard(4)
     >>> posterior = make_posterior(x, x, x[..., 0], jnp.ones((1, 2), bool), prior)
     >>> drawn = sample(jax.random.key(0), posterior)

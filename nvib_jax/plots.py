@@ -324,6 +324,7 @@ def mixture_fields(fields: Sequence[Field]) -> Figure:
     Args:
       fields: from left to right.
 
+    >>> from nvib_jax.plots import Field
     >>> left = Field("two points", [[-1, 0], [1, 0]], 0.0, [0.5, 0.5], [[0.5, 0.5]], [[0.8, 0.1]])
     >>> mixture_fields([left, left._replace(title="again")]).savefig("fields.png")
     """

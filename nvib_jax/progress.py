@@ -1,7 +1,8 @@
 """A bar on the terminal for what takes long, on standard error; nothing where there is none."""
 
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,27 +17,34 @@ COLUMNS = (
 )
 
 
-def console_of(**options: Any) -> Console:
-    """A console. A notebook is no terminal: a bar would fill its page."""
-    if Console().is_jupyter:
-        options |= {"force_jupyter": False, "force_terminal": False}
-    return Console(**options)
+def console_of(file: TextIO, **options: Any) -> Console:
+    """A console that is a terminal if the file is one, whatever FORCE_COLOR says.
+
+    A notebook is none, though its file may say so: a bar would fill its page.
+    """
+    terminal = file.isatty() and not Console().is_jupyter
+    return Console(file=file, force_terminal=terminal, force_jupyter=False, **options)
 
 
-def track(items: Iterable[T], label: str, *, total: int, unit: str = "") -> Iterator[T]:
+def track(
+    items: Iterable[T], label: str, *, total: int, unit: str = "", least: int = 5
+) -> Iterator[T]:
     """The items, with a bar that goes when they are done.
 
     Args:
       items: any.
       label: what is being done.
-      total: how many; a handful needs no bar.
+      total: how many.
       unit: of what.
+      least: fewer need no bar.
     """
-    console = console_of(stderr=True)
-    if total < 5 or not console.is_terminal:
+    console = console_of(sys.stderr)
+    if total < least or not console.is_terminal:
         yield from items
         return
-    with Progress(*COLUMNS, console=console, transient=True) as bar:
+    # What is printed meanwhile goes above the bar, unless it goes to a file.
+    to_bar = sys.stdout.isatty()
+    with Progress(*COLUMNS, console=console, transient=True, redirect_stdout=to_bar) as bar:
         task = bar.add_task(label, total=total, unit=unit)
         for item in items:
             yield item

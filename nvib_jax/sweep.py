@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -114,8 +114,12 @@ def run_sweep(
         return None
 
     with ThreadPoolExecutor(jobs) as pool:
-        ends = track(pool.map(one, folders), "sweep", total=len(folders), unit="runs")
-        errors = [error for error in ends if error]
+        ends = as_completed([pool.submit(one, name) for name in folders])
+        errors = [
+            error
+            for end in track(ends, "sweep", total=len(folders), unit="runs", least=2)
+            if (error := end.result())
+        ]
     if errors:
         raise ValueError(f"{len(errors)} of {len(runs)} runs failed: {'; '.join(errors)}")
     return list(folders.values())

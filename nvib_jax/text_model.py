@@ -116,11 +116,18 @@ class TextModel:
                 )
         return rows
 
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """Words of the texts that hold something the tokenizer does not know, once each."""
+        words = list(dict.fromkeys(word for text in texts for word in text.split()))
+        rows = self.tokenizer.encode_batch(words)
+        return [w for w, row in zip(words, rows, strict=True) if self.tokenizer.unk_id in row]
+
     def encode(self, texts: Sequence[str]) -> Posterior:
         """The posterior of each text, padded to the longest bucket.
 
         Returns:
-          `Posterior`, shape (len(texts), max_length + 1, ...).
+          `Posterior`, shape (len(texts), max_length + 1, ...). Pseudo-counts are logs, component 0
+          is the prior's, and what `mask` says is padding has log pseudo-count 0: leave it out.
         """
         tokens, mask = pad(self.tokenize(texts), self.max_length)
         return self.compiled(NVAE.encode)(self.params, tokens, mask)
@@ -276,9 +283,12 @@ class TextModel:
         return texts
 
     def batches(
-        self, rows: Sequence[Sequence[int]]
+        self, rows: Sequence[Sequence[int]], *, bar: bool = True
     ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
-        """Rows by bucket: (which they are, tokens, mask), filled up to `rows_at_once`."""
+        """Rows by bucket: (which they are, tokens, mask), filled up to `rows_at_once`.
+
+        `bar` shows how many are done; one who has a bar for each batch wants none.
+        """
         buckets = self.buckets if len(rows) > FEW else self.buckets[-1:]
         bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
         parts = []
@@ -286,7 +296,8 @@ class TextModel:
             members = np.flatnonzero(bucket_of == bucket)
             starts = range(0, len(members), rows_at_once())
             parts += [(members[i : i + rows_at_once()], width) for i in starts]
-        for part, width in track(parts, "sentences", total=len(parts), unit="batches"):
+        least = 5 if bar else len(parts) + 1
+        for part, width in track(parts, "measuring", total=len(parts), unit="batches", least=least):
             tokens, mask = pad([rows[i] for i in part], width, rows_at_once())
             yield part, jnp.asarray(tokens), jnp.asarray(mask)
 

@@ -95,7 +95,6 @@ class Posterior:
       log_alpha: log pseudo-counts, shape (B, S); -inf removes a component without masking it.
       mask: bool, shape (B, S); False on padding only, `mask[:, 0]` is always True.
 
-    >>> from nvib_jax import make_posterior
     >>> x, prior = jnp.zeros((2, 3, 4)), Prior.standard(4)
     >>> posterior = make_posterior(x, x, x[..., 0], jnp.ones((2, 3), bool), prior)
     >>> posterior.check()

@@ -88,11 +88,20 @@ def test_doctor_tries_every_implementation(capsys):
         errors = [float(x) for x in re.findall(r"\d+e[-+]\d+", lines[name])]
         assert len(errors) == len(FORMS)
         assert max(errors) < 1e-4
-    assert lines["xla"].endswith("(float32); what None takes")
+    assert lines["xla"].endswith("(float32); taken where none is named")
     assert "no: it is for TPUs, this is a CPU" in lines["pallas_tpu"]
     assert f"jax {jax.__version__}" in out
     assert f"{jax.device_count()} x cpu" in out
     assert max(map(len, out.splitlines())) <= 120
+
+
+def test_doctor_without_a_device_says_why(monkeypatch):
+    def none():
+        raise RuntimeError("no  TPU\nhere")
+
+    monkeypatch.setattr(jax, "devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert list(doctor.lines())[-1] == "devices      none, with JAX_PLATFORMS=tpu: no TPU here"
 
 
 def test_doctor_names_what_is_missing_and_what_fails(monkeypatch):
@@ -255,10 +264,25 @@ def test_errors(arguments, data, match, capsys, monkeypatch, tmp_path):
 
 
 def test_a_value_that_an_option_cannot_have(capsys):
-    with pytest.raises(SystemExit) as stop:
-        nvib("sample", "RUN", "--decoding.temperature", 0)
-    assert stop.value.code == 2
-    assert "wanted temperature > 0" in " ".join(capsys.readouterr().err.split())
+    assert nvib("sample", "RUN", "--decoding.temperature", 0) == 1
+    assert "wanted temperature > 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--lenght", "3"], "Unrecognized options: --lenght, 3; see nvib train PRESET --help"),
+        (["--model.heads", "3"], "model.heads is 3; wanted a divisor of model.dim, 16; see nvib"),
+        (["--train.steps", "abc"], "--train.steps is 'abc'; wanted a number; see nvib train"),
+        (["--model.kind", "F"], "invalid choice 'F' for argument '--model.kind'. Expected one of"),
+    ],
+)
+def test_a_wrong_option_is_one_line(preset, arguments, said, capsys):
+    assert nvib("train", preset, *arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("nvib train: " + said.replace("PRESET", str(preset)))
 
 
 def test_debug_gives_the_traceback(tmp_path):
@@ -269,15 +293,22 @@ def test_debug_gives_the_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "near"),
     [
-        (["--train.step", "3"], "--train.steps INT"),
+        (["--train.step", "3"], "--train.steps"),
         (["--model.pseudo-counts", "x"], "--model.pseudo-count"),
     ],
 )
 def test_a_typo_names_the_nearest_field(preset, arguments, near, capsys):
-    with pytest.raises(SystemExit) as stop:
-        nvib("train", preset, *arguments)
-    assert stop.value.code == 2
-    assert near in capsys.readouterr().err
+    assert nvib("train", preset, *arguments) == 1
+    assert f"; did you mean {near}?; see nvib train" in capsys.readouterr().err
+
+
+def test_unknown_words_are_named(capsys):
+    assert nvib("reconstruct", "RUN", "the zebra sees a xylophone") == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert err == "2 of 5 words are unknown to this model: zebra, xylophone\n"
+    assert nvib("reconstruct", "RUN", "the dog sleeps") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_reader_that_stops_early_is_no_error():

@@ -100,6 +100,6 @@ def test_the_command_prints_it_and_runs_nothing(tmp_path, capsys):
     assert "data 4 x fsdp 2 x tensor 1" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     assert main(["train", str(file), "--dry-run", "--mesh.fsdp", "3"]) == 1
-    assert "want a multiple of 3" in capsys.readouterr().err
+    assert "wants a multiple of 3" in capsys.readouterr().err
     assert main(["train", str(file), "--processes", "two"]) == 1
     assert "--processes is 'two'; wanted a number" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from flax import nnx
 
 import nvib_jax as nvib
 from nvib_jax import modules
+from nvib_jax.attention import attention_weights
 from nvib_jax.modules import linen
 
 D, H = 16, 2
@@ -22,13 +23,29 @@ KEY = jax.random.key(0)
 # ---- Linen
 
 
-@pytest.mark.parametrize("form", ["exp_linear", "exp_quadratic", "relu"])
-def test_linen_nvib_is_the_nnx_one(form):
-    layer = linen.NVIB(D, prior_alpha=2.0, alpha_delta=0.3, pseudo_count=form)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pseudo_count": "exp_linear", "initial_variance": 0.3},
+        {"pseudo_count": "exp_quadratic", "initial_alpha": 3.0},
+        {"pseudo_count": "relu", "initial_kept": 0.2},
+    ],
+    ids=lambda options: options["pseudo_count"],
+)
+def test_linen_nvib_is_the_nnx_one(options):
+    layer = linen.NVIB(D, prior_alpha=2.0, alpha_delta=0.3, **options)
     variables = jax.jit(layer.init)(KEY, X, MASK)
-    twin = modules.NVIB(D, prior=layer.prior, pseudo_count=form, rngs=nnx.Rngs(1))
-    nnx.update(twin, nnx.State(variables["params"]["nvib"]))
-    found = jax.jit(layer.apply)({"params": variables["params"]}, X, MASK)
+    twin = modules.NVIB(D, prior=layer.prior, rngs=nnx.Rngs(1), **options)
+    for name in ("alpha_bias", "log_variance"):  # where they start
+        chex.assert_trees_all_close(
+            nnx.to_pure_dict(nnx.state(twin))[name], variables["params"]["layer"][name], rtol=1e-6
+        )
+    spread = [
+        jnp.std(a) for a in (twin.alpha_linear[...], variables["params"]["layer"]["alpha_linear"])
+    ]
+    assert 0.3 < spread[0] / spread[1] < 3  # both of 16 normals
+    nnx.update(twin, nnx.State(variables["params"]["layer"]))
+    found = jax.jit(layer.apply)(variables, X, MASK)
     chex.assert_trees_all_equal(found, jax.jit(lambda x: twin(x, MASK))(X))
     skipped = layer.apply(variables, X, MASK, found)
     np.testing.assert_allclose(
@@ -36,14 +53,16 @@ def test_linen_nvib_is_the_nnx_one(form):
     )
 
 
-def test_linen_prior_is_what_was_asked_for():
+def test_linen_prior_is_what_is_asked_for_not_what_was_saved():
     layer = linen.NVIB(D, prior_alpha=2.0, alpha_delta=0.3)
     chex.assert_trees_all_equal(layer.prior, nvib.Prior.standard(D, alpha=2.0, alpha_delta=0.3))
     variables = layer.init(KEY, X, MASK)
-    kept = variables["Fixed"]["nvib"]["prior_values"]
-    chex.assert_trees_all_equal(kept, vars(layer.prior))
-    posterior = layer.apply(variables, X, MASK)
-    np.testing.assert_array_equal(posterior.log_alpha[:, 0], jnp.full(3, jnp.log(2.0)))
+    assert set(variables) == {"params"}  # nothing of it can be trained or be out of date
+    for alpha in (2.0, 7.0):
+        posterior = linen.NVIB(D, prior_alpha=alpha).apply(variables, X, MASK)
+        np.testing.assert_allclose(
+            posterior.log_alpha[:, 0], jnp.full(3, jnp.log(alpha)), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("form", ["exact", "simplified"])
@@ -52,9 +71,7 @@ def test_linen_attention_is_the_function(form):
     mixture = nvib.Mixture(mixture.mean, 0 * mixture.mean - 1, mixture.log_weights, mixture.mask)
     layer = linen.DenoisingAttention(D, H, use_bias=True, form=form)
     variables = layer.init(KEY, X, mixture)
-    p = variables["params"]["attention"] = jax.tree.map(
-        lambda a: a + 0.1, variables["params"]["attention"]
-    )
+    p = variables["params"]["layer"] = jax.tree.map(lambda a: a + 0.1, variables["params"]["layer"])
     query = (X @ p["query"]["kernel"] + p["query"]["bias"]).reshape(3, 5, H, -1)
     out = nvib.denoising_attention(
         query, mixture, form=form, key_kernel=p["key_kernel"], value_kernel=p["value_kernel"],
@@ -62,6 +79,20 @@ def test_linen_attention_is_the_function(form):
     )  # fmt: skip
     want = out.reshape(X.shape) @ p["out"]["kernel"] + p["out"]["bias"]
     np.testing.assert_allclose(layer.apply(variables, X, mixture), want, atol=1e-5)
+    memory = layer.apply(variables, mixture, method="memory")
+    np.testing.assert_array_equal(
+        layer.apply(variables, X, memory), layer.apply(variables, X, mixture)
+    )
+    weights = layer.apply(variables, X, memory, method="weights")
+    np.testing.assert_allclose(weights, attention_weights(query, memory), atol=1e-6)
+
+
+def test_linen_attention_passes_its_options_on():
+    mixture = nvib.sample_prior(KEY, nvib.Prior.standard(D), jnp.array([4, 2, 0]), max_length=4)
+    layer = linen.DenoisingAttention(D, H, dtype=jnp.bfloat16)
+    assert layer.init_with_output(KEY, X, mixture)[0].dtype == jnp.bfloat16
+    with pytest.raises(NotImplementedError, match="cudnn"):
+        linen.DenoisingAttention(D, H, implementation="cudnn").init(KEY, X, mixture)
 
 
 class Model(nn.Module):
@@ -106,8 +137,9 @@ class Bottleneck(eqx.Module):
     def __call__(self, x, mask, key):
         mean = jax.vmap(jax.vmap(self.mean))(x)
         log_alpha = nvib.log_pseudo_count(x, self.alpha, jnp.float32(0))
-        posterior = nvib.make_posterior(mean, 0 * mean - 2, log_alpha, mask, self.prior)
-        return nvib.sample(key, posterior), nvib.kl_dirichlet(posterior, self.prior)
+        prior = jax.lax.stop_gradient(self.prior)
+        posterior = nvib.make_posterior(mean, 0 * mean - 2, log_alpha, mask, prior)
+        return nvib.sample(key, posterior), nvib.kl_dirichlet(posterior, prior)
 
 
 def test_in_an_equinox_module():
@@ -122,4 +154,4 @@ def test_in_an_equinox_module():
     found = gradient(Bottleneck(KEY))
     assert jnp.abs(found.mean.weight).max() > 0
     assert jnp.abs(found.alpha).max() > 0
-    assert found.prior.mean.shape == (D,)
+    chex.assert_trees_all_equal(found.prior, jax.tree.map(jnp.zeros_like, found.prior))

@@ -316,9 +316,12 @@ def test_a_process_reads_the_rows_of_its_devices():
 @pytest.mark.parametrize(
     ("sizes", "match"),
     [
-        ({"fsdp": 3}, r"there are 8 devices; mesh.data, fsdp, tensor 0, 3, 1 want a multiple of 3"),
+        (
+            {"fsdp": 3},
+            r"there are 8 devices; mesh.data any x fsdp 3 x tensor 1 wants a multiple of 3",
+        ),
         ({"data": 4, "fsdp": 4}, r"there are 8 devices; .* 4, 4, 1 want 4 x 4"),
-        ({"fsdp": 16}, r"there are 8 devices; .* want a multiple of 16"),
+        ({"fsdp": 16}, r"there are 8 devices; .* wants a multiple of 16"),
     ],
 )
 def test_sizes_that_the_devices_do_not_make_up(sizes, match):

@@ -141,12 +141,23 @@ def test_interpolation_has_gradients_at_its_ends():
     def floats(tree):
         return {"mean": tree.mean, "weights": tree.log_weights}
 
+    step = 1e-2
+    by_t = jax.grad(loss)(jnp.float32(0.5), a, b)
+    slope = (loss(0.5 + step, a, b) - loss(0.5 - step, a, b)) / (2 * step)
+    np.testing.assert_allclose(by_t, slope, rtol=0.01)
     for t, mine, other in ((0.0, 0, 1), (1.0, 1, 0)):
         by_t, *sides = jax.grad(loss, argnums=(0, 1, 2), allow_int=True)(jnp.float32(t), a, b)
         assert np.isfinite(by_t)
         chex.assert_tree_all_finite([floats(side) for side in sides])
         assert all(np.any(x != 0) for x in floats(sides[mine]).values())
         assert not any(np.any(x != 0) for x in floats(sides[other]).values())
+
+
+@pytest.mark.parametrize("impulses", [(True, True), (False, True), (True, False), (False, False)])
+def test_interpolation_beyond_its_ends_is_no_number(impulses):
+    a = mixture(impulses=impulses[0])
+    for t in (-0.5, 1.5, jnp.nan):
+        assert jnp.isnan(nvib.interpolate(a, a, t).log_weights).any()
 
 
 @pytest.mark.parametrize("impulses", [(True, True), (False, True), (True, False), (False, False)])

@@ -1,6 +1,5 @@
 """A bar where a person looks, nothing elsewhere."""
 
-import functools
 import io
 
 import pytest
@@ -13,8 +12,8 @@ from nvib_jax import progress
 def terminal(monkeypatch):
     """What a terminal of 80 columns would have got."""
     file = io.StringIO()
-    make = functools.partial(Console, file=file, force_terminal=True, width=80)
-    monkeypatch.setattr(progress, "console_of", lambda stderr: make())
+    console = Console(file=file, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "console_of", lambda where: console)
     return file
 
 
@@ -30,7 +29,16 @@ def test_a_handful_needs_none(terminal):
     assert terminal.getvalue() == ""
 
 
-def test_nothing_without_a_terminal(capsys):
+def test_what_is_printed_meanwhile_goes_where_it_would(terminal, capsys):
+    """Standard output is a file here: nothing of it may land on the terminal."""
+    for number in progress.track(range(9), "numbers", total=9):
+        print("line", number)
+    assert capsys.readouterr().out == "".join(f"line {i}\n" for i in range(9))
+    assert "line" not in terminal.getvalue()
+
+
+def test_nothing_without_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as continuous integration has it
     assert list(progress.track(range(9), "numbers", total=9)) == list(range(9))
     assert capsys.readouterr() == ("", "")
 
@@ -40,9 +48,9 @@ def test_a_notebook_is_no_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     file = io.StringIO()
     file.isatty = lambda: True
-    assert progress.console_of(file=file).is_terminal
+    assert progress.console_of(file).is_terminal
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    console = progress.console_of(file=file)
+    console = progress.console_of(file)
     assert not console.is_terminal  # no bar
     assert not console.is_jupyter  # no block of HTML for each line
 

@@ -63,7 +63,6 @@ def attend(
       ValueError: naming the argument, the shape it has and the shape it should have.
       NotImplementedError: a named implementation that cannot do what is asked.
 
-    >>> from nvib_jax import Prior, sample_prior
     >>> lengths, kernel = jnp.array([3]), jnp.ones((8, 2, 4))
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(8), lengths, max_length=3)
     >>> memory = make_memory(drawn, key_kernel=kernel, value_kernel=kernel)

@@ -79,7 +79,6 @@ def make_memory(
     Raises:
       ValueError: an unknown form, or shapes that do not fit.
 
-    >>> from nvib_jax import Prior, sample_prior
     >>> lengths = jnp.array([3, 1])
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(8), lengths, max_length=3)
     >>> kernel = jnp.ones((8, 2, 4))

@@ -17,6 +17,7 @@ from nvib_jax.bench.sampler import Sampler
 from nvib_jax.bench.scaling import Scaling
 from nvib_jax.bench.timing import Case, Row, measure
 from nvib_jax.bench.train import Train
+from nvib_jax.options import parse
 
 
 class Suite(Protocol):
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\nRows that are compared are timed in turns; each can be run alone by its options.")
         raise SystemExit(0)
     if name == "choose":
-        choose(tyro.cli(Choose, args=rest, prog="nvib bench choose"))
+        choose(parse(Choose, rest, prog="nvib bench choose"))
         return
     if name == "table":
         if len(rest) != 1:
@@ -112,7 +113,7 @@ def _parse(name: str, arguments: list[str]) -> tuple[Suite, Timing]:
     ) -> tuple[Suite, Timing]:
         return suite, timing
 
-    return tyro.cli(
-        both, args=arguments, prog=f"nvib bench {name}", description=suite.__doc__,
+    return parse(
+        both, arguments, prog=f"nvib bench {name}", description=suite.__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )  # fmt: skip

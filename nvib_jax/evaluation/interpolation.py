@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from nvib_jax.evaluation.reconstruction import corpus_bleu, word_edit_distance
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.progress import track
 from nvib_jax.text_model import ROWS, TextModel
 
 
@@ -63,7 +64,8 @@ def interpolate_pairs(
     count = max(ROWS // steps, 1)
     times = jnp.tile(jnp.linspace(0.0, 1.0, steps), count)
     paths: list[list[str]] = []
-    for start in range(0, len(pairs), count):
+    starts = range(0, len(pairs), count)
+    for start in track(starts, "interpolations", total=len(starts), unit="batches"):
         part = list(pairs[start : start + count])
         part += part[:1] * (count - len(part))
         key = jax.random.fold_in(jax.random.key(seed), start)

@@ -19,6 +19,7 @@ import numpy as np
 from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
+from nvib_jax.progress import track
 from nvib_jax.text_model import TextModel
 
 DRAWS = 10  # of a sentence, between two looks at the host
@@ -109,9 +110,10 @@ def importance_bounds(
     chunk = math.gcd(draws, DRAWS)
     run = model.compiled(log_importance_weights, draws=chunk)
     found = {k: np.zeros(len(rows)) for k in sizes}
-    for part, tokens, mask in model.batches(rows):
+    for part, tokens, mask in model.batches(rows, bar=False):
         groups = {k: RunningMean(k, len(part)) for k in sizes}
-        for i in range(draws // chunk):
+        times = draws // chunk
+        for i in track(range(times), "draws", total=times, unit=f"x {chunk}", least=20):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), part[0]), i)
             weights, present = jax.device_get(run(model.params, tokens, mask, key))
             log_count = log_count_probability(model.count_probabilities, present[: len(part)])

@@ -33,9 +33,10 @@ class DenoisingAttention(nnx.Module):
     Raises:
       ValueError: a width that the heads do not divide.
 
-    >>> prior = nvib_jax.Prior.standard(8)
-    >>> mixture = nvib_jax.sample_prior(jax.random.key(0), prior, jnp.array([3]), max_length=4)
-    >>> layer = nvib_jax.modules.DenoisingAttention(8, heads=2, rngs=nnx.Rngs(0))
+    >>> from flax import nnx
+    >>> key, lengths = jax.random.key(0), jnp.array([3])
+    >>> mixture = sample_prior(key, Prior.standard(8), lengths, max_length=4)
+    >>> layer = DenoisingAttention(8, heads=2, rngs=nnx.Rngs(0))
     >>> memory = layer.memory(mixture, form="exact")  # once, for any number of queries
     >>> layer(jnp.ones((1, 2, 8)), memory).shape
     (1, 2, 8)

@@ -1,16 +1,17 @@
 """The two modules for Flax Linen: `NVIB` and `DenoisingAttention`, with Linen's variables.
 
-The NNX modules do the work through Flax's own bridge, so that there is one implementation; the
-prior is a number or two here, not arrays, since Linen's modules have to be hashable.
+The NNX modules do the work through Flax's own bridge, so that there is one implementation. The
+prior is two numbers here, since Linen's modules have to be hashable, and no variable.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen
+from flax import linen, nnx
 from flax.nnx import bridge
 
+from nvib_jax.attention import Memory
 from nvib_jax.modules import attention, nvib
 from nvib_jax.types import Mixture, Posterior, Prior
 
@@ -27,11 +28,11 @@ class NVIB(linen.Module):
       initial_kept: for "relu".
       initial_variance: of every component before training.
 
-    >>> layer = nvib_jax.modules.linen.NVIB(8, alpha_delta=0.3)
+    >>> layer = NVIB(8, alpha_delta=0.3)
     >>> x, mask = jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)
     >>> variables = layer.init(jax.random.key(0), x, mask)
     >>> posterior = layer.apply(variables, x, mask)
-    >>> posterior.mean.shape, nvib_jax.kl_gaussian(posterior, layer.prior).shape
+    >>> posterior.mean.shape, kl_gaussian(posterior, layer.prior).shape
     ((2, 6, 8), (2,))
     """
 
@@ -45,22 +46,40 @@ class NVIB(linen.Module):
 
     @property
     def prior(self) -> Prior:
-        """What the KLs are taken to."""
+        """The prior of component 0, which the KLs are taken to; no variable."""
         return Prior.standard(self.dim, alpha=self.prior_alpha, alpha_delta=self.alpha_delta)
 
-    @linen.compact
+    def setup(self) -> None:
+        """The NNX layer."""
+        names = ("pseudo_count", "initial_alpha", "initial_kept", "initial_variance")
+        options = {name: getattr(self, name) for name in names}
+        self.layer = bridge.ToLinen(
+            _NVIB,
+            args=(self.dim,),
+            kwargs={"made": (self.prior_alpha, self.alpha_delta), **options},
+        )
+
     def __call__(
         self, x: jax.Array, mask: jax.Array, previous: Posterior | None = None
     ) -> Posterior:
         """Encoder states (B, N, D) and mask (B, N) -> `Posterior`; as `nvib_jax.modules.NVIB`."""
-        options = ("pseudo_count", "initial_alpha", "initial_kept", "initial_variance")
-        layer = bridge.ToLinen(
-            nvib.NVIB,
-            args=(self.dim,),
-            kwargs={"prior": self.prior, **{name: getattr(self, name) for name in options}},
-            name="nvib",
-        )
-        return layer(x, mask, previous)
+        return self.layer(x, mask, previous)
+
+
+class _NVIB(nvib.NVIB):
+    """With a prior that is no variable: in Linen it would be what was saved, not what is asked."""
+
+    def __init__(self, dim: int, *, made: tuple[float, float], rngs: nnx.Rngs, **options: Any):
+        alpha, alpha_delta = made
+        prior = Prior.standard(dim, alpha=alpha, alpha_delta=alpha_delta)
+        super().__init__(dim, prior=prior, rngs=rngs, **options)
+        del self.prior_values
+        self.made = made
+
+    @property
+    def prior(self) -> Prior:
+        alpha, alpha_delta = self.made
+        return Prior.standard(self.mean.kernel.shape[0], alpha=alpha, alpha_delta=alpha_delta)
 
 
 class DenoisingAttention(linen.Module):
@@ -74,9 +93,9 @@ class DenoisingAttention(linen.Module):
       implementation: likewise.
       dtype: compute dtype of the products; softmax and biases stay float32.
 
-    >>> prior, x = nvib_jax.Prior.standard(8), jnp.ones((1, 2, 8))
-    >>> drawn = nvib_jax.sample_prior(jax.random.key(0), prior, jnp.array([3]), max_length=4)
-    >>> layer = nvib_jax.modules.linen.DenoisingAttention(8, heads=2)
+    >>> prior, x = Prior.standard(8), jnp.ones((1, 2, 8))
+    >>> drawn = sample_prior(jax.random.key(0), prior, jnp.array([3]), max_length=4)
+    >>> layer = DenoisingAttention(8, heads=2)
     >>> layer.apply(layer.init(jax.random.key(1), x, drawn), x, drawn).shape
     (1, 2, 8)
     """
@@ -88,19 +107,24 @@ class DenoisingAttention(linen.Module):
     implementation: str | None = None
     dtype: Any = jnp.float32
 
-    @linen.compact
-    def __call__(self, x: jax.Array, mixture: Mixture) -> jax.Array:
-        """Queries (B, T, D) and a mixture of S components -> (B, T, D)."""
-        layer = bridge.ToLinen(
-            attention.DenoisingAttention,
-            args=(self.dim, self.heads),
-            kwargs={name: getattr(self, name) for name in ("use_bias", "implementation", "dtype")},
-            name="attention",
+    def setup(self) -> None:
+        """The NNX layer."""
+        options = {n: getattr(self, n) for n in ("use_bias", "implementation", "dtype")}
+        self.layer = bridge.ToLinen(
+            attention.DenoisingAttention, args=(self.dim, self.heads), kwargs=options
         )
-        return layer(x, mixture, self.form, nnx_method=_attend)
 
+    def __call__(self, x: jax.Array, mixture: Mixture | Memory) -> jax.Array:
+        """Queries (B, T, D) and a mixture of S components, or its `memory` -> (B, T, D)."""
+        return self.layer(x, self._memory_of(mixture))
 
-def _attend(
-    module: attention.DenoisingAttention, x: jax.Array, mixture: Mixture, form: str
-) -> jax.Array:
-    return module(x, module.memory(mixture, form))
+    def memory(self, mixture: Mixture) -> Memory:
+        """Keys, values and biases of a mixture, once for any number of calls."""
+        return self.layer(mixture, self.form, nnx_method="memory")
+
+    def weights(self, x: jax.Array, mixture: Mixture | Memory) -> jax.Array:
+        """The attention of every query over the components, float32, shape (B, H, T, S)."""
+        return self.layer(x, self._memory_of(mixture), nnx_method="weights")
+
+    def _memory_of(self, mixture: Mixture | Memory) -> Memory:
+        return self.memory(mixture) if isinstance(mixture, Mixture) else mixture

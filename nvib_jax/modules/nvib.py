@@ -64,8 +64,8 @@ class NVIB(Gaussians):
     Raises:
       ValueError: an `initial_alpha` or `initial_kept` that cannot be.
 
-    >>> prior = nvib_jax.Prior.standard(8, alpha_delta=0.3)
-    >>> layer = nvib_jax.modules.NVIB(8, prior=prior, rngs=nnx.Rngs(0))
+    >>> from flax import nnx
+    >>> layer = NVIB(8, prior=Prior.standard(8, alpha_delta=0.3), rngs=nnx.Rngs(0))
     >>> posterior = layer(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool))
     >>> posterior.mean.shape
     (2, 6, 8)

@@ -65,7 +65,9 @@ class BadSteps:
             self._say(f"{said}; it is skipped{more}")
             return
         saved, folder = self._checkpoints.steps(), self._checkpoints.folder
-        good = f"the last good checkpoint is of step {saved[-1]}" if saved else "none is kept"
+        good = (
+            f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint is kept"
+        )
         raise FloatingPointError(
             f"{said}; {good} in {folder}; lower train.learning_rate or train.clip, or "
             "--train.bad-step skip"

@@ -169,7 +169,9 @@ class Checkpoints:
             self.wait()
         steps = self.steps()[::-1]
         if not steps:
-            raise FileNotFoundError(f"{self.folder} has no finished checkpoint")
+            raise FileNotFoundError(
+                f"{self.folder} has no finished checkpoint; the first is of step train.eval_every"
+            )
         found = ((step, self._whole(step, partial(self._meta, step))) for step in steps)
         whole = ((step, meta) for step, meta in found if meta is not None)
         if which == "last":

@@ -39,7 +39,10 @@ def check_same_run(model: TextModel, meta: dict[str, Any], folder: Path) -> None
         and not name.startswith("mesh.")
     ]
     if differ:
-        raise ValueError(f"{folder} is of another config: {'; '.join(differ)}")
+        raise ValueError(
+            f"{folder} is of another config: {'; '.join(differ)}; say the same again, or name "
+            "another run with --train.run-dir"
+        )
     now = describe(model)
     if differ := [n for n in ("tokenizer", "buckets") if now[n] != meta[n]]:
         raise ValueError(

@@ -204,8 +204,11 @@ def load_preset(path: str | Path) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = f"; {path.parent} has {', '.join(near)}" if near else ""
+        there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, there, n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = hint or (f"; {path.parent} has {', '.join(there)}" if there else "")
+        hint = hint or "; presets are in the folder configs/ of a checkout of nvib_jax"
         raise FileNotFoundError(f"config {path} does not exist{hint}")
     if path.suffix == ".json":
         return from_json(path.read_text(encoding="utf-8"))

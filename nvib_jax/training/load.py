@@ -29,7 +29,9 @@ def load_model(
     if (Path(path) / WEIGHTS).exists():
         return load_exported(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{path} is no run: it has no folder {FOLDER}")
+        runs = sorted(str(p.parent) for p in Path(path).parent.glob(f"*/{FOLDER}"))[:5]
+        hint = f"; there are {', '.join(runs)}" if runs else "; nvib train makes one"
+        raise FileNotFoundError(f"{path} is no run: it has no folder {FOLDER}{hint}")
     with contextlib.closing(Checkpoints(path, read_only=True, say=say)) as checkpoints:
         for step, meta in checkpoints.metas(which):
             model = model_of(meta, folder)

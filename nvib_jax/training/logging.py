@@ -87,13 +87,14 @@ class TrainingBar:
     """
 
     def __init__(self, total: int, *, quiet: bool = False):
-        self.console = console_of(highlight=False, quiet=quiet)
+        self.console = console_of(sys.stdout, highlight=False, quiet=quiet)
         self._progress = Progress(
             *COLUMNS,
             TextColumn("{task.fields[status]}"),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
+            redirect_stderr=sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("training", total=total, unit="steps", status="")
 

@@ -88,6 +88,7 @@ def _train(
     texts = data.sentences(data_split(data), settings.eval_sentences)
     samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
     weights = effective_weights(config)
+    bar.print(f"the run is {run_dir}")
     bar.print(
         f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}"
     )

@@ -39,11 +39,9 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
     used = data * inner
     some = config.data and jax.process_count() == 1 and used < len(devices)
     if not some and used != len(devices):
-        wanted = f"{config.data} x {inner}" if config.data else f"a multiple of {inner}"
-        raise ValueError(
-            f"there are {len(devices)} devices; mesh.data, fsdp, tensor {config.data}, "
-            f"{config.fsdp}, {config.tensor} want {wanted}"
-        )
+        ask = f"mesh.data {config.data or 'any'} x fsdp {config.fsdp} x tensor {config.tensor}"
+        wanted = f"{config.data * inner}" if config.data else f"a multiple of {inner}"
+        raise ValueError(f"there are {len(devices)} devices; {ask} wants {wanted}")
     sizes = (data, config.fsdp, config.tensor)
     kinds = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices[:used])
