@@ -1,7 +1,9 @@
 """Command-line options by tyro, with errors of one line: what came, and what was wanted."""
 
 import contextlib
+import difflib
 import io
+import itertools
 import re
 import sys
 from typing import Any
@@ -38,16 +40,23 @@ def parse(kind: Any, arguments: list[str], *, prog: str, command: str = "", **op
 
 
 def _sentence(box: str) -> str:
-    """What a box of tyro's says, without the box."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rules = [i for i, line in enumerate(lines) if set(line) == {"─"}]
-    said = " ".join(lines[: rules[0] if rules else None])
+    """What a box of tyro's says, without its title and its rules, drawn or of ASCII."""
+    lines = [line.strip("│| ") for line in box.strip().splitlines()[1:]]
+    parts = [list(group) for rule, group in itertools.groupby(lines, _is_rule) if not rule] or [
+        [box]
+    ]
+    said = " ".join(parts[0])
+    given = next(iter(re.findall(r"--[\w.-]+", said)), "")
     said = re.sub(r"^Error parsing (\S+):", r"\1:", said)
-    said = re.sub(r"^\w+: (\w+\.\w+ is )", r"\1", said)  # model: model.heads is 3
+    said = re.sub(r"^\w+: (\w+\.\w+ )", r"\1", said)  # model: model.heads is 3
     said = _NO_NUMBER.sub(r"\1 is \2; wanted a number", said)
-    near = next((line.split()[0] for line in lines if re.match(r"--\w", line)), "")
-    hint = f"; did you mean {near}?" if near and "Perhaps you meant:" in lines else ""
-    return said.rstrip(".") + hint
+    near = [line.split()[0] for line in lines if re.match(r"--\w", line)]
+    near = difflib.get_close_matches(given, near, n=1, cutoff=0) if said[:2] == "Un" else []
+    return said.rstrip(".") + "".join(f"; did you mean {name}?" for name in near)
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= set("─-╭╮╰╯+")
 
 
 def warn(text: str) -> None:

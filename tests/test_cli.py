@@ -241,7 +241,7 @@ def test_interpolate_several_pairs(capsys, tmp_path):
         (["reconstruct", "RUN"], b"caf\xe9", "standard input is not UTF-8 at byte 3"),
         (["reconstruct", "RUN", "--file", "no.txt"], b"", "No such file or directory: 'no.txt'"),
         (["reconstruct", "RUN", "the dog " * 30], b"", "has 60 tokens; wanted 1 to 24"),
-        (["interpolate", "RUN", "the dog"], b"", "got 1 sentences; wanted pairs"),
+        (["interpolate", "RUN", "the dog"], b"", "there are 1 sentences; wanted pairs"),
         (["interpolate", "RUN", "the dog", "a cat", "--steps", "1"], b"", "steps is 1; wanted at"),
         (["sample", "RUN", "--count", "0"], b"", "count is 0; wanted at least 1"),
         (["sample", "RUN", "--count", "2", "--length", "99"], b"", "[99, 99]; wanted 2 of 1 to 24"),

@@ -71,7 +71,10 @@ def test_a_preset_that_is_not_there_names_those_that_are(tmp_path):
     preset(tmp_path, "")
     with pytest.raises(FileNotFoundError, match=r"other.py does not exist; .* has mine.py"):
         load_preset(tmp_path / "other.py")
-    with pytest.raises(FileNotFoundError, match=r"nowhere/other.py does not exist$"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"nowhere/other.py does not exist; presets are in",
+    ):
         load_preset(tmp_path / "nowhere" / "other.py")
 
 

@@ -70,5 +70,6 @@ def test_runs(path, tmp_path, monkeypatch):
     assert len(pictures) >= 2
     said = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "\x1b" not in said  # no colours, no bars
+    assert "ERROR" not in said  # a failing %pip goes on
     warned = [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
     assert not warned
