@@ -32,11 +32,13 @@ def parse(kind: Any, arguments: list[str], *, prog: str, command: str = "", **op
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, args=arguments, prog=prog, **options)
+            found = tyro.cli(kind, args=arguments, prog=prog, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ValueError(f"{_sentence(box.getvalue())}; see {command or prog} --help") from None
+    sys.stderr.write(box.getvalue())  # a warning, say
+    return found
 
 
 def _sentence(box: str) -> str:

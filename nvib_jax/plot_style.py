@@ -126,10 +126,17 @@ def look(index: int) -> dict[str, Any]:
     return {"color": colour(index), "marker": marker(index), "markersize": 4.5, "linewidth": 1.3}
 
 
-def add_legend(axes: Axes, places: Mapping[str, int], wanted: bool) -> None:
-    """One entry a label (label -> its place), where there are several."""
+def thin(index: int) -> dict[str, Any]:
+    """A line behind the others, without markers."""
+    return {"color": colour(index), "linewidth": 0.8, "alpha": 0.5}
+
+
+def add_legend(
+    axes: Axes, places: Mapping[str, int], wanted: bool, *, faint: Sequence[str] = ()
+) -> None:
+    """One entry a label (label -> its place), where there are several; some drawn thin."""
     if wanted and len(places) > 1:
-        lines = [Line2D([], [], **look(i)) for i in places.values()]
+        lines = [Line2D([], [], **(thin if n in faint else look)(i)) for n, i in places.items()]
         # A label that starts with an underscore would be left out.
         axes.legend(lines, [f" {name}" if name.startswith("_") else name for name in places])
 

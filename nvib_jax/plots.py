@@ -22,7 +22,6 @@ from nvib_jax.plot_style import (
     INK,
     MUTED,
     add_legend,
-    colour,
     finite,
     floats,
     heat_map,
@@ -32,6 +31,7 @@ from nvib_jax.plot_style import (
     new_axes,
     new_row,
     styled,
+    thin,
 )
 
 Series = tuple[str, ArrayLike, ArrayLike]
@@ -65,7 +65,7 @@ def curves(
     figure, axes = new_axes(xlabel, ylabel)
     names = label_order([*series, *faint], order)
     for label, x, y in faint:
-        axes.plot(*finite(x, y), color=colour(names.index(label)), linewidth=0.8, alpha=0.5)
+        axes.plot(*finite(x, y), **thin(names.index(label)))
     for label, x, y in series:
         x, y = finite(x, y)
         axes.plot(x, y, markevery=max(1, len(x) // 10), **look(names.index(label)))
@@ -76,7 +76,8 @@ def curves(
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    add_legend(axes, {name: i for i, name in enumerate(names)}, legend)
+    behind = {label for label, *_ in faint} - {label for label, *_ in series}
+    add_legend(axes, {name: i for i, name in enumerate(names)}, legend, faint=sorted(behind))
     return figure
 
 

@@ -43,6 +43,10 @@ class TextModel:
       count_probabilities: p(m), the share of training sentences with m vectors, (max_length + 1,).
         It is the distribution of lengths where no vector is ever empty; a `relu` model drops some,
         and its decoder is told m, not n, so that prior draws and bounds must count m too.
+
+    >>> sentence = ["the dog sees a cat"]
+    >>> len(model.reconstruct(sentence)), len(model.sample(3)), model.encode(sentence).mean.shape[0]
+    (1, 3, 1)
     """
 
     config: Config

@@ -10,11 +10,13 @@ from urllib.parse import unquote
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from flax import nnx
 
 import nvib_jax
-from nvib_jax import objective, plots
+from nvib_jax import data, evaluation, objective, plots
 from nvib_jax.modules import linen
+from nvib_jax.text_model import TextModel
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -45,6 +47,14 @@ NAMES = {
     "nvib_jax.modules.NVIB": nvib_jax.modules.NVIB,
     "nvib_jax.modules.DenoisingAttention": nvib_jax.modules.DenoisingAttention,
 }
+# With a trained model at hand, and its data.
+EVALUATION = {
+    f"nvib_jax.evaluation.{name}": getattr(evaluation, name) for name in evaluation.__all__
+}
+EVALUATION |= {"nvib_jax.text_model.TextModel": TextModel}
+del EVALUATION["nvib_jax.evaluation.mutual_information"]  # `collapse_report` calls it
+DATA = {f"nvib_jax.data.{name}": getattr(data, name) for name in data.__all__}
+del DATA["nvib_jax.data.Batch"]  # in the example of `Batches`
 del NAMES["nvib_jax.random"]  # the module
 del NAMES["nvib_jax.plots.Field"]  # in the example of `mixture_fields`
 
@@ -79,8 +89,26 @@ PRELUDE = {"jax": jax, "jnp": jnp} | {name: getattr(nvib_jax, name) for name in 
 @pytest.mark.parametrize("name", NAMES)
 def test_example_runs_as_printed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # figures
-    thing = NAMES[name]
-    names = PRELUDE | {thing.__name__: thing}
+    run_example(name, NAMES[name], PRELUDE)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_example_of_data_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a cache
+    run_example(name, DATA[name], vars(data))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", EVALUATION)
+def test_example_with_a_model_runs(name):
+    config = tiny.trained()[0]
+    texts = data.prepare(config.data).sentences("validation", 4)
+    known = {"model": TextModel.load(config.train.run_dir), "texts": texts}
+    run_example(name, EVALUATION[name], vars(evaluation) | known)
+
+
+def run_example(name, thing, known):
+    names = {**known, thing.__name__: thing}
     found = doctest.DocTestFinder(recurse=False).find(thing, name, globs=names)
     (example,) = [test for test in found if test.examples]
     report: list[str] = []

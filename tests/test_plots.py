@@ -112,6 +112,8 @@ def test_curves_share_colours_by_label_and_leave_out_what_is_not_finite():
     axes = axes_of(figure)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "nats")
     assert legend(figure) == ["a", "b", "c"]
+    lines = axes.get_legend().legend_handles
+    assert [line.get_marker() for line in lines] == [*MARKERS[:2], "None"]  # as they are drawn
 
 
 def test_order_fixes_colours_and_a_legend_can_be_left_out():

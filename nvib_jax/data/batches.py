@@ -63,6 +63,11 @@ class Batches:
     Raises:
       ValueError: an unknown or empty split, rows that no batch has, or sentences longer than the
         longest bucket.
+
+    >>> data = prepare(DataConfig(num_train=200, num_validation=0, num_test=0, cache_dir="cache"))
+    >>> batches = Batches(data, "train", batch_size=16, buckets=[24])
+    >>> batches[7].tokens.shape  # step 7's, whatever came before
+    (16, 24)
     """
 
     def __init__(
@@ -178,6 +183,9 @@ def choose_buckets(lengths: np.ndarray, count: int) -> tuple[int, ...]:
     Args:
       lengths: `[n]` integers, in tokens.
       count: number of buckets, at least 1.
+
+    >>> choose_buckets([3, 3, 4, 9, 10], count=2)
+    (4, 10)
     """
     if count < 1 or len(lengths) == 0:
         raise ValueError(f"need count >= 1 and some lengths, got {count} and {len(lengths)}")

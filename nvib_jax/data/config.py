@@ -24,7 +24,11 @@ def _default_cache_dir() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
-    """The steps from raw text to sentences, in order. The grammar's sentences skip them all."""
+    """The steps from raw text to sentences, in order. The grammar's sentences skip them all.
+
+    >>> CleanConfig(keep_characters="").lowercase
+    True
+    """
 
     drop_headings: bool = True
     """Drop lines that stand between equals signs, as WikiText's ` = Title = ` do."""
@@ -54,7 +58,11 @@ class CleanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """A corpus and how it becomes batches."""
+    """A corpus and how it becomes batches.
+
+    >>> DataConfig(source="text", train=("corpus/*.txt",)).source
+    'text'
+    """
 
     source: str = "grammar"
     """`grammar` (embedded, unlimited), `text` (files), or `tfds:NAME` (a TFDS data set)."""

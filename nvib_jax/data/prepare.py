@@ -59,6 +59,10 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
     Raises:
       FileNotFoundError: a source that is not there.
       ValueError: a source that cannot be read, or of which no sentence is left after cleaning.
+
+    >>> data = prepare(DataConfig(num_train=200, num_validation=20, num_test=0, cache_dir="cache"))
+    >>> {split: len(lengths) for split, lengths in data.lengths.items()}
+    {'train': 200, 'validation': 20}
     """
     report = progress or (lambda line: None)
     digest = cache_hash(config)

@@ -32,6 +32,11 @@ class PreparedData:
       vocab_size: number of ids, special ones included.
       lengths: split to `[n]` int32, tokens of each sentence without beginning or end.
       metadata: what `metadata.json` says: counts, source, cleaning, configuration, hash.
+
+    >>> config = DataConfig(num_train=200, num_validation=20, num_test=0, cache_dir="cache")
+    >>> data = PreparedData.load(prepare(config).path)
+    >>> len(data.sentences("validation", 3))
+    3
     """
 
     path: Path

@@ -43,6 +43,10 @@ class Tokenizer:
 
     Attributes:
       model: the serialised model, all that there is to save.
+
+    >>> tokenizer = Tokenizer.train(["the dog", "the cat"], 50, whole_words=True)
+    >>> tokenizer.decode(tokenizer.encode("the cat"))
+    'the cat'
     """
 
     model: bytes

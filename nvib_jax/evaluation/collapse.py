@@ -36,6 +36,10 @@ def collapse_report(model: TextModel, texts: Sequence[str], *, seed: int = 0) ->
       these vectors, a list of D; "kl_per_vector": their mean KL_G; "pseudo_count": mean of a vector
       that is there; "mutual_information": see `mutual_information`, and its ceiling
       "mutual_information_most", both nan for a latent without a density.
+
+    >>> report = collapse_report(model, texts)
+    >>> report["active_dimensions"] + report["passive_dimensions"] == model.config.model.dim
+    True
     """
     each = model.measure(_vectors, texts)
     there = each["there"]

@@ -24,6 +24,9 @@ def mirrored_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
 
     Raises:
       ValueError: fewer than two texts.
+
+    >>> mirrored_pairs(["a", "b", "c", "d", "e"])
+    [('a', 'e'), ('b', 'd')]
     """
     if len(texts) < 2:
         raise ValueError(f"texts has {len(texts)}; wanted at least 2, to make a pair")
@@ -55,6 +58,10 @@ def interpolate_pairs(
 
     Raises:
       ValueError: no pairs, `steps < 2`, or a text the model does not take.
+
+    >>> paths = interpolate_pairs(model, [("the dog sees a cat", "a cat sees the dog")], steps=3)
+    >>> len(paths), len(paths[0])
+    (1, 3)
     """
     if not pairs:
         raise ValueError("pairs is empty; wanted at least one pair of texts")
@@ -115,6 +122,10 @@ def interpolation_scores(
 
     Raises:
       ValueError: different numbers of pairs and paths, or none, or paths without a middle.
+
+    >>> scores = interpolation_scores([("a b", "c d")], [["a b", "a d", "c d"]])
+    >>> scores["new"], scores["largest_step"], scores["detour"]
+    (1.0, 0.5, 1.0)
     """
     if len(pairs) != len(paths) or not pairs:
         raise ValueError(f"{len(paths)} paths for {len(pairs)} pairs; wanted as many, at least 1")

@@ -39,6 +39,11 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
       `exp(-elbo_token)`, an upper bound on the model's; its parts a sentence "log_likelihood",
       "kl_gaussian", "kl_dirichlet", "log_prob_count", and "reconstruction_token", the likelihood
       part a token. The bound is nan for a latent that has no density (T).
+
+    >>> bound = evidence_bound(model, texts)
+    >>> parts = bound["log_likelihood"] + bound["log_prob_count"]
+    >>> abs(parts - bound["kl_gaussian"] - bound["kl_dirichlet"] - bound["elbo_sentence"]) < 1e-3
+    True
     """
     log_p, kl_g, kl_d, present = model.measure(bound_terms, texts, seed)
     log_count = log_count_probability(model.count_probabilities, present)
@@ -102,6 +107,10 @@ def importance_bounds(
       ValueError: `draws` that the smaller k do not divide, or a latent without a density.
 
     Source: Burda et al. (2016).
+
+    >>> bounds = importance_bounds(model, texts, draws=10)
+    >>> sorted(bounds), bool((bounds[10] >= bounds[1]).all())
+    ([1, 10], True)
     """
     sizes = group_sizes(draws)
     if not is_variational(model):

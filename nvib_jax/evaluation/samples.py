@@ -30,6 +30,9 @@ def language_scores(texts: Sequence[str]) -> dict[str, float]:
 
     Raises:
       ValueError: no texts.
+
+    >>> language_scores(["the dog sees a cat", "dog the sees"])["in_language"]
+    0.5
     """
     _check(texts)
     scores = np.array([default_grammar().log_prob(text) for text in texts])
@@ -64,6 +67,10 @@ def sample_scores(
 
     Raises:
       ValueError: no texts, or no training sentences.
+
+    >>> scores = sample_scores(["the dog sees a cat", "a cat sleeps"], training=["a cat sleeps"])
+    >>> scores["words"], scores["memorised"]
+    (4.0, 0.5)
     """
     _check(texts)
     lengths = np.array([len(text.split()) for text in texts])

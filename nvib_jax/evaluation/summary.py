@@ -39,6 +39,10 @@ def evaluate(
 
     Returns:
       The metrics of `reconstruction_scores`, `vector_usage`, `evidence_bound`, `language_scores`.
+
+    >>> scores = evaluate(model, texts)
+    >>> 0 <= scores["exact"] <= 1
+    True
     """
     scores = reconstruction_scores(texts, model.reconstruct(texts, seed=seed))
     scores |= vector_usage(model, texts)
@@ -64,6 +68,10 @@ def summarize(
       scores: of the model, from `evaluate`.
       untrained: of the same model before training.
       seed: of the samples.
+
+    >>> scores = evaluate(model, texts)
+    >>> print(summarize(model, texts, scores, scores).splitlines()[0].split())
+    ['trained', 'untrained']
     """
     lines = [f"{'':<48}{'trained':>10}{'untrained':>12}"]
     for name, label, form in _ROWS:

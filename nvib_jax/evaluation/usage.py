@@ -31,6 +31,9 @@ def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
       "kept_soft": `exp(H(mean attention)) / (n + 1)`, where the mean is over the decoder's
       positions, layers and heads under teacher forcing: 1 if all components are read alike, the
       share k / (n + 1) if k of them are.
+
+    >>> sorted(vector_usage(model, texts))
+    ['kept_hard', 'kept_soft']
     """
     vectors, effective, lengths = model.measure(usage, texts)
     return {
@@ -45,6 +48,10 @@ def usage_by_length(model: TextModel, texts: Sequence[str]) -> list[dict[str, fl
     Returns:
       For each length that occurs: "length" in tokens, "sentences", and means over them: "vectors"
       above the threshold, "effective" number of components by attention.
+
+    >>> rows = usage_by_length(model, texts)
+    >>> sum(row["sentences"] for row in rows) == len(texts)
+    True
     """
     vectors, effective, lengths = model.measure(usage, texts)
     return [
@@ -76,6 +83,9 @@ def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
 
     Attention is a token's share of the mean over positions, layers and heads; what is missing to 1
     is the prior's. A latent that pools has no vector for a token: these two lists are empty.
+
+    >>> token_usage(model, ["the dog sees a cat"])[0]["tokens"]
+    ['the', 'dog', 'sees', 'a', 'cat']
     """
     counts, attention = model.measure(_by_token, texts)
     found = []
@@ -98,6 +108,10 @@ def attention_of(model: TextModel, text: str) -> tuple[np.ndarray, list[str], li
       The mean over layers and heads, shape (T, S) with T = n + 1, the last for the end of the
       sentence; labels of the T words; labels of the S components, "prior" first. A latent that
       pools has components "1", "2" ... instead of the text's tokens.
+
+    >>> attention, rows, columns = attention_of(model, "the dog sees a cat")
+    >>> attention.shape, rows[-1], columns[0]
+    ((6, 6), '(end)', 'prior')
     """
     (row,) = model.tokenize([text])
     attention = model.measure(_by_position, [text])[0]
