@@ -66,7 +66,7 @@ class Batches:
 
     >>> data = prepare(DataConfig(num_train=200, num_validation=0, num_test=0, cache_dir="cache"))
     >>> batches = Batches(data, "train", batch_size=16, buckets=[24])
-    >>> batches[7].tokens.shape  # step 7's, whatever came before
+    >>> batches[7]["tokens"].shape  # step 7's, whatever came before
     (16, 24)
     """
 
