@@ -303,6 +303,9 @@ def _warn_of_unknown(model: Any, texts: Sequence[str]) -> None:
 
 def _texts(given: Sequence[str], inputs: Inputs) -> list[str]:
     """Sentences of arguments, files and standard input, blank lines left out."""
+    for place, text in enumerate(given, 1):
+        if not text.strip():
+            raise ValueError(f"sentence {place} is empty; wanted words")
     lines = list(given)
     for path in inputs.file or (() if given else (Path("-"),)):
         name = "standard input" if str(path) == "-" else str(path)

@@ -35,9 +35,9 @@ def check_shapes(**arguments: tuple[Any, str]) -> dict[str, int]:
         if not fits:
             known = ", ".join(str(sizes[a]) if a in sizes and not a.isdigit() else a for a in axes)
             known += "," if len(axes) == 1 else ""  # as Python writes a tuple
-            raise ValueError(
-                f"{name} has shape {tuple(shape)}; wanted [{', '.join(axes)}] = ({known})"
-            )
+            letters = f"[{', '.join(axes)}]"
+            more = f" = ({known})" if known.rstrip(",") != ", ".join(axes) else ""
+            raise ValueError(f"{name} has shape {tuple(shape)}; wanted {letters}{more}")
     return sizes
 
 

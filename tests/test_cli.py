@@ -242,6 +242,7 @@ def test_interpolate_several_pairs(capsys, tmp_path):
         (["reconstruct", "RUN", "--file", "no.txt"], b"", "No such file or directory: 'no.txt'"),
         (["reconstruct", "RUN", "the dog " * 30], b"", "has 60 tokens; wanted 1 to 24"),
         (["interpolate", "RUN", "the dog"], b"", "there are 1 sentences; wanted pairs"),
+        (["reconstruct", "RUN", "the dog", " "], b"", "sentence 2 is empty; wanted words"),
         (["interpolate", "RUN", "the dog", "a cat", "--steps", "1"], b"", "steps is 1; wanted at"),
         (["sample", "RUN", "--count", "0"], b"", "count is 0; wanted at least 1"),
         (["sample", "RUN", "--count", "2", "--length", "99"], b"", "[99, 99]; wanted 2 of 1 to 24"),

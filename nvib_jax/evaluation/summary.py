@@ -85,8 +85,9 @@ def summarize(
     lines += ["", "Samples from the prior"]
     lines += [f"  {text}" for text in model.sample(6, decoding=SAMPLES, seed=seed)]
     ends = sorted(texts[:50], key=len)
-    path = model.interpolate(ends[len(ends) // 3], ends[len(ends) // 2], steps=5, seed=seed)
-    lines += ["", "Interpolation"]
+    a, b = ends[len(ends) // 3], ends[len(ends) // 2]
+    path = model.interpolate(a, b, steps=5, seed=seed)
+    lines += ["", "Interpolation", f"  a    {a}", f"  b    {b}"]
     lines += [f"  {t:.2f} {text}" for t, text in zip((0, 0.25, 0.5, 0.75, 1), path, strict=True)]
     lines += ["", "Half way between pairs"]
     for a, b in zip(ends[10:40:12], ends[12:42:12], strict=True):
