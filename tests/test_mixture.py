@@ -185,7 +185,7 @@ def test_errors():
         nvib.expected(post, log_weights="mode")
     with pytest.raises(ValueError, match="max_length is -1; wanted at least 0"):
         nvib.sample_prior(KEY, prior(), jnp.array([1]), max_length=-1)
-    with pytest.raises(ValueError, match=r"lengths has shape \(\); wanted \[B\] = \(B,\)"):
+    with pytest.raises(ValueError, match=r"lengths has shape \(\); wanted \[B\]$"):
         nvib.sample_prior(KEY, prior(), jnp.int32(1), max_length=2)
     with pytest.raises(ValueError, match=r"b.mean has shape \(2, 6, 8\); wanted .* = \(3, Sb, 8\)"):
         nvib.interpolate(a, mixture(batch=2), 0.5)
