@@ -17,7 +17,7 @@ import nvib_jax
 from nvib_jax import cli, commands, doctor
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config, to_json
+from nvib_jax.training.config import Config, load_preset, to_json
 
 TEXTS = ["the dog sleeps", "a cat that often waits runs"]
 COMMANDS = [
@@ -153,7 +153,7 @@ def test_help_of_a_preset_shows_its_values(capsys):
     preset = Path(__file__).parent.parent / "configs" / "quickstart.py"
     with pytest.raises(SystemExit):
         nvib("train", preset, "--help")
-    assert f"(default: {commands.load_preset(preset).train.steps})" in capsys.readouterr().out
+    assert f"(default: {load_preset(preset).train.steps})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", ["nvib_jax", "nvib_jax.cli"])

@@ -41,7 +41,6 @@ from nvib_jax.data.prepared import (
     PreparedData,
 )
 from nvib_jax.data.tokenizer import Tokenizer
-from nvib_jax.progress import track
 
 _SENTENCES_PER_SHARD = 250_000
 _ENCODED_AT_ONCE = 10_000
@@ -201,6 +200,8 @@ def _write_split(
 def _encoded(
     sentences: Iterator[str], tokenizer: Tokenizer, split: Split, count: int
 ) -> Iterator[list[int]]:
+    from nvib_jax.progress import track
+
     chunks, total = _chunks(sentences, _ENCODED_AT_ONCE), -(-count // _ENCODED_AT_ONCE)
     for chunk in track(chunks, f"tokens of {split}", total=total, unit="batches"):
         yield from tokenizer.encode_batch(chunk)

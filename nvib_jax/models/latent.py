@@ -42,7 +42,7 @@ class DirichletLatent(NVIB):
                 config.dim, alpha=config.prior_alpha, alpha_delta=config.alpha_delta
             ),
             pseudo_count=config.pseudo_count,
-            # What None means, said here: made inside `jax.jit` the prior has no number to read.
+            # What None means, as a number: the prior's own is a float32, and rounds once more.
             initial_alpha=config.initial_alpha or config.alpha_delta or 1.0,
             initial_kept=config.initial_kept,
             initial_variance=config.initial_variance,
