@@ -1,0 +1,88 @@
+"""Compiled code that outlives a process, so that the second command of a shape starts at once.
+
+What XLA compiles for a command is kept in `$NVIB_CACHE/compiled` (or `~/.cache/nvib_jax/compiled`).
+Loading an entry runs machine code, so the folder must be the user's alone. Entries are apart by
+machine, because JAX's own key does not hold the processor's instruction set, and a home directory
+may be shared by unlike machines.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import stat
+from pathlib import Path
+
+SWITCH = "NVIB_COMPILATION_CACHE"  # "off" turns it off
+_LEAST_SECONDS = 0.2  # what compiles faster is compiled again
+_MOST_BYTES = 2 << 30  # of all entries for one machine; the oldest go first
+
+
+def use_compilation_cache() -> Path | None:
+    """Let JAX keep compiled code for the next process of this user.
+
+    `NVIB_COMPILATION_CACHE=off` turns it off. A folder that JAX was told of already
+    (`JAX_COMPILATION_CACHE_DIR`) is left as it is.
+
+    Returns:
+      The folder, or None where nothing is kept.
+
+    Raises:
+      ValueError: `NVIB_COMPILATION_CACHE` is neither "on" nor "off", or the folder is a link or
+        another user's.
+    """
+    import jax
+
+    switch = os.environ.get(SWITCH, "on")
+    if switch not in ("on", "off"):
+        raise ValueError(f"{SWITCH} is {switch!r}; wanted 'on' or 'off'")
+    if switch == "off" or jax.config.jax_compilation_cache_dir:
+        return None
+    root = Path(os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax").expanduser() / "compiled"
+    folder = root / _machine()
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_private(root)
+        folder.mkdir(exist_ok=True)
+        _remove_oldest(folder)
+    except OSError:  # a read-only or full disk: everything works, and is compiled each time
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return folder
+
+
+def _machine() -> str:
+    """A name for machines that run the same instructions."""
+    seen = [platform.system(), platform.machine()]
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        seen += sorted({line for line in lines if line.startswith(("flags", "Features"))})
+    except OSError:
+        seen.append(platform.processor())
+    return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:16]
+
+
+def _make_private(folder: Path) -> None:
+    found = folder.lstat()
+    if stat.S_ISLNK(found.st_mode) or found.st_uid != os.getuid():
+        raise ValueError(
+            f"{folder} holds code that will be run, and is a link or another user's; wanted a "
+            f"folder of yours alone, or {SWITCH}=off"
+        )
+    folder.chmod(0o700)
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Keep the folder below its bound; other processes may do the same at this moment."""
+    entries = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            entries.append((file.stat().st_mtime, file.stat().st_size, file))
+    surplus = sum(size for _, size, _ in entries) - _MOST_BYTES
+    for _, size, file in sorted(entries):
+        if surplus <= 0:
+            return
+        file.unlink(missing_ok=True)
+        surplus -= size
