@@ -67,8 +67,13 @@ def folder() -> Path:
     return path
 
 
+def compiled() -> str:
+    """Where compiled code is kept: for this session, or for all that CI runs one after the other."""
+    return os.environ.get("NVIB_TESTS_COMPILED") or str(folder() / "xla")
+
+
 # A step compiles for seconds, mostly its random draws; the tests that train anew compile it once.
-jax.config.update("jax_compilation_cache_dir", str(folder() / "xla"))
+jax.config.update("jax_compilation_cache_dir", compiled())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
