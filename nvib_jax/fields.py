@@ -14,9 +14,11 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, Union
 
+INFINITE = {"infinite": True}  # metadata of a field of which infinity is a value
 _NAMES = {bool: "True or False", int: "an int", str: "a str"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
+short = _SHORT.repr  # of a value that may be long, or nested without end
 
 
 def check_fields(config: Any, where: str) -> None:
@@ -24,7 +26,8 @@ def check_fields(config: Any, where: str) -> None:
 
     Annotations may be made of bool, int, float, str, Any, a class, a dataclass, `Literal`, `None`,
     unions and `tuple[X, ...]`. A bool is no int, 1.5 is no int, a list is no tuple; an int is a
-    float too. NaN is never a float, infinity only where the field's own default is infinite.
+    float too. NaN is never a float, infinity only where the field says so: its default is infinite,
+    or it is a `field(metadata=INFINITE)`.
 
     Args:
       config: a dataclass instance.
@@ -47,8 +50,13 @@ def check_fields(config: Any, where: str) -> None:
     hints = _hints(cls)
     for field in dataclasses.fields(config):
         name = f"{where}.{field.name}" if where else field.name
-        infinite = isinstance(field.default, float) and math.isinf(field.default)
-        _check(getattr(config, field.name), hints[field.name], name, infinite)
+        check_value(getattr(config, field.name), hints[field.name], name, may_be_infinite(field))
+
+
+def may_be_infinite(field: dataclasses.Field) -> bool:
+    """Whether infinity is a value of this field."""
+    by_default = isinstance(field.default, float) and math.isinf(field.default)
+    return by_default or bool(field.metadata.get("infinite"))
 
 
 @functools.cache
@@ -56,14 +64,25 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _check(value: Any, hint: Any, name: str, infinite: bool) -> None:
-    """Raise unless the value is what the annotation says; parts are named by themselves."""
+def check_value(value: Any, hint: Any, name: str, infinite: bool = False) -> None:
+    """Check one value by an annotation, as `check_fields` does for each field.
+
+    Args:
+      value: anything.
+      hint: the annotation, resolved.
+      name: what the value is called.
+      infinite: whether infinity is a float here.
+
+    Raises:
+      ValueError: naming the value, or the part of it that is wrong.
+      TypeError: an annotation that nobody can check.
+    """
     for choice in _choices(hint):
         kind = typing.get_origin(choice) or choice
         if kind is tuple and isinstance(value, tuple):
             (part,) = (arg for arg in typing.get_args(choice) if arg is not ...)
             for i, item in enumerate(value):
-                _check(item, part, f"{name}[{i}]", infinite)
+                check_value(item, part, f"{name}[{i}]", infinite)
             return
         if dataclasses.is_dataclass(kind) and isinstance(value, typing.cast(type, kind)):
             check_fields(value, name)
@@ -127,7 +146,7 @@ def _wanted(hint: Any, infinite: bool) -> str:
 
 def _said(value: Any, hint: Any) -> str:
     """The value, with its type where that is what is wrong."""
-    text = _SHORT.repr(value)
+    text = short(value)
     kinds = {
         kind
         for choice in _choices(hint)

@@ -216,7 +216,7 @@ def test_no_texts_is_an_error(texts):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"heads": 3}, "heads is 3; wanted a divisor of dim, 32"),
+        ({"heads": 3}, "lm.heads is 3; wanted a divisor of lm.dim, 32"),
         ({"steps": 0}, "steps is 0; wanted at least 1"),
         ({"dropout": 1.0}, "dropout is 1.0; wanted 0 <= dropout < 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; wanted more than 0"),
