@@ -15,6 +15,7 @@ import nvib_jax
 from nvib_jax.data import PreparedData, prepare
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
+from nvib_jax.files import write_whole
 from nvib_jax.models.structure import structure
 from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
@@ -118,9 +119,7 @@ def _train(
             write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
     if is_first():
         finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
-        draft = run_dir / f"{FINISHED}.part"
-        draft.write_text(json.dumps(finished) + "\n", encoding="utf-8")
-        draft.replace(run_dir / FINISHED)
+        write_whole(run_dir / FINISHED, json.dumps(finished) + "\n")
     if summary:
         names = ", ".join(sorted(p.name for p in run_dir.iterdir()))
         bar.print(f"\n{page}\n\nwritten to {run_dir}: {names}")
@@ -154,7 +153,7 @@ def _fit(
     if resume:
         model = model.counted(texts)
     if is_first():
-        (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
+        write_whole(Path(settings.run_dir) / "config.json", to_json(config))
     step_function = make_train_step(
         model.graph,
         plan.optimizer,
@@ -176,7 +175,7 @@ def _fit(
     bad = BadSteps(batches, checkpoints, settings, bar.print)
     window, since, speeds = None, time.monotonic(), []
     with (
-        contextlib.closing(open_writer(settings.run_dir, start)) as writer,
+        contextlib.closing(open_writer(settings.run_dir, start, bar.print)) as writer,
         bar,
         Interrupt() as interrupt,
         Watchdog(settings.watchdog, bar.print if is_first() else to_standard_error) as watchdog,
