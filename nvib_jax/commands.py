@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from nvib_jax import studies
+from nvib_jax import launch, studies
 from nvib_jax.generate import DecodingConfig
-from nvib_jax.launch import read_config, read_launch
 from nvib_jax.options import parse, warn
 
 Form = Literal["exact", "published", "simplified", "expected_logit", "drawn"]
@@ -104,33 +103,6 @@ class Export:
     """Folder to write to; every command takes it where it takes a run."""
     checkpoint: Which = "best"
     """Which checkpoint."""
-
-
-def _train(arguments: list[str]) -> None:
-    arguments, launch = read_launch(arguments)
-    flags = ("--resume", "--auto-resume", "--no-summary", "--dry-run")
-    config, given = read_config("train", arguments, flags)
-    topology = launch.pop("topology", "")
-    if "--dry-run" in given or topology:
-        from nvib_jax.training.dry_run import dry_run
-
-        print(dry_run(config, topology=topology))
-        return
-    from nvib_jax.training.distributed import initialize
-    from nvib_jax.training.loop import train
-
-    initialize(**launch)
-    resume = None if "--auto-resume" in given else "--resume" in given
-    train(config, resume=resume, summary="--no-summary" not in given)
-
-
-def _prepare(arguments: list[str]) -> None:
-    config, _ = read_config("prepare", arguments)
-    from nvib_jax.data import prepare
-
-    data = prepare(config.data, progress=print)
-    counts = ", ".join(f"{len(n):,} {split}" for split, n in data.lengths.items())
-    print(f"{data.path}: {counts} sentences, vocabulary {data.vocab_size:,}")
 
 
 def _reconstruct(arguments: list[str]) -> None:
@@ -248,8 +220,8 @@ def _show(text: str, record: dict[str, Any], jsonl: bool) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": _train,
-    "prepare": _prepare,
+    "train": launch.train,
+    "prepare": launch.prepare,
     "reconstruct": _reconstruct,
     "sample": _sample,
     "interpolate": _interpolate,

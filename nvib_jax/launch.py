@@ -1,84 +1,111 @@
-"""The command lines of `nvib train` and `nvib prepare`: a preset, its fields, and how to launch."""
+"""`nvib train` and `nvib prepare`: a preset, any of its fields, how to go on and where to run."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
+
+import tyro
 
 from nvib_jax.options import parse
 from nvib_jax.training.config import Config, load_preset
 
-_ABOUT = {
-    "prepare": "Text to tokens, kept in data.cache_dir; train does it where it is missing. ",
-    "train": (
-        "Text to a trained model and a summary. --resume goes on from the last checkpoint, "
-        "--auto-resume does so if there is one, --no-summary leaves out the measuring at the end, "
-        "--dry-run compiles a step, says what it needs and ends; --topology v5e:2x4 does that for "
-        "a slice that is not here. --coordinator HOST:PORT --processes N --process I say where the "
-        "other processes are, outside Cloud TPU, SLURM and Open MPI. "
-    ),
-}
-_OF_PRESET = "Every field can be given; defaults are the preset's."
-_OF_NONE = "Every field can be given; defaults are the library's, with a CONFIG.py the preset's."
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Fields = Annotated[Config, tyro.conf.arg(name="")]
+T = TypeVar("T", "Train", "Prepare")
 
 
-def read_config(
-    command: str, arguments: list[str], flags: Iterable[str] = ()
-) -> tuple[Config, set[str]]:
-    """CONFIG.py and overrides -> (config, the flags that were there); see `nvib train --help`."""
-    given = {flag for flag in flags if flag in arguments}
-    arguments = [a for a in arguments if a not in given]
-    paths = [a for a in arguments if not a.startswith("-")][:1]
-    preset = Config()
-    if paths and arguments[0] == paths[0]:
-        preset, arguments = load_preset(paths[0]), arguments[1:]
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Text to a trained model and a summary."""
+
+    resume: Flag = False
+    """Go on from the last checkpoint."""
+    auto_resume: Flag = False
+    """Go on from the last checkpoint if there is one, begin otherwise."""
+    no_summary: Flag = False
+    """Leave out the measuring at the end."""
+    dry_run: Flag = False
+    """Compile a step, say what it needs, and end."""
+    topology: str = ""
+    """Dry run for a TPU slice that is not here, as v5e:2x4."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, outside Cloud TPU, SLURM and Open MPI; with the next two."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+    config: Fields = field(default_factory=Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Text to tokens, kept in data.cache_dir; train does it where it is missing."""
+
+    config: Fields = field(default_factory=Config)
+
+
+def train(arguments: list[str]) -> None:
+    """Train, or say what training would need."""
+    options, name = _read(Train, arguments)
+    if options.dry_run or options.topology:
+        from nvib_jax.training.dry_run import dry_run
+
+        print(dry_run(options.config, topology=options.topology))
+        return
+    from nvib_jax.training.claim import Claim
+    from nvib_jax.training.distributed import initialize
+    from nvib_jax.training.loop import train
+
+    initialize(options.coordinator, options.processes, options.process)
+    going_on = options.resume or options.auto_resume
+    named = options.config.train.run_dir
+    # Before anything else, because another run may ask for the same folder meanwhile.
+    with Claim([named] if named else _folders(Path("runs"), name, going_on)) as claim:
+        settings = dataclasses.replace(options.config.train, run_dir=str(claim.folder))
+        config = dataclasses.replace(options.config, train=settings)
+        resume = None if options.auto_resume else options.resume
+        train(config, resume=resume, summary=not options.no_summary, claim=claim)
+
+
+def prepare(arguments: list[str]) -> None:
+    """Prepare the data."""
+    options, _ = _read(Prepare, arguments)
+    from nvib_jax.data import prepare
+
+    data = prepare(options.config.data, progress=print)
+    counts = ", ".join(f"{len(n):,} {split}" for split, n in data.lengths.items())
+    print(f"{data.path}: {counts} sentences, vocabulary {data.vocab_size:,}")
+
+
+def _read(kind: type[T], arguments: list[str]) -> tuple[T, str]:
+    """(the options, the name of the preset): CONFIG.py and overrides of its fields."""
+    command = kind.__name__.lower()
+    path, about = "", "the library's, with a CONFIG.py the preset's"
+    flags = {f"--{n.replace('_', '-')}" for n, hint in kind.__annotations__.items() if hint is Flag}
+    place = next((i for i, word in enumerate(arguments) if word not in flags), len(arguments))
+    if arguments[place:] and not arguments[place].startswith("-"):
+        path, about = arguments[place], "the preset's"
+        arguments = arguments[:place] + arguments[place + 1 :]
     elif "-h" not in arguments and "--help" not in arguments:
         raise ValueError(f"wanted a config first, as in: nvib {command} configs/quickstart.py")
-    more = "".join(f" [{flag}]" for flag in flags)
-    config = parse(
-        Config,
+    options = parse(
+        kind,
         arguments,
-        default=preset,
-        prog=f"nvib {command} CONFIG.py{more}",
-        command=f"nvib {command} {paths[0] if paths else 'CONFIG.py'}",
-        description=_ABOUT[command] + (_OF_PRESET if paths else _OF_NONE),
+        default=kind(config=load_preset(path) if path else Config()),
+        prog=f"nvib {command} CONFIG.py",
+        command=f"nvib {command} {path or 'CONFIG.py'}",
+        description=f"{kind.__doc__} Every field can be given; defaults are {about}.",
     )
-    if not config.train.run_dir:
-        name = Path(paths[0]).stem if paths else "run"
-        config = dataclasses.replace(
-            config, train=dataclasses.replace(config.train, run_dir=str(_free("runs", name, given)))
-        )
-    return config, given
+    return options, Path(path).stem or "run"
 
 
-def _free(parent: str, name: str, flags: set[str]) -> Path:
-    """runs/NAME, or the first of runs/NAME-2, -3 ... without a run; with --resume the last used."""
-    paths = [Path(parent) / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
+def _folders(parent: Path, name: str, going_on: bool) -> Iterator[Path]:
+    """runs/NAME, -2, -3 ... without a run; of a run that goes on, the last that has one."""
+    paths = [parent / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
     used = [path for path in paths if (path / "config.json").exists()]
-    if flags & {"--resume", "--auto-resume"}:
-        return used[-1] if used else paths[0]
-    return next(path for path in paths if path not in used)
-
-
-def read_launch(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take out what is of the launch and not of the config: the processes, the slice."""
-    kinds: dict[str, Callable[[str], Any]] = {
-        "coordinator": str,
-        "processes": int,
-        "process": int,
-        "topology": str,
-    }
-    rest, found, todo = [], {}, iter(arguments)
-    for argument in todo:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or name not in kinds:
-            rest.append(argument)
-            continue
-        value = value if equals else next(todo, "")
-        if not value or value.startswith("--"):
-            raise ValueError(f"--{name} has no value")
-        try:
-            found[name] = kinds[name](value)
-        except ValueError:
-            raise ValueError(f"--{name} is {value!r}; wanted a number") from None
-    return rest, found
+    if going_on:
+        yield used[-1] if used else paths[0]
+    else:
+        yield from (path for path in paths if path not in used)

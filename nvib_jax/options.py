@@ -13,6 +13,9 @@ import tyro
 _NO_NUMBER = re.compile(
     r"(--\S+): (?:invalid literal for int\(\) with base 10|could not convert string to float): (.*)"
 )
+_NO_NUMBER_OR_NONE = re.compile(
+    r"(--\S+): no type matching \{None\}\|(?:INT|FLOAT) could be instantiated from \[(.*)\]"
+)
 
 
 def parse(kind: Any, arguments: list[str], *, prog: str, command: str = "", **options: Any) -> Any:
@@ -50,8 +53,9 @@ def _sentence(box: str) -> str:
     said = " ".join(parts[0])
     given = next(iter(re.findall(r"--[\w.-]+", said)), "")
     said = re.sub(r"^Error parsing (\S+):", r"\1:", said)
-    said = re.sub(r"^\w+: (\w+\.\w+ )", r"\1", said)  # model: model.heads is 3
+    said = re.sub(r"^[\w.]+: (\w+\.\w+ )", r"\1", said)  # config.model: model.heads is 3
     said = _NO_NUMBER.sub(r"\1 is \2; wanted a number", said)
+    said = _NO_NUMBER_OR_NONE.sub(r"\1 is \2; wanted a number", said)
     near = [line.split()[0] for line in lines if re.match(r"--\w", line)]
     near = difflib.get_close_matches(given, near, n=1, cutoff=0) if said[:2] == "Un" else []
     return said.rstrip(".") + "".join(f"; did you mean {name}?" for name in near)

@@ -18,6 +18,7 @@ from queue import Queue
 from typing import Any
 
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
+from nvib_jax.files import write_whole
 from nvib_jax.progress import track
 from nvib_jax.training.checkpoint import saved_steps
 from nvib_jax.training.config import Config, call_file, to_json
@@ -134,7 +135,7 @@ def _claim(folder: Path, config: Config) -> Path:
     if file.is_file() and file.read_text(encoding="utf-8") != wanted:
         raise ValueError(f"{folder} holds a run of another config; remove it or name another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(wanted, encoding="utf-8")
+    write_whole(file, wanted)
     return folder
 
 

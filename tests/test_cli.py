@@ -131,9 +131,10 @@ def test_help_shows_every_option_with_its_default(name, capsys):
             "--train.steps INT",
             "(default: 1000)",
             "--data.clean.lowercase",
-            "[--resume]",
+            "--resume",
             "--mesh.fsdp INT",
-            "[--dry-run]",
+            "--dry-run",
+            "--processes {None}|INT",
         ],
         "prepare": ["--data.vocab-size INT", "(default: 4000)"],
         "reconstruct": ["RUN", "TEXT ...", "--file PATH", "--jsonl", "(default: best)"],
@@ -275,6 +276,9 @@ def test_a_value_that_an_option_cannot_have(capsys):
         (["--lenght", "3"], "Unrecognized options: --lenght, 3; see nvib train PRESET --help"),
         (["--model.heads", "3"], "model.heads is 3; wanted a divisor of model.dim, 16; see nvib"),
         (["--train.steps", "abc"], "--train.steps is 'abc'; wanted a number; see nvib train"),
+        (["--processes", "abc"], "--processes is 'abc'; wanted a number; see nvib train"),
+        (["--model.threshold", "x"], "--model.threshold is 'x'; wanted a number; see nvib train"),
+        (["--train.clip", "nan"], "train.clip is nan; wanted a number; see nvib train"),
         (["--model.kind", "F"], "invalid choice 'F' for argument '--model.kind'. Expected one of"),
     ],
 )
@@ -362,7 +366,34 @@ def test_overrides_reach_the_training(preset, monkeypatch):
     assert isinstance(config, Config)
     assert (config.train.steps, config.data.buckets) == (7, (8, 24))
     assert config.train.run_dir == tiny.config().train.run_dir
+    assert str(how.pop("claim").folder) == config.train.run_dir
     assert how == {"resume": True, "summary": True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        ([], (False, True)),
+        (["--auto-resume", "--no-summary"], (None, False)),
+        (["--resume"], (True, True)),
+    ],
+)
+def test_flags_may_stand_on_either_side_of_the_preset(preset, monkeypatch, flags, how):
+    seen = []
+    monkeypatch.setattr(
+        "nvib_jax.training.loop.train", lambda *a, **k: seen.append((k["resume"], k["summary"]))
+    )
+    assert nvib("train", *flags, preset) == nvib("train", preset, *flags) == 0
+    assert seen == [how, how]
+
+
+def test_where_to_run_reaches_the_launch(preset, monkeypatch):
+    seen = []
+    monkeypatch.setattr("nvib_jax.training.loop.train", lambda *a, **k: None)
+    monkeypatch.setattr("nvib_jax.training.distributed.initialize", lambda *a: seen.append(a))
+    where = ["--coordinator", "host:1", "--processes=2", "--process", 0]
+    assert nvib("train", preset, *where) == nvib("train", preset) == 0
+    assert seen == [("host:1", 2, 0), (None, None, None)]
 
 
 def test_a_run_without_a_name_gets_a_free_one(preset, monkeypatch, tmp_path):

@@ -5,15 +5,19 @@ import dataclasses
 import inspect
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 import nvib_jax
 from nvib_jax.data import DataConfig
+from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
+from nvib_jax.evaluation.protocol import EvaluationConfig
 from nvib_jax.models.nvae import NVAEConfig
 from nvib_jax.training.config import (
     Config,
+    MeshConfig,
     ObjectiveConfig,
     TrainConfig,
     from_json,
@@ -126,10 +130,55 @@ def test_json_with_an_unknown_field(change, match):
         from_json(json.dumps(values))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]"])
-def test_json_that_is_none(text):
-    with pytest.raises(ValueError, match=r"config is no JSON object"):
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"config is no JSON object: Expecting"),
+        ("{", r"config is no JSON object: Expecting"),
+        ("[1]", r"config is \[1\]; wanted a JSON object"),
+        ("[" * 10**5 + "]" * 10**5, r"config is no JSON object: it is nested too deeply"),
+        ('{"train": 5}', r"config.train is 5; wanted a JSON object"),
+        ('{"train": {"steps": "60"}}', r"config.train.steps is '60' \(a str\); wanted an int"),
+        ('{"train": {"steps": null}}', r"config.train.steps is None; wanted an int"),
+        ('{"train": {"steps": 1.5}}', r"config.train.steps is 1.5 \(a float\); wanted an int"),
+        ('{"train": {"log_every": true}}', r"config.train.log_every is True \(a bool\); wanted an"),
+        ('{"train": {"spike": NaN}}', r"config.train.spike is nan; wanted a finite number"),
+        ('{"model": {"heads": {"a": 1}}}', r"config.model.heads is {'a': 1} \(a dict\); wanted an"),
+        ('{"model": {"heads": [4]}}', r"config.model.heads is \[4\] \(a list\); wanted an int"),
+        ('{"model": {"threshold": NaN}}', r"config.model.threshold is nan; wanted a finite number"),
+        ('{"model": {"dtype": ["float32"]}}', r"config.model.dtype is \['float32'\] \(a list\)"),
+        ('{"data": {"cache_dir": 5}}', r"config.data.cache_dir is 5 \(an int\); wanted a str"),
+        ('{"data": {"train": "a.txt"}}', r"config.data.train is 'a.txt' \(a str\); wanted a tuple"),
+        ('{"data": {"buckets": [8, "16"]}}', r"config.data.buckets\[1\] is '16' \(a str\); wanted"),
+        ('{"data": {"clean": {"lowercase": 1}}}', r"config.data.clean.lowercase is 1 \(an int\)"),
+    ],
+)
+def test_json_that_is_wrong(text, match):
+    with pytest.raises(ValueError, match=match):
         from_json(text)
+
+
+def test_no_field_of_json_takes_what_it_is_not():
+    """A list in a list, of every field, is refused with the field's name."""
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(getattr(Config(), section.name)):
+            with pytest.raises(ValueError, match=rf"config.{section.name}.{field.name}\W"):
+                from_json(json.dumps({section.name: {field.name: [[1]]}}))
+
+
+def test_json_may_write_a_whole_number_as_a_float():
+    """0.1.0 took 1e3 for `eval_every`, and such a checkpoint must load."""
+    config = from_json('{"train": {"eval_every": 1000.0, "clip": Infinity}}')
+    assert repr(config.train.eval_every) == "1000"
+    assert from_json(to_json(config)) == config
+
+
+def test_a_wrong_config_json_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    for content, match in ((b'{"train": 5}', "config.train is 5"), (b"\xff", "codec can't decode")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"config.json: .*{match}"):
+            load_preset(path)
 
 
 # ---- values
@@ -143,7 +192,7 @@ def test_json_that_is_none(text):
             for name in ("steps", "log_every", "eval_every", "eval_sentences", "keep_checkpoints")
         ],
         (lambda: Config(train=TrainConfig(optimizer="sgd")),
-         r"train.optimizer is 'sgd'; wanted one of \('adam', 'adamw', 'radam'\)"),
+         r"train.optimizer is 'sgd'; wanted one of 'adam', 'adamw', 'radam'$"),
         (lambda: Config(model=NVAEConfig(dtype="float16")), r"model.dtype is 'float16'; wanted"),
         (lambda: TrainConfig(learning_rate=0.0), r"train.learning_rate is 0.0; wanted more than 0"),
         (lambda: TrainConfig(learning_rate=float("nan")), r"train.learning_rate is nan"),
@@ -155,6 +204,24 @@ def test_json_that_is_none(text):
         (lambda: Config(model=NVAEConfig(kind="VT")), r"model.kind is 'VT'; wanted one of"),
         (lambda: ObjectiveConfig(word_dropout=1.5), r"objective.word_dropout is 1.5; wanted 0 to"),
         (lambda: ObjectiveConfig(capacity_gaussian=-1.0), r"objective.capacity_gaussian is -1.0"),
+        (lambda: TrainConfig(steps="60"), r"train.steps is '60' \(a str\); wanted an int"),
+        (lambda: TrainConfig(log_every=1.5), r"train.log_every is 1.5 \(a float\); wanted an int"),
+        (lambda: TrainConfig(seed=True), r"train.seed is True \(a bool\); wanted an int"),
+        (lambda: TrainConfig(seed=2**63), r"train.seed is 9223372036854775808; wanted less than"),
+        (lambda: TrainConfig(run_dir=None), r"train.run_dir is None; wanted a str"),
+        (lambda: TrainConfig(watchdog=math.inf), r"train.watchdog is inf; wanted a finite number"),
+        (lambda: TrainConfig(clip=math.nan), r"train.clip is nan; wanted a number"),
+        (lambda: TrainConfig(learning_rate=math.inf), r"train.learning_rate is inf; wanted a fin"),
+        (lambda: ObjectiveConfig(vector_price=math.nan), r"objective.vector_price is nan; wanted"),
+        (lambda: ObjectiveConfig(capacity_gaussian="1"), r"capacity_gaussian is '1' \(a str\); "),
+        (lambda: MeshConfig(fsdp=2.0), r"mesh.fsdp is 2.0 \(a float\); wanted an int"),
+        (lambda: Config(train=None), r"train is None; wanted a TrainConfig"),
+        (lambda: Config(objective={}), r"objective is {} \(a dict\); wanted an ObjectiveConfig"),
+        (lambda: EvaluationConfig(sentences=1.5), r"^sentences is 1.5 \(a float\); wanted an int"),
+        (lambda: EvaluationConfig(forms=None), r"^forms is None; wanted True or False"),
+        (lambda: EvaluationConfig(split="train"), r"^split is 'train'; wanted one of 'test', 'va"),
+        (lambda: LanguageModelConfig(heads={}), r"lm.heads is {} \(a dict\); wanted an int"),
+        (lambda: LanguageModelConfig(learning_rate=0), r"lm.learning_rate is 0; wanted more than"),
         (lambda: ObjectiveConfig(free_gaussian=1.0, capacity_gaussian=2.0),
          r"objective.free_gaussian and objective.capacity_gaussian are both given; wanted one"),
         (lambda: ObjectiveConfig(anneal="cyclic", anneal_steps=10, anneal_cycle=5),

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from nvib_jax.data import DataConfig, prepare
 from nvib_jax.data.config import CleanConfig
+from nvib_jax.evaluation.report.runs import read_run
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
 from nvib_jax.training.checkpoint import saved_steps
@@ -303,6 +304,37 @@ def test_a_writer_drops_what_will_be_run_again(tmp_path):
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [
         (1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0),
     ]  # fmt: skip
+
+
+WRONG = (b"{}", b"5", b"[]", b"\xff\xfe", b'{"step": "3"}', b'{"step": null}', b'{"step": true}',
+         b'{"step": 1, "loss": "much"}', b"[" * 10**5, b'{"step": 2, "lo')  # fmt: skip
+
+
+def test_lines_that_are_no_records_are_left_out_and_said(tmp_path):
+    """Each of them ended a resumed run, and a report, in a traceback."""
+    good = [json.dumps({"step": n, "split": "train", "loss": n / 3}).encode() for n in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good[0], *WRONG, *good[1:], b'{"st']))
+    (tmp_path / "config.json").write_text("{}")
+    assert [r["step"] for r in read_run(tmp_path).metrics] == [1, 2, 3]
+    said = []
+    writer = MetricWriter(tmp_path, after=2, say=said.append)
+    writer.write(3, "train", {"loss": 7.0})
+    writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    assert lines[:2] == good[:2]
+    assert [json.loads(line)["loss"] for line in lines[2:]] == [7.0]
+    assert said == [
+        f"{tmp_path / 'metrics.jsonl'} has {len(WRONG)} lines that are no records, "
+        "the first is 2; they are left out"
+    ]
+
+
+def test_a_last_line_that_is_cut_off_is_nothing_to_speak_of(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    said = []
+    MetricWriter(tmp_path, after=5, say=said.append).close()
+    assert [r["step"] for r in records(tmp_path)] == [1]
+    assert not said
 
 
 def test_lines_are_plain_where_there_is_no_terminal(capsys):

@@ -17,6 +17,7 @@ from nvib_jax.bench.sampler import Sampler
 from nvib_jax.bench.scaling import Scaling
 from nvib_jax.bench.timing import Case, Row, measure
 from nvib_jax.bench.train import Train
+from nvib_jax.files import write_whole
 from nvib_jax.options import parse
 
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     found = run(suite, timing, ["nvib", "bench", *arguments])
     if timing.output is not None:
         timing.output.parent.mkdir(parents=True, exist_ok=True)
-        timing.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(timing.output, json.dumps(found, indent=1) + "\n")
 
 
 def run(suite: Suite, timing: Timing, command: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from nvib_jax.data.tokenizer import Tokenizer
+from nvib_jax.fields import check_fields
 from nvib_jax.modules.transformer import EncoderLayer, LayerNorm, dropout, split_key
 
 
@@ -40,14 +41,18 @@ class LanguageModelConfig:
     """Seed of parameters, dropout and batch order."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "lm")
+
         def check(right: bool, name: str, wanted: str) -> None:
             if not right:
-                raise ValueError(f"{name} is {getattr(self, name)}; wanted {wanted}")
+                raise ValueError(f"lm.{name} is {getattr(self, name)}; wanted {wanted}")
 
         for name in ("dim", "heads", "hidden", "layers", "steps", "batch_size"):
             check(getattr(self, name) >= 1, name, "at least 1")
-        check(self.dim % self.heads == 0, "heads", f"a divisor of dim, {self.dim}")
+        check(self.dim % self.heads == 0, "heads", f"a divisor of lm.dim, {self.dim}")
         check(0 <= self.dropout < 1, "dropout", "0 <= dropout < 1")
+        check(self.learning_rate > 0, "learning_rate", "more than 0")
+        check(self.seed >= 0, "seed", "at least 0")
         check(self.learning_rate > 0, "learning_rate", "more than 0")
 
 

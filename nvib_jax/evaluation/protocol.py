@@ -38,6 +38,8 @@ from nvib_jax.evaluation.likelihood import (
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.samples import language_scores, sample_scores
 from nvib_jax.evaluation.usage import growth, token_usage, usage_by_length, vector_usage
+from nvib_jax.fields import check_fields
+from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
 
@@ -77,6 +79,7 @@ class EvaluationConfig:
     """The language model."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "")
         for name in (
             *("sentences", "samples", "draws", "bound_sentences", "pairs", "beams", "seed"),
             "reverse_samples",
@@ -120,10 +123,7 @@ def evaluate_run(
         **measure(model, data, config, progress=progress),
     }
     found = without_nan(found)
-    path = Path(run) / RESULT
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(Path(run) / RESULT, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return found
 
 

@@ -9,6 +9,7 @@ from nvib_jax.evaluation.likelihood import evidence_bound
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.samples import language_scores
 from nvib_jax.evaluation.usage import vector_usage
+from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
 
@@ -99,9 +100,9 @@ def summarize(
 def write_summary(run_dir: str | Path, page: str, scores: dict[str, dict[str, float]]) -> None:
     """Write the page as `summary.txt` and the figures as `scores.json` into the run's folder."""
     folder = Path(run_dir)
-    (folder / "summary.txt").write_text(page + "\n", encoding="utf-8")
+    write_whole(folder / "summary.txt", page + "\n")
     known = {  # JSON has no NaN: a figure that does not exist is null
         name: {k: v if math.isfinite(v) else None for k, v in figures.items()}
         for name, figures in scores.items()
     }
-    (folder / "scores.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "scores.json", json.dumps(known, indent=2) + "\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nvib_jax.evaluation.report.runs import Run, group, mean_and_deviation, read_run
+from nvib_jax.files import write_whole
 
 # score, heading, factor, decimals
 COLUMNS = (
@@ -87,7 +88,7 @@ def save_scores(runs: Sequence[Run], path: str | Path) -> None:
         for run in runs
     ]
     lines = ",\n".join(json.dumps(_rounded(record)) for record in records)
-    Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    write_whole(path, f"[\n{lines}\n]\n")
 
 
 def load_scores(path: str | Path) -> list[Run]:

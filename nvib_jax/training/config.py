@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nvib_jax.data.config import DataConfig
+from nvib_jax.fields import INFINITE, check_fields, check_value, may_be_infinite, short
 from nvib_jax.models.nvae import NVAEConfig
 
 
@@ -22,15 +23,6 @@ def _at_least(section: str, config: Any, least: int, *names: str) -> None:
         if not getattr(config, name) >= least:
             value = getattr(config, name)
             raise ValueError(f"{section}.{name} is {value}; wanted at least {least}")
-
-
-def _check_choices(section: str, config: Any) -> None:
-    """Python does not hold anyone to a `Literal`."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        choices = typing.get_args(hint)
-        if typing.get_origin(hint) is Literal and getattr(config, name) not in choices:
-            value = getattr(config, name)
-            raise ValueError(f"{section}.{name} is {value!r}; wanted one of {choices}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +75,7 @@ class ObjectiveConfig:
     """Share of the decoder's input words that are replaced by the unknown word in training."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "objective")
         _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet", "vector_price")
         _at_least("objective", self, 0, "anneal_start", "anneal_steps", "alpha_delta_steps")
         _at_least("objective", self, 0, "free_gaussian", "free_dirichlet", "capacity_steps")
@@ -115,6 +108,7 @@ class MeshConfig:
     """Ways heads, feed-forward layers and vocabulary are split, the work on one sentence."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "mesh")
         _at_least("mesh", self, 0, "data")
         _at_least("mesh", self, 1, "fsdp", "tensor")
 
@@ -139,8 +133,8 @@ class TrainConfig:
     """Steps of linear warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices (adamw only)."""
-    clip: float = 1.0
-    """Gradients are clipped to this global norm."""
+    clip: float = field(default=1.0, metadata=INFINITE)
+    """Gradients are clipped to this global norm; inf never clips."""
     accumulate: int = 1
     """Parts a batch is worked off in, one after the other: less memory; other draws, same mean."""
     log_every: int = 50
@@ -164,10 +158,13 @@ class TrainConfig:
     """Say so when nothing has moved for this many seconds; 0 never does."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "train")
         _at_least("train", self, 1, "steps", "log_every", "eval_every")
         _at_least("train", self, 1, "eval_sentences", "keep_checkpoints", "accumulate")
         _at_least("train", self, 0, "seed", "warmup_steps", "weight_decay", "keep_best")
         _at_least("train", self, 0, "keep_every", "watchdog")
+        if self.seed >= 2**63:  # jax takes a 64-bit integer
+            raise ValueError(f"train.seed is {self.seed}; wanted less than {2**63}")
         if self.spike and not self.spike > 1:
             raise ValueError(f"train.spike is {self.spike}; wanted 0, or more than 1")
         for name in ("learning_rate", "clip"):
@@ -191,8 +188,7 @@ class Config:
     """Devices."""
 
     def __post_init__(self) -> None:
-        for section in dataclasses.fields(self):
-            _check_choices(section.name, getattr(self, section.name))
+        check_fields(self, "")
 
 
 def load_preset(path: str | Path) -> Config:
@@ -211,7 +207,10 @@ def load_preset(path: str | Path) -> Config:
         hint = hint or "; presets are in the folder configs/ of a checkout of nvib_jax"
         raise FileNotFoundError(f"config {path} does not exist{hint}")
     if path.suffix == ".json":
-        return from_json(path.read_text(encoding="utf-8"))
+        try:
+            return from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     config = call_file(path, "config")
     if not isinstance(config, Config):
         raise ValueError(f"config() of {path} gives {type(config).__name__}; wanted Config")
@@ -267,10 +266,13 @@ def from_json(text: str) -> Config:
     """The inverse of `to_json`.
 
     Raises:
-      ValueError: no JSON object, or a field that this version does not have, the nearest one named.
+      ValueError: no JSON object, a field that this version does not have, the nearest one named,
+        or a value that a field cannot have.
     """
     try:
         values = json.loads(text)
+    except RecursionError:
+        raise ValueError("config is no JSON object: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"config is no JSON object: {error}") from error
     return _build(Config, values, "config")
@@ -278,9 +280,9 @@ def from_json(text: str) -> Config:
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is no JSON object but {values!r}")
+        raise ValueError(f"{where} is {short(values)}; wanted a JSON object")
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1)
@@ -291,7 +293,11 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
         kind = hints[name]
         if dataclasses.is_dataclass(kind):
             value = _build(kind, value, f"{where}.{name}")  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(value)
+        else:
+            if typing.get_origin(kind) is tuple and isinstance(value, list):
+                value = tuple(value)
+            elif kind is int and isinstance(value, float) and value.is_integer():
+                value = int(value)  # because JSON has one kind of number, 60.0 is 60
+            check_value(value, kind, f"{where}.{name}", may_be_infinite(known[name]))
         built[name] = value
     return cls(**built)

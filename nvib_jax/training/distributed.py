@@ -76,3 +76,14 @@ def check_same(name: str, fingerprint: int) -> None:
     """
     if not everywhere(from_first(fingerprint) == fingerprint):
         raise ValueError(f"{name} of process {jax.process_index()} and of process 0 differ")
+
+
+def text_from_first(text: str) -> str:
+    """Process 0's text, on all; at most 4,096 bytes of it."""
+    if jax.process_count() == 1:
+        return text
+    row = np.zeros(4096, np.uint8)
+    content = np.frombuffer(text.encode("utf-8")[: row.size], np.uint8)
+    row[: content.size] = content
+    found = np.asarray(multihost_utils.broadcast_one_to_all(row), np.uint8)
+    return found.tobytes().rstrip(b"\0").decode("utf-8", errors="replace")

@@ -4,13 +4,21 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from rich.progress import Progress, TextColumn
 
+from nvib_jax.files import write_whole
 from nvib_jax.progress import COLUMNS, console_of
 from nvib_jax.training.distributed import is_first
+from nvib_jax.training.records import METRICS, records_of
+
+
+def to_standard_error(text: str) -> None:
+    """A line for a person, beside whatever is on standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class MetricWriter:
@@ -20,18 +28,31 @@ class MetricWriter:
       run_dir: the run; made if missing.
       after: the step that is continued. Records beyond it are of steps that were lost with a
         crash and will be run again: they are dropped.
+      say: told of lines that are no records, which are dropped as well.
+
+    Raises:
+      OSError: a folder that cannot be written to.
     """
 
-    def __init__(self, run_dir: str | Path, *, after: int = 0):
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        after: int = 0,
+        say: Callable[[str], None] = to_standard_error,
+    ):
         from tensorboardX import SummaryWriter
 
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = path = folder / "metrics.jsonl"
-        old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        draft = path.with_suffix(".part")
-        draft.write_text("".join(r for r in old if _step(r) <= after), encoding="utf-8")
-        draft.replace(path)
+        self._path = path = folder / METRICS
+        old = list(records_of(path))
+        kept = [line for line, record in old if record is not None and record["step"] <= after]
+        # A kill cuts the last line off, which is nothing to speak of.
+        if wrong := [i for i, (_, record) in enumerate(old[:-1], 1) if record is None]:
+            say(f"{path} has {len(wrong)} lines that are no records, the first is {wrong[0]}; "
+                "they are left out")  # fmt: skip
+        write_whole(path, b"".join(line + b"\n" for line in kept))
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=after + 1, write_to_disk=True
@@ -68,14 +89,9 @@ class NoWriter(MetricWriter):
         """Nothing."""
 
 
-def open_writer(run_dir: str | Path, after: int) -> MetricWriter:
+def open_writer(run_dir: str | Path, after: int, say: Callable[[str], None]) -> MetricWriter:
     """A `MetricWriter` on the first process, one that writes nothing on the others."""
-    return MetricWriter(run_dir, after=after) if is_first() else NoWriter()
-
-
-def to_standard_error(text: str) -> None:
-    """A line for a person, beside whatever is on standard output."""
-    print(text, file=sys.stderr, flush=True)
+    return MetricWriter(run_dir, after=after, say=say) if is_first() else NoWriter()
 
 
 class TrainingBar:
@@ -127,13 +143,6 @@ class TrainingBar:
     def print(self, text: str) -> None:
         """A line above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
-
-
-def _step(record: str) -> float:
-    try:
-        return json.loads(record)["step"]
-    except ValueError:  # cut off in the middle
-        return float("inf")
 
 
 def _number(value: float) -> str:

@@ -15,11 +15,13 @@ import nvib_jax
 from nvib_jax.data import PreparedData, prepare
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
+from nvib_jax.files import write_whole
 from nvib_jax.models.structure import structure
 from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.bad_steps import BadSteps
 from nvib_jax.training.checkpoint import Checkpoints, saved_steps
+from nvib_jax.training.claim import CLAIM, Claim
 from nvib_jax.training.config import Config, to_json
 from nvib_jax.training.distributed import check_same, is_first
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
@@ -44,7 +46,13 @@ _COUNTED = 1024  # training sentences from which the number of vectors is learne
 SUMMARY_SAMPLES = 1000  # prior samples scored at the end, where the language is known
 
 
-def train(config: Config, *, resume: bool | None = False, summary: bool = True) -> dict[str, float]:
+def train(
+    config: Config,
+    *,
+    resume: bool | None = False,
+    summary: bool = True,
+    claim: Claim | None = None,
+) -> dict[str, float]:
     """Run a config from text to a summary, on all devices of all processes.
 
     Args:
@@ -52,13 +60,15 @@ def train(config: Config, *, resume: bool | None = False, summary: bool = True) 
       resume: continue from the last whole checkpoint in `train.run_dir`; None does so if there is
         one, and begins otherwise.
       summary: measure at the end and write a page; without, `nvib evaluate` does.
+      claim: of the run's folder, where the caller has it already; released in the end.
 
     Returns:
       The final metrics on held-out sentences (`nvib_jax.evaluation.evaluate`), with
       "tokens_per_second" of training, compilation left out.
 
     Raises:
-      FileExistsError: the run has checkpoints and `resume` is False.
+      FileExistsError: the run has checkpoints and `resume` is False, or another process has its
+        folder, now.
       FileNotFoundError: `resume` without a checkpoint.
       FloatingPointError: a bad step, by `train.bad_step`; the checkpoints before are kept.
       KeyboardInterrupt: after a last checkpoint; `resume` goes on from there.
@@ -66,13 +76,16 @@ def train(config: Config, *, resume: bool | None = False, summary: bool = True) 
       SystemExit: after SIGTERM or a notice of preemption, and a last checkpoint; status 143.
       ValueError: a config that does not fit the data, the devices or the checkpoint.
     """
-    saved = _check_run_dir(config, resume)
+    if not config.train.run_dir:
+        raise ValueError("train.run_dir is empty; wanted the folder of the run")
     bar = TrainingBar(config.train.steps, quiet=not is_first())
-    data = prepare(config.data, progress=bar.print)
-    check_same("the prepared data", data.fingerprint)
-    mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        return _train(config, data, mesh, bar, saved, summary)
+    with claim or Claim([config.train.run_dir], say=bar.print):
+        saved = _check_run_dir(config, resume)
+        data = prepare(config.data, progress=bar.print)
+        check_same("the prepared data", data.fingerprint)
+        mesh = make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            return _train(config, data, mesh, bar, saved, summary)
 
 
 def _train(
@@ -118,11 +131,9 @@ def _train(
             write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
     if is_first():
         finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
-        draft = run_dir / f"{FINISHED}.part"
-        draft.write_text(json.dumps(finished) + "\n", encoding="utf-8")
-        draft.replace(run_dir / FINISHED)
+        write_whole(run_dir / FINISHED, json.dumps(finished) + "\n")
     if summary:
-        names = ", ".join(sorted(p.name for p in run_dir.iterdir()))
+        names = ", ".join(sorted(p.name for p in run_dir.iterdir() if p.name != CLAIM))
         bar.print(f"\n{page}\n\nwritten to {run_dir}: {names}")
     return scores | {"tokens_per_second": speed}
 
@@ -154,7 +165,7 @@ def _fit(
     if resume:
         model = model.counted(texts)
     if is_first():
-        (Path(settings.run_dir) / "config.json").write_text(to_json(config), encoding="utf-8")
+        write_whole(Path(settings.run_dir) / "config.json", to_json(config))
     step_function = make_train_step(
         model.graph,
         plan.optimizer,
@@ -176,7 +187,7 @@ def _fit(
     bad = BadSteps(batches, checkpoints, settings, bar.print)
     window, since, speeds = None, time.monotonic(), []
     with (
-        contextlib.closing(open_writer(settings.run_dir, start)) as writer,
+        contextlib.closing(open_writer(settings.run_dir, start, bar.print)) as writer,
         bar,
         Interrupt() as interrupt,
         Watchdog(settings.watchdog, bar.print if is_first() else to_standard_error) as watchdog,
@@ -240,8 +251,6 @@ def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: Trainin
 
 def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
     """The steps that are saved, once the folder is known to be free, or to hold what is wanted."""
-    if not config.train.run_dir:
-        raise ValueError("train.run_dir is empty; wanted the folder of the run")
     run_dir = Path(config.train.run_dir)
     saved = saved_steps(run_dir)
     check_same(f"the config of {run_dir}", zlib.crc32(to_json(config).encode()) >> 1)

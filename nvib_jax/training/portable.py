@@ -15,6 +15,7 @@ import numpy as np
 
 import nvib_jax
 from nvib_jax.data.tokenizer import Tokenizer
+from nvib_jax.files import draft_of, write_whole
 from nvib_jax.models.structure import structure
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, from_json, to_json
@@ -77,6 +78,7 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
     Raises:
       FileExistsError: the folder holds a model already.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     folder = Path(folder)
@@ -84,12 +86,13 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
     if any(file.exists() for file in (*files, folder / "checkpoints")):
         raise FileExistsError(f"{folder} holds a run or an exported model; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    drafts = [file.with_name(file.name + ".part") for file in files]
     arrays = {name: np.asarray(value, order="C") for name, value in model.params.items()}
-    save_file(arrays, drafts[0], metadata={"format": "np"})
-    drafts[1].write_text(json.dumps(describe(model), indent=1) + "\n", encoding="utf-8")
-    for draft, file in zip(drafts, files, strict=True):
-        draft.replace(file)
+    with draft_of(files[0]) as draft:
+        try:
+            save_file(arrays, draft, metadata={"format": "np"})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(" ".join(str(error).split())) from error
+        write_whole(files[1], json.dumps(describe(model), indent=1) + "\n")
     return files
 
 

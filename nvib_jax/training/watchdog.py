@@ -43,7 +43,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         told, patience = self._last, self._seconds
-        while not self._done.wait(self._seconds / 4):
+        while not self._done.wait(min(self._seconds / 4, threading.TIMEOUT_MAX)):
             where, since = last = self._last
             if last != told:
                 told, patience = last, self._seconds

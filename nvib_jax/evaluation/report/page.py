@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nvib_jax.evaluation.report import figures, html, texts
 from nvib_jax.evaluation.report.runs import Setting, group, read_run
+from nvib_jax.files import write_whole
 
 _SECTIONS = (  # id, heading, settings -> html
     ("runs", "Runs side by side", texts.summary),
@@ -46,7 +47,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     page = html.page(title, header, [section for section in sections if section[2]])
-    out.write_text(page, encoding="utf-8")
+    write_whole(out, page)
     return out
 
 

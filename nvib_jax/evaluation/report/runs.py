@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvib_jax.training.config import from_json
+from nvib_jax.training.records import records_of
 
 _KNOBS = {
     "NVAE": "model.alpha_delta",
@@ -168,14 +169,8 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Lines of `metrics.jsonl`; one that was cut off is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in found if isinstance(record, dict) and "step" in record]
+    """The records of `metrics.jsonl`; a line that is none, cut off say, is left out."""
+    return [record for _, record in records_of(path) if record is not None]
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Files that are whole or not there: written under a fresh name, then renamed into place.
+
+A reader sees the old content or the new, never half of it, and a full disk or a kill leaves the
+old. The fresh name is made exclusively, so that nobody's link is followed and no two processes
+write into one draft. Standard library only.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that it is never seen half written, with the mode of the user's umask.
+
+    Args:
+      path: the file; one that is there is replaced, a link is replaced and not followed.
+      content: bytes, or text that is encoded as UTF-8.
+
+    Raises:
+      OSError: it cannot be written; names the file and the reason, and leaves what was there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(f"{folder}/a.txt", "whole")
+    ...     os.listdir(folder), Path(folder, "a.txt").read_text()
+    (['a.txt'], 'whole')
+    """
+    with draft_of(path) as draft, draft.open("r+b") as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def draft_of(path: str | Path) -> Iterator[Path]:
+    """Within it, an empty file of a fresh name beside `path`; after it, `path` is that file.
+
+    For writers that open their file themselves. They may replace the draft by a file of their own;
+    it gets the mode of the user's umask all the same.
+
+    Args:
+      path: the file to be.
+
+    Raises:
+      OSError: it cannot be written; names the file and the reason, and leaves what was there.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        # O_EXCL refuses whatever has the name, a link too; the system takes the umask off 0666.
+        made = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = os.fstat(made).st_mode & 0o777
+        os.close(made)
+        yield draft
+        if draft.stat().st_mode & 0o777 != mode:
+            draft.chmod(mode)
+        draft.replace(path)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        said = OSError(f"{path} cannot be written: {reason}")
+        said.errno = error.errno
+        raise said from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

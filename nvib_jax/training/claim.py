@@ -1,0 +1,193 @@
+"""A run folder belongs to one run at a time: the first claims it, the second is told who has it.
+
+The claim is a lock of the operating system on `RUN/.claim`, a file that also says whose it is. The
+lock ends with its process, whatever ended that, so that a killed run stands in nobody's way. On a
+file system without such locks the file itself is the claim, and that of a dead process of this
+machine counts for nothing.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nvib_jax.training.distributed import everywhere, is_first, text_from_first
+from nvib_jax.training.logging import to_standard_error
+
+CLAIM = ".claim"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class Claimed(FileExistsError):
+    """A folder that another run has."""
+
+
+class Claim:
+    """A folder that is one run's until the end of a `with` block, or of the process.
+
+    Of several processes of one run, process 0 claims, and all are told how that went.
+
+    Args:
+      folders: the first that no other run has is taken; it is made if it is missing, and removed in
+        the end if nothing was put there.
+      say: told of a claim that a dead process left.
+
+    Attributes:
+      folder: the one that was taken.
+
+    Raises:
+      Claimed: other runs have all of them; says of the last which process, where, since when.
+      OSError: a folder that cannot be written to.
+    """
+
+    def __init__(
+        self, folders: Iterable[str | Path], *, say: Callable[[str], None] = to_standard_error
+    ):
+        self.folder = Path()
+        self._file: int | None = None
+        self._made: list[Path] = []
+        error: OSError | None = None
+        if is_first():
+            for folder in folders:
+                self.folder = Path(folder)
+                try:
+                    self._take(say)
+                    error = None
+                    break
+                except Claimed as refusal:
+                    error = refusal
+                except OSError as reason:
+                    error = OSError(f"{folder} cannot be claimed: {reason.strerror or reason}")
+                    error.__cause__ = reason
+                    break
+        if not everywhere(error is None):
+            self.release()
+            raise error or Claimed("process 0 has no folder for this run; it says why")
+        self.folder = Path(text_from_first(str(self.folder)))
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others have the folder; once is enough, twice does no harm."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of a disk that is gone, say
+                (self.folder / CLAIM).unlink()  # while it is locked: afterwards it may be another's
+            os.close(self._file)
+            self._file = None
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
+        self._made = []
+
+    def _take(self, say: Callable[[str], None]) -> None:
+        """Claim `self.folder`, once it is seen that nobody else has it."""
+        path = self.folder / CLAIM
+        while self._file is None:
+            for folder in reversed([self.folder, *self.folder.parents]):
+                if not folder.exists():
+                    folder.mkdir(exist_ok=True)
+                    self._made.append(folder)
+            with contextlib.suppress(FileNotFoundError):  # whoever made the folder removed it again
+                self._file = _claimed_file(path)
+        left_by = _holder(self._file)
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, json.dumps(_me()).encode(), 0)
+        if left_by:
+            say(f"{self.folder} was left claimed by {_named(left_by)}, which has ended")
+
+
+def _claimed_file(path: Path) -> int | None:
+    """The claim's file, open and this process's own; None where its last owner just removed it."""
+    flags, fresh = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, True
+    try:
+        file = os.open(path, flags | os.O_EXCL, 0o666)
+    except FileExistsError:
+        file, fresh = os.open(path, flags, 0o666), False
+    try:
+        _check_nobodys(file, path, fresh)
+        if os.path.samestat(os.fstat(file), os.stat(path)):
+            file, mine = -1, file
+            return mine
+        return None
+    finally:
+        if file >= 0:
+            os.close(file)
+
+
+def _check_nobodys(file: int, path: Path, fresh: bool) -> None:
+    """Lock the file.
+
+    Raises:
+      Claimed: another process has locked it; or nothing can be locked here, the file was there
+        before, and its process is not known to be dead.
+    """
+    hint = "wait for it, or name another run with --train.run-dir"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        holder = _holder(file, patience=1.0)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        holder = _holder(file)
+        if fresh or (holder and _is_dead(holder)):
+            return
+        hint += f"; if that process has ended, remove {path}"
+    raise Claimed(f"{path.parent} is in use by {_named(holder)}; {hint}")
+
+
+def _me() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+
+
+def _holder(file: int, patience: float = 0.0) -> dict[str, Any]:
+    """Whose claim it is; empty where it does not say, after so many seconds of asking again."""
+    end = time.monotonic() + patience  # the holder writes it just after it has locked the file
+    while True:
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(os.pread(file, 4096, 0))
+            return found if isinstance(found, dict) else {}
+        if time.monotonic() >= end:
+            return {}
+        time.sleep(0.02)
+
+
+def _named(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    return "process {process} on {host} since {since}".format_map(
+        {"process": "?", "host": "?", "since": "?", **holder}
+    )
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether it was a process of this machine that there is no more."""
+    process = holder.get("process")
+    if holder.get("host") != socket.gethostname() or type(process) is not int:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
