@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
@@ -155,8 +156,28 @@ def heat_map(
     return mesh
 
 
+def whole_percents(axes: Axes) -> None:
+    """All of 0 to 100, and the lines' markers at its ends whole, where an axis is in per cent."""
+    for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
+        if axis.get_label_text().endswith("%"):
+            limits(0, max(100, axis.get_data_interval()[1]))  # queries may outnumber words
+            for line in axes.lines:
+                line.set_clip_on(False)
+
+
+def start_at_zero(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Room around the points ends at 0 where no point is below it: a share has no negative."""
+    if len(x):
+        axes.set_xlim(left=max(axes.get_xlim()[0], 0.0) if x.min() >= 0 else None)
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0) if y.min() >= 0 else None)
+
+
 def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:
-    """Each label at the first place around its point where it covers no point or other label."""
+    """Each label at the nearest place around its point where it covers no point or other label.
+
+    A place that is nearer to another point than to its own is not taken, because there a person
+    would read the label as the other point's.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # settles the layout, which is measured below
@@ -165,13 +186,26 @@ def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -
     if (legend := axes.get_legend()) is not None:
         taken.append(legend.get_window_extent())
     around = [(dx, dy) for d in (6, 14, 24) for dy in (d, -d) for dx in (d, -d)]
-    for place, label in zip(zip(x, y, strict=True), labels, strict=True):
-        text = axes.annotate(label, place, around[0], textcoords="offset points", size=8)
-        for dx, dy in around:
-            text.xyann = (dx, dy)
-            text.set(ha="left" if dx > 0 else "right", va="bottom" if dy > 0 else "top")
+    for i, label in enumerate(labels):
+        text = axes.annotate(label, (x[i], y[i]), around[0], textcoords="offset points", size=8)
+        worst, best = np.inf, around[0]
+        for place in around:
+            _put(text, place)
             box = text.get_window_extent()
             inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
+            far = [_distance(box, point) for point in points]
+            faults = 4 * (not inside) + 2 * any(map(box.overlaps, taken)) + (min(far) < far[i])
+            if faults < worst:
+                worst, best = faults, place
+        _put(text, best)
+        taken.append(text.get_window_extent())
+
+
+def _put(text: Annotation, place: tuple[int, int]) -> None:
+    text.xyann = place
+    text.set(ha="left" if place[0] > 0 else "right", va="bottom" if place[1] > 0 else "top")
+
+
+def _distance(box: Bbox, point: np.ndarray) -> float:
+    """From a point to the nearest of a box."""
+    return float(np.linalg.norm(point - np.clip(point, box.min, box.max)))

@@ -229,3 +229,62 @@ def test_mixture_field_draws_arrows_ellipses_and_weights():
     small, large = dots.get_sizes()
     assert large - 8 == pytest.approx(3 * (small - 8))
     assert axes.get_aspect() == 1
+
+
+def test_an_axis_in_per_cent_shows_all_of_it():
+    """Between 49 and 50 a line that stood still looked as if it rose."""
+    figure = plots.curves(
+        [("a", [49.1, 49.8], [50.0, 49.5])], xlabel="vectors kept, %", ylabel="sentences exact, %"
+    )
+    axes = axes_of(figure)
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 100), (0, 100))
+    beyond = plots.curves([("a", [1, 2], [50, 130])], xlabel="x", ylabel="kept, %")
+    assert axes_of(beyond).get_ylim() == (0, 130)
+    nats = plots.curves([("a", [1, 2], [50, 51])], xlabel="x", ylabel="nats")
+    assert axes_of(nats).get_ylim()[0] > 40
+
+
+def test_curves_mark_a_step_and_shade_a_ramp():
+    figure = plots.curves(
+        [("a", STEPS, [1, 2, 3]), ("b", STEPS, [1, 2, 3])],
+        xlabel="x",
+        ylabel="y",
+        shaded=(0, 15),
+        marks=[("b", 20)],
+    )
+    axes = axes_of(figure)
+    (ground,) = axes.patches
+    assert (ground.get_x(), ground.get_x() + ground.get_width()) == (0, 15)
+    mark = axes.lines[0]
+    assert list(mark.get_xdata()) == [20, 20]
+    assert to_hex(mark.get_color()) == COLOURS[1]
+
+
+@pytest.mark.parametrize(("log", "scale"), [(True, "log"), (False, "linear")])
+def test_scale_may_be_asked_for(log, scale):
+    figure = plots.curves([("a", STEPS, [1, 40, 50])], xlabel="x", ylabel="y", log=log)
+    assert axes_of(figure).get_yscale() == scale
+
+
+def test_rate_distortion_has_no_axis_below_zero():
+    """100 - BLEU of 0.5 once had an axis from -10."""
+    figure = plots.rate_distortion(["a"] * 3, ["x", "y", "z"], [20, 50, 99], [70, 30, 0.5])
+    axes = axes_of(figure)
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_xlim()[0] >= 0
+    below = plots.rate_distortion(["a"] * 2, ["x", "y"], [-1, 5], [1, 2])
+    assert axes_of(below).get_xlim()[0] < -1
+
+
+@pytest.mark.parametrize("y", [[70.0, 30.0, 0.5], [0.5, 6.0, 12.0], [5.0, 4.0, 4.5]])
+def test_each_label_is_nearest_to_its_own_point(y):
+    """Three points of a knob once had labels that looked swapped."""
+    x = np.array([40.0, 44.0, 47.0])
+    figure = plots.rate_distortion(["a"] * 3, [f"alpha_delta {d}" for d in (0.1, 0.5, 2)], x, y)
+    figure.draw_without_rendering()
+    axes = axes_of(figure)
+    points = axes.transData.transform(np.stack([x, y], -1))
+    for i, text in enumerate(axes.texts):
+        box = text.get_window_extent()
+        far = [np.linalg.norm(p - np.clip(p, box.min, box.max)) for p in points]
+        assert np.argmin(far) == i, text.get_text()
