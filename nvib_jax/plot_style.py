@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
@@ -173,10 +173,10 @@ def start_at_zero(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:
-    """Each label at the nearest place around its point where it covers no point or other label.
+    """Each label beside its point, where it covers no point or other label and nobody can err.
 
-    A place that is nearer to another point than to its own is not taken, because there a person
-    would read the label as the other point's.
+    Where a label would lie about as near to another point as to its own, it goes farther away and
+    a thin line leads from it to its point.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -185,25 +185,49 @@ def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -
     taken = [Bbox.from_bounds(a - 4, b - 4, 8, 8) for a, b in points]
     if (legend := axes.get_legend()) is not None:
         taken.append(legend.get_window_extent())
-    around = [(dx, dy) for d in (6, 14, 24) for dy in (d, -d) for dx in (d, -d)]
+    around = [(dx, dy) for d in (6, 18, 30, 42) for dy in (d, -d) for dx in (d, -d, d / 3, -d / 3)]
     for i, label in enumerate(labels):
-        text = axes.annotate(label, (x[i], y[i]), around[0], textcoords="offset points", size=8)
-        worst, best = np.inf, around[0]
+        fewest, chosen = 3, None
         for place in around:
-            _put(text, place)
-            box = text.get_window_extent()
-            inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
-            far = [_distance(box, point) for point in points]
-            faults = 4 * (not inside) + 2 * any(map(box.overlaps, taken)) + (min(far) < far[i])
-            if faults < worst:
-                worst, best = faults, place
-        _put(text, best)
-        taken.append(text.get_window_extent())
+            text = _label(axes, label, (x[i], y[i]), place)
+            box = _box(text)
+            outside = not (axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max))
+            others = [_distance(box, point) for j, point in enumerate(points) if j != i]
+            near = min(others, default=np.inf) < 1.5 * _distance(box, points[i])
+            covers = any(map(box.overlaps, taken))
+            faults = 2 * (outside or covers) + (near and text.arrow_patch is None)
+            if faults < fewest:
+                chosen, text, fewest = text, chosen, faults
+            if text is not None:
+                text.remove()
+            if fewest == 0:
+                break
+        assert chosen is not None
+        taken.append(_box(chosen))
 
 
-def _put(text: Annotation, place: tuple[int, int]) -> None:
-    text.xyann = place
-    text.set(ha="left" if place[0] > 0 else "right", va="bottom" if place[1] > 0 else "top")
+def _label(
+    axes: Axes, label: str, point: tuple[float, float], place: tuple[float, float]
+) -> Annotation:
+    """Text so many points away from its point; a line leads to it unless it is next to it."""
+    dx, dy = place
+    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+    return axes.annotate(
+        label,
+        point,
+        place,
+        textcoords="offset points",
+        size=8,
+        ha="left" if dx > 0 else "right",
+        va="bottom" if dy > 0 else "top",
+        arrowprops=line if abs(dy) > 6 else None,
+    )
+
+
+def _box(text: Annotation) -> Bbox:
+    """Of the words; an annotation's own box, which the first line settles, has its line in it."""
+    text.get_window_extent()
+    return Text.get_window_extent(text)
 
 
 def _distance(box: Bbox, point: np.ndarray) -> float:
