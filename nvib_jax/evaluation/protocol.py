@@ -40,6 +40,7 @@ from nvib_jax.evaluation.samples import language_scores, sample_scores
 from nvib_jax.evaluation.usage import growth, token_usage, usage_by_length, vector_usage
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
+from nvib_jax.training.load import load_with_step
 
 RESULT = "evaluation.json"
 SHOWN = 12  # sentences, samples and ways that a person reads
@@ -108,12 +109,13 @@ def evaluate_run(
       ValueError: the data have no such split.
     """
     config = config or EvaluationConfig()
-    model = TextModel.load(str(run), which=checkpoint)
+    model, step = load_with_step(run, which=checkpoint)
     data = prepare(model.config.data, progress=progress)
     found = {
         "name": Path(run).name,
         "kind": model.config.model.kind,
         "checkpoint": checkpoint,
+        "step": step,
         "seed": config.seed,
         "options": asdict(config),
         "config": asdict(model.config),
