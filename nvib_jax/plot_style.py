@@ -157,9 +157,9 @@ def heat_map(
 
 
 def whole_percents(axes: Axes) -> None:
-    """All of 0 to 100, and the lines' markers at its ends whole, where an axis is in per cent."""
+    """All of 0 to 100, and markers at its ends whole, where a label ends with "%" or "0 to 100"."""
     for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
-        if axis.get_label_text().endswith("%"):
+        if axis.get_label_text().endswith(("%", "0 to 100")):
             limits(0, max(100, axis.get_data_interval()[1]))  # queries may outnumber words
             for line in axes.lines:
                 line.set_clip_on(False)

@@ -54,7 +54,7 @@ def curves(
 ) -> Figure:
     """Lines with markers: training curves, scores against a threshold or a length.
 
-    An axis whose label ends with "%" shows all of 0 to 100, because a line between 49 and 50 would
+    An axis whose label ends with "%" or "0 to 100" shows all of that, because a line between 49 and 50 would
     otherwise look as if it moved.
 
     Args:
@@ -176,6 +176,7 @@ def rate_distortion(
         shown[0].set_zorder(3)
     axes.margins(0.15)
     start_at_zero(axes, x[here], y[here])
+    whole_percents(axes)
     add_legend(axes, places, True)
     label_points(axes, x[here], y[here], np.array(labels)[here])
     return figure
@@ -213,6 +214,7 @@ def forms_compared(
     axes.set_ylim(len(forms) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
+    whole_percents(axes)
     for edge in range(len(forms) - 1):
         axes.axhline(edge + 0.5, color=GRID, linewidth=0.6, zorder=0)
     add_legend(axes, {name: i for i, name in enumerate(names)}, legend)

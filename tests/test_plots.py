@@ -301,3 +301,12 @@ def test_each_label_is_clearly_that_of_its_point(x, y):
             [np.linalg.norm(p - np.clip(p, box.min, box.max)) for p in points], -i
         )
         assert text.arrow_patch is not None or min(others) > 1.5 * own, text.get_text()
+
+
+def test_every_figure_shows_all_of_a_percentage():
+    forms = plots.forms_compared(["a", "b"], [("r", [49, 50])], xlabel="sentences exact, %")
+    assert axes_of(forms).get_xlim() == (0, 100)
+    plane = plots.rate_distortion(["a"] * 2, ["", ""], [49, 50], [1, 2], rate_label="kept, %")
+    assert axes_of(plane).get_xlim() == (0, 100)
+    score = plots.curves([("a", [1, 2], [98, 99])], xlabel="x", ylabel="BLEU, 0 to 100")
+    assert axes_of(score).get_ylim() == (0, 100)

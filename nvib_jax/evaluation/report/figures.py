@@ -36,7 +36,7 @@ _PLANES = (  # name, caption, x score, its factor, axis; y score, its origin, ax
     ),
 )
 _SCORES = (  # as forms and thresholds have them: name, axis, caption
-    ("bleu", "BLEU", "BLEU of what comes back"),
+    ("bleu", "BLEU, 0 to 100", "BLEU of what comes back"),
     ("exact", "sentences exact, %", "Sentences that come back exactly"),
     ("nats_per_token", "nats per token", "What a token costs, given the vectors"),
 )
@@ -147,6 +147,7 @@ def lengths(settings: Sequence[Setting]) -> str:
         figure = plots.curves(
             counts, xlabel=xlabel, ylabel=ylabel, log=False, order=order, legend=False
         )
+        figure.axes[0].set_ylim(bottom=0)
         figures.append(("length-sentences", "Sentences of each length.", figure))
     names = (("length", 1), ("sentences", 1), ("vectors", 1), ("effective", 1), ("exact", 100))
     rows = [
@@ -186,7 +187,23 @@ def forms(settings: Sequence[Setting]) -> str:
             plain = [name.replace("_", " ") for name in names]
             figure = plots.forms_compared(plain, series, xlabel=axis, order=order, legend=False)
             figures.append((f"form-{score}", caption, figure))
-    return html.key(order) + html.gallery(figures) + html.missing(without)
+    note = html.paragraph(
+        "A posterior is a distribution over mixtures, and there are several ways to give it to the "
+        "decoder. Drawn: one draw, noise and all, as in training. Average: several draws as one "
+        "mixture. The others read the posterior without noise; expected logit is what reconstruct "
+        "does, unless the config says otherwise. Distance: how far the attention is from the mean "
+        "of draws, as a share of a draw's square."
+    )
+    columns = (("bleu", 1), ("exact", 100), ("nats_per_token", 1), ("distance", 1))
+    rows = [
+        [html.label_html(run.label, i), escape(str(row["form"]))]
+        + [_number(row.get(name), factor) for name, factor in columns]
+        for i, run, part in found
+        for row in part
+    ]
+    header = ["run", "form", "BLEU\n0 to 100", "exact\n%", "nats\na token", "distance"]
+    numbers = html.details("The numbers", html.table(header, rows, words=2))
+    return html.key(order) + note + html.gallery(figures) + numbers + html.missing(without)
 
 
 def thresholds(settings: Sequence[Setting]) -> str:

@@ -151,7 +151,8 @@ def tokens(settings: Sequence[Setting]) -> str:
         blocks.append(html.heat_table(words, groups))
     note = html.paragraph(
         "The bluer the more, each row on its own scale. A token whose pseudo-count is 0 has no "
-        "vector; attention that is missing to 1 goes to the prior's component."
+        "vector; attention that is missing to 1 goes to the prior's component. Compare sentences: "
+        "where the same places are empty in all of them, the place decides and not the word."
     )
     rest = html.details(f"{len(blocks) - 4} more", "".join(blocks[4:])) * (len(blocks) > 4)
     return note + "".join(blocks[:4]) + rest + html.missing(without)
