@@ -54,8 +54,8 @@ def curves(
 ) -> Figure:
     """Lines with markers: training curves, scores against a threshold or a length.
 
-    An axis whose label ends with "%" or "0 to 100" shows all of that, because a line between 49 and 50 would
-    otherwise look as if it moved.
+    An axis whose label ends with "%" or "0 to 100" shows all of that, because a line between 49
+    and 50 would otherwise look as if it moved.
 
     Args:
       series: held-out values against steps, say.
