@@ -84,7 +84,7 @@ def curves(
         axes.plot(*finite(x, y), **thin(names.index(label)))
     for label, x, y in series:
         x, y = finite(x, y)
-        axes.plot(x, y, markevery=max(1, len(x) // 10), **look(names.index(label)))
+        axes.plot(x, y, markevery=1 if len(x) <= 30 else len(x) // 10, **look(names.index(label)))
     heights = [finite(x, y)[1] for _, x, y in [*series, *faint]]
     values = np.concatenate([np.zeros(0), *heights])
     axes.xaxis.set_major_locator(_ticks(whole=_whole(series)))
