@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
@@ -155,8 +156,28 @@ def heat_map(
     return mesh
 
 
+def whole_percents(axes: Axes) -> None:
+    """All of 0 to 100, and markers at its ends whole, where a label ends with "%" or "0 to 100"."""
+    for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
+        if axis.get_label_text().endswith(("%", "0 to 100")):
+            limits(0, max(100, axis.get_data_interval()[1]))  # queries may outnumber words
+            for line in axes.lines:
+                line.set_clip_on(False)
+
+
+def start_at_zero(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Room around the points ends at 0 where no point is below it: a share has no negative."""
+    if len(x):
+        axes.set_xlim(left=max(axes.get_xlim()[0], 0.0) if x.min() >= 0 else None)
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0) if y.min() >= 0 else None)
+
+
 def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:
-    """Each label at the first place around its point where it covers no point or other label."""
+    """Each label beside its point, where it covers no point or other label and nobody can err.
+
+    Where a label would lie about as near to another point as to its own, it goes farther away and
+    a thin line leads from it to its point.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # settles the layout, which is measured below
@@ -164,14 +185,51 @@ def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -
     taken = [Bbox.from_bounds(a - 4, b - 4, 8, 8) for a, b in points]
     if (legend := axes.get_legend()) is not None:
         taken.append(legend.get_window_extent())
-    around = [(dx, dy) for d in (6, 14, 24) for dy in (d, -d) for dx in (d, -d)]
-    for place, label in zip(zip(x, y, strict=True), labels, strict=True):
-        text = axes.annotate(label, place, around[0], textcoords="offset points", size=8)
-        for dx, dy in around:
-            text.xyann = (dx, dy)
-            text.set(ha="left" if dx > 0 else "right", va="bottom" if dy > 0 else "top")
-            box = text.get_window_extent()
-            inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
-            if inside and not any(box.overlaps(other) for other in taken):
+    around = [(dx, dy) for d in (6, 18, 30, 42) for dy in (d, -d) for dx in (d, -d, d / 3, -d / 3)]
+    for i, label in enumerate(labels):
+        fewest, chosen = 3, None
+        for place in around:
+            text = _label(axes, label, (x[i], y[i]), place)
+            box = _box(text)
+            outside = not (axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max))
+            others = [_distance(box, point) for j, point in enumerate(points) if j != i]
+            near = min(others, default=np.inf) < 1.5 * _distance(box, points[i])
+            covers = any(map(box.overlaps, taken))
+            faults = 2 * (outside or covers) + (near and text.arrow_patch is None)
+            if faults < fewest:
+                chosen, text, fewest = text, chosen, faults
+            if text is not None:
+                text.remove()
+            if fewest == 0:
                 break
-        taken.append(box)
+        assert chosen is not None
+        taken.append(_box(chosen))
+
+
+def _label(
+    axes: Axes, label: str, point: tuple[float, float], place: tuple[float, float]
+) -> Annotation:
+    """Text so many points away from its point; a line leads to it unless it is next to it."""
+    dx, dy = place
+    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+    return axes.annotate(
+        label,
+        point,
+        place,
+        textcoords="offset points",
+        size=8,
+        ha="left" if dx > 0 else "right",
+        va="bottom" if dy > 0 else "top",
+        arrowprops=line if abs(dy) > 6 else None,
+    )
+
+
+def _box(text: Annotation) -> Bbox:
+    """Of the words; an annotation's own box, which the first line settles, has its line in it."""
+    text.get_window_extent()
+    return Text.get_window_extent(text)
+
+
+def _distance(box: Bbox, point: np.ndarray) -> float:
+    """From a point to the nearest of a box."""
+    return float(np.linalg.norm(point - np.clip(point, box.min, box.max)))

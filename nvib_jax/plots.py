@@ -30,8 +30,10 @@ from nvib_jax.plot_style import (
     look,
     new_axes,
     new_row,
+    start_at_zero,
     styled,
     thin,
+    whole_percents,
 )
 
 Series = tuple[str, ArrayLike, ArrayLike]
@@ -44,18 +46,28 @@ def curves(
     xlabel: str,
     ylabel: str,
     faint: Sequence[Series] = (),
+    shaded: tuple[float, float] | None = None,
+    marks: Sequence[tuple[str, float]] = (),
+    log: bool | None = None,
     order: Sequence[str] | None = None,
     legend: bool = True,
 ) -> Figure:
     """Lines with markers: training curves, scores against a threshold or a length.
 
-    The vertical axis is logarithmic where values are positive and span more than a factor of 30.
+    An axis whose label ends with "%" or "0 to 100" shows all of that, because a line between 49
+    and 50 would otherwise look as if it moved.
 
     Args:
       series: held-out values against steps, say.
       xlabel: with its unit.
       ylabel: with its unit.
       faint: series drawn thin and without markers beneath them, say those of training.
+      shaded: from where to where on the horizontal axis the ground is grey, say because there the
+        loss is another one.
+      marks: (label, x), a dashed vertical line in the label's colour, say at the step whose
+        parameters were scored.
+      log: a logarithmic vertical axis; None takes one where values are positive and span more
+        than a factor of 30.
       order: labels in order of colour; by default as they come.
       legend: name the labels, where there are several.
 
@@ -64,15 +76,22 @@ def curves(
     """
     figure, axes = new_axes(xlabel, ylabel)
     names = label_order([*series, *faint], order)
+    if shaded is not None:
+        axes.axvspan(*shaded, color=GRID, alpha=0.45, linewidth=0, zorder=0)
+    for label, place in marks:
+        axes.axvline(place, color=look(names.index(label))["color"], linestyle="--", linewidth=1)
     for label, x, y in faint:
         axes.plot(*finite(x, y), **thin(names.index(label)))
     for label, x, y in series:
         x, y = finite(x, y)
-        axes.plot(x, y, markevery=max(1, len(x) // 10), **look(names.index(label)))
+        axes.plot(x, y, markevery=1 if len(x) <= 30 else len(x) // 10, **look(names.index(label)))
     heights = [finite(x, y)[1] for _, x, y in [*series, *faint]]
     values = np.concatenate([np.zeros(0), *heights])
     axes.xaxis.set_major_locator(_ticks(whole=_whole(series)))
-    if len(values) and values.min() > 0 and values.max() > 30 * values.min():
+    if log is None:
+        log = len(values) > 0 and values.min() > 0 and values.max() > 30 * values.min()
+    whole_percents(axes)
+    if log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -151,8 +170,13 @@ def rate_distortion(
         mine = np.flatnonzero(here & (np.array(kinds) == kind))
         mine = mine[np.argsort(x[mine], kind="stable")]
         xerr, yerr = (bar[mine] for bar in bars)
-        axes.errorbar(x[mine], y[mine], yerr, xerr, capsize=2, elinewidth=0.9, **look(index))
+        shown = axes.errorbar(
+            x[mine], y[mine], yerr, xerr, capsize=2, elinewidth=0.9, clip_on=False, **look(index)
+        )
+        shown[0].set_zorder(3)
     axes.margins(0.15)
+    start_at_zero(axes, x[here], y[here])
+    whole_percents(axes)
     add_legend(axes, places, True)
     label_points(axes, x[here], y[here], np.array(labels)[here])
     return figure
@@ -190,6 +214,7 @@ def forms_compared(
     axes.set_ylim(len(forms) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
+    whole_percents(axes)
     for edge in range(len(forms) - 1):
         axes.axhline(edge + 0.5, color=GRID, linewidth=0.6, zorder=0)
     add_legend(axes, {name: i for i, name in enumerate(names)}, legend)

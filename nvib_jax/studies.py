@@ -57,18 +57,19 @@ class Report:
 def evaluate(options: Evaluate) -> None:
     """Runs, one after the other, and their table."""
     from nvib_jax.evaluation.protocol import evaluate_run
-    from nvib_jax.evaluation.table import read_runs, score_table
+    from nvib_jax.evaluation.table import legend, read_runs, score_table
 
     if not options.run:
         raise ValueError("no run was given; wanted folders, as in: nvib evaluate runs/quickstart")
     for run in options.run:
         evaluate_run(run, options.options, checkpoint=options.checkpoint)
-    print(score_table(read_runs(options.run)))
+    runs = read_runs(options.run)
+    print(f"{score_table(runs)}\n\n{legend(runs)}")
 
 
 def sweep(options: Sweep) -> None:
     """What is not done yet; then the table of all, and their scores in one file."""
-    from nvib_jax.evaluation.table import read_runs, save_scores, score_table
+    from nvib_jax.evaluation.table import legend, read_runs, save_scores, score_table
     from nvib_jax.sweep import load_sweep, run_sweep
 
     runs = load_sweep(options.file)
@@ -79,7 +80,7 @@ def sweep(options: Sweep) -> None:
     out = options.out or Path("runs") / options.file.stem
     done = read_runs(run_sweep(runs, out, jobs=options.jobs, evaluation=options.options))
     save_scores(done, out / "scores.json")
-    print(f"{score_table(done)}\n\nall scores in {out / 'scores.json'}")
+    print(f"{score_table(done)}\n\n{legend(done)}\n\nall scores in {out / 'scores.json'}")
 
 
 def report(options: Report) -> None:

@@ -149,7 +149,11 @@ def links(page: Path) -> list[str]:
     if page.suffix == ".ipynb":
         text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    return [
+        *re.findall(r"\]\(([^)\s]+)\)", text),
+        *re.findall(r"^\[[^\]]+\]: (\S+)$", text, flags=re.MULTILINE),
+        *re.findall(r'(?:src|href)="([^"]+)"', text),
+    ]
 
 
 def anchors(page: Path) -> set[str]:
@@ -158,13 +162,22 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
+# Addresses of files of this repository, up to their paths in it.
+HERE = (
+    "https://github.com/nvib-jax/nvib_jax/blob/main/",
+    "https://raw.githubusercontent.com/nvib-jax/nvib_jax/main/",
+    "https://colab.research.google.com/github/nvib-jax/nvib_jax/blob/main/",
+)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
 def test_links_inside_the_repository(page):
     for link in links(page):
         path, _, anchor = unquote(link).partition("#")
-        if link.startswith("https://colab.research.google.com/github/"):
-            assert link.endswith(f"/blob/main/colab/{page.name}") or page.suffix == ".md", link
-            path, page_of = link.partition("/blob/main/")[2], ROOT
+        if path.startswith(HERE):
+            if "colab.research" in link:
+                assert link.endswith(f"/colab/{page.name}") or page.suffix == ".md", link
+            path, page_of = path.removeprefix(next(h for h in HERE if path.startswith(h))), ROOT
         elif re.match(r"(https?|mailto):", link):
             continue
         else:
@@ -173,6 +186,16 @@ def test_links_inside_the_repository(page):
         assert target.exists(), f"{page.name} links to {link}"
         if anchor:
             assert anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def test_the_readme_is_whole_on_other_sites():
+    """PyPI shows it, and there a link to a file beside it leads nowhere."""
+    found = links(ROOT / "README.md")
+    assert len(found) > 20
+    assert [link for link in found if not re.match(r"https://|#", link)] == []
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    used = set(re.findall(r"\]\[(\w+)\]", text))
+    assert used == set(re.findall(r"^\[(\w+)\]: ", text, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])

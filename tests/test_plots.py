@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 from nvib_jax import plots
 from nvib_jax.plot_style import COLOURS, MARKERS, marker
@@ -173,7 +174,7 @@ def test_labels_of_near_points_do_not_overlap():
     labels = ["0.10", "0.20", "0.30", "0.40", "0.50"]
     figure = plots.rate_distortion(["NVAE"] * 5, labels, x, x)
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in axes_of(figure).texts]
+    boxes = [Text.get_window_extent(text) for text in axes_of(figure).texts]
     pairs = [(i, j) for i in range(5) for j in range(i)]
     assert not [pair for pair in pairs if boxes[pair[0]].overlaps(boxes[pair[1]])]
 
@@ -229,3 +230,83 @@ def test_mixture_field_draws_arrows_ellipses_and_weights():
     small, large = dots.get_sizes()
     assert large - 8 == pytest.approx(3 * (small - 8))
     assert axes.get_aspect() == 1
+
+
+def test_an_axis_in_per_cent_shows_all_of_it():
+    """Between 49 and 50 a line that stood still looked as if it rose."""
+    figure = plots.curves(
+        [("a", [49.1, 49.8], [50.0, 49.5])], xlabel="vectors kept, %", ylabel="sentences exact, %"
+    )
+    axes = axes_of(figure)
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 100), (0, 100))
+    beyond = plots.curves([("a", [1, 2], [50, 130])], xlabel="x", ylabel="kept, %")
+    assert axes_of(beyond).get_ylim() == (0, 130)
+    nats = plots.curves([("a", [1, 2], [50, 51])], xlabel="x", ylabel="nats")
+    assert axes_of(nats).get_ylim()[0] > 40
+
+
+def test_curves_mark_a_step_and_shade_a_ramp():
+    figure = plots.curves(
+        [("a", STEPS, [1, 2, 3]), ("b", STEPS, [1, 2, 3])],
+        xlabel="x",
+        ylabel="y",
+        shaded=(0, 15),
+        marks=[("b", 20)],
+    )
+    axes = axes_of(figure)
+    (ground,) = axes.patches
+    assert (ground.get_x(), ground.get_x() + ground.get_width()) == (0, 15)
+    mark = axes.lines[0]
+    assert list(mark.get_xdata()) == [20, 20]
+    assert to_hex(mark.get_color()) == COLOURS[1]
+
+
+@pytest.mark.parametrize(("log", "scale"), [(True, "log"), (False, "linear")])
+def test_scale_may_be_asked_for(log, scale):
+    figure = plots.curves([("a", STEPS, [1, 40, 50])], xlabel="x", ylabel="y", log=log)
+    assert axes_of(figure).get_yscale() == scale
+
+
+def test_rate_distortion_has_no_axis_below_zero():
+    """100 - BLEU of 0.5 once had an axis from -10."""
+    figure = plots.rate_distortion(["a"] * 3, ["x", "y", "z"], [20, 50, 99], [70, 30, 0.5])
+    axes = axes_of(figure)
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_xlim()[0] >= 0
+    below = plots.rate_distortion(["a"] * 2, ["x", "y"], [-1, 5], [1, 2])
+    assert axes_of(below).get_xlim()[0] < -1
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ([35.0, 87.0, 100.0], [68.0, 2.3, 0.3]),  # of notebook 2: the last two looked swapped
+        ([40.0, 44.0, 47.0], [0.5, 6.0, 12.0]),
+        ([40.0, 44.0, 47.0], [5.0, 4.0, 4.5]),
+    ],
+)
+def test_each_label_is_clearly_that_of_its_point(x, y):
+    """The nearest by far, or a line leads to it."""
+    names = [f"alpha_delta {delta:g}" for delta in (0.1, 0.5, 2)]
+    figure = plots.rate_distortion(["a"] * 3, names, x, y)
+    figure.draw_without_rendering()
+    axes = axes_of(figure)
+    assert texts(figure) == names
+    points = axes.transData.transform(np.stack([x, y], -1))
+    for i, text in enumerate(axes.texts):
+        box = Text.get_window_extent(text)
+        assert axes.bbox.contains(*box.min)
+        assert axes.bbox.contains(*box.max)
+        own, *others = np.roll(
+            [np.linalg.norm(p - np.clip(p, box.min, box.max)) for p in points], -i
+        )
+        assert text.arrow_patch is not None or min(others) > 1.5 * own, text.get_text()
+
+
+def test_every_figure_shows_all_of_a_percentage():
+    forms = plots.forms_compared(["a", "b"], [("r", [49, 50])], xlabel="sentences exact, %")
+    assert axes_of(forms).get_xlim() == (0, 100)
+    plane = plots.rate_distortion(["a"] * 2, ["", ""], [49, 50], [1, 2], rate_label="kept, %")
+    assert axes_of(plane).get_xlim() == (0, 100)
+    score = plots.curves([("a", [1, 2], [98, 99])], xlabel="x", ylabel="BLEU, 0 to 100")
+    assert axes_of(score).get_ylim() == (0, 100)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nvib_jax.evaluation import protocol
 from nvib_jax.evaluation.forms import attention_distances, compare_forms, compare_thresholds
 from nvib_jax.evaluation.language_model import LanguageModelConfig
 from nvib_jax.evaluation.protocol import EvaluationConfig, evaluate_run, without_nan
-from nvib_jax.evaluation.table import load_scores, read_runs, save_scores, score_table
+from nvib_jax.evaluation.table import legend, load_scores, read_runs, save_scores, score_table
 from nvib_jax.evaluation.usage import (
     attention_of,
     growth,
@@ -59,6 +60,7 @@ def found(run, tmp_path_factory):
 def test_everything_is_there_and_is_what_was_written(found):
     folder, result, lines = found
     assert json.loads((folder / "evaluation.json").read_text()) == result
+    assert (folder / "checkpoints" / str(result["step"])).is_dir()
     assert result["split"] == "test"
     assert result["sentences"] == 10
     scores = result["scores"]
@@ -81,7 +83,11 @@ def test_everything_is_there_and_is_what_was_written(found):
 
 
 def test_the_table_of_a_run(found):
-    head, line = score_table(read_runs([found[0]])).splitlines()
+    runs = read_runs([found[0]])
+    head, line = score_table(runs).splitlines()
+    named = [line.split("  ")[0] for line in legend(runs).splitlines()]
+    assert re.split(r"  +", head.strip()) == ["seeds", *named]  # each column, in order
+    assert all(len(line) > 20 for line in legend(runs).splitlines())
     for column in ("BLEU", "kept %", "ELBO/token", "sample PPL"):
         assert column in head
     assert line.startswith("run")

@@ -82,3 +82,31 @@ def test_scores_are_what_was_measured(path, columns, printed):
 
 def test_scores_were_found():
     assert len(SWEEPS) == 1
+
+
+def test_the_first_screen_says_what_it_is():
+    """What it is, two commands, functions, the table: within the first hundred lines."""
+    lines = README.splitlines()
+    place = {
+        name: next(i for i, line in enumerate(lines) if line.startswith(name))
+        for name in ("# nvib_jax", 'pip install -e ".[train]"', "```python", "| measured on")
+    }
+    assert list(place.values()) == sorted(place.values())
+    assert place["| measured on"] < 50
+    assert len(README) < 16_000
+
+
+def test_the_headline_comes_with_what_one_draw_gives():
+    """84.8 % is the posterior read without noise."""
+    (row,) = [line for line in README.splitlines() if "84.8 %" in line]
+    (below,) = [line for line in README.splitlines() if "33.8 %" in line]
+    assert "without noise" in row
+    assert "one draw" in below
+    assert README.splitlines().index(below) == README.splitlines().index(row) + 1
+
+
+def test_a_comparison_nobody_published_is_not_called_published():
+    """The equal-share comparison with a stride is this library's own question."""
+    words = re.sub(r"\s+", " ", PAGES)
+    assert not re.search(r"published (advantage|claim)", words)
+    assert "**our own question**: no published figure answers it" in words

@@ -4,12 +4,14 @@ import copy
 import html.parser
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from nvib_jax.evaluation.report import write_report
-from nvib_jax.evaluation.report.html import difference, heat_table
+from nvib_jax.evaluation.report.html import _CSS, difference, heat_table
 from nvib_jax.evaluation.report.runs import group, read_run
+from nvib_jax.evaluation.report.scores import explained, grouped
 from nvib_jax.plot_style import COLOURS, INK
 from nvib_jax.training.logging import MetricWriter
 
@@ -164,7 +166,7 @@ def test_figures_take_the_colours_of_the_page_and_say_what_they_are(page):
     assert style.count("--c0:") == 2  # in light and in dark
     assert "prefers-color-scheme:dark" in style
     figures = [attrs for tag, attrs in page.elements if tag == "svg"]
-    assert len(figures) == 12
+    assert len(figures) == 13
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in figures)
     assert "vectors, by pseudo-count" in page.text  # axis labels are text
 
@@ -206,7 +208,7 @@ def test_sections_show_the_runs_side_by_side(page):
     assert "Without evaluation.json, so curves only: curves." in page.text
     assert "the dog sees <del>a</del> <ins>b &amp; &lt;i&gt;</ins> cat" in page.source
     assert "62.5" in page.cells  # share kept at a threshold, folded
-    assert "<.01" in page.cells
+    assert "&lt;.01</span>" in page.source
     assert "Not in the metrics.jsonl of a, seed 1." in page.text
     assert "Not in the evaluation.json of curves." in page.text
     assert "all runs" in page.text
@@ -313,6 +315,131 @@ def test_differences_are_by_word(source, output, shown):
 def test_shades_rise_with_the_number_each_row_on_its_own_scale():
     rows = [("r", [1.0, 2.0, None]), ("s", [0.0, 0.01, 0.05])]
     table = heat_table(["a", "b", "c"], [("x", rows)])
-    shades = re.findall(r"rgba\(0,114,178,([\d.]+)\)\">(.*?)<", table)
-    assert [shade for shade, _ in shades] == ["0.33", "0.65", "0.00", "0.00", "0.07", "0.33"]
-    assert [number for _, number in shades] == ["1", "2", "–", "0", "0.01", "0.05"]
+    shades = re.findall(r"rgba\(0,114,178,([\d.]+)\)\">(.*?)<", table)  # word by word
+    assert [shade for shade, _ in shades] == ["0.33", "0.00", "0.65", "0.07", "0.00", "0.33"]
+    assert [number for _, number in shades] == ["1", "0", "2", "0.01", "–", "0.05"]
+
+
+def test_scores_of_an_earlier_step_are_marked_where_the_curves_go_on(tmp_path):
+    early, last, unknown = evaluation("early"), evaluation("last", "VTS"), evaluation("old", "VTV")
+    early |= {"step": 10, "checkpoint": "best"}
+    last |= {"step": 15}
+    page = report(
+        tmp_path,
+        *(write_run(tmp_path / e["name"], e) for e in (early, last, unknown)),
+    )
+    assert (
+        "The scores of early are of step 10 (its best checkpoint when it was evaluated), while its "
+        "curves go on to step 15."
+    ) in page.text
+    assert "The scores of last" not in page.text
+    assert "does not say of which step" in page.text.split("The scores of old")[1]
+    assert "Dashed: the step whose parameters" in page.text
+    loss = page.source.split('<figure id="curve-loss">')[1].split("</figure>")[0]
+    assert loss.count("stroke-dasharray: 3.7,1.6") == 1  # early's
+
+
+def test_a_run_that_was_not_evaluated_shows_the_figures_of_its_end(tmp_path):
+    """They were in scores.json, and the page had dashes."""
+    run = write_run(tmp_path / "run")
+    figures = {"exact": 0.885, "bleu": 94.7, "log_prob": None}
+    (run / "scores.json").write_text(json.dumps({"trained": figures, "untrained": {"exact": 0}}))
+    other = write_run(tmp_path / "other", evaluation("other", exact=0.8))
+    page = report(tmp_path, run, other)
+    assert "88.5†" in page.cells
+    assert "94.7†" in page.cells
+    assert "† of scores.json: measured when training ended, on validation sentences" in page.text
+    assert "so the figures of its training's end alone: run." in page.text
+    assert not re.findall(r'class="best">[^<]*†', page.source)  # other sentences: no contest
+
+
+def test_an_evaluation_comes_before_the_figures_of_the_end(tmp_path):
+    run = write_run(tmp_path / "run", evaluation(in_language=None))
+    figures = {"exact": 0.1, "in_language": 0.2}
+    (run / "scores.json").write_text(json.dumps({"trained": figures}))
+    page = report(tmp_path, run)
+    assert "90.0" in page.cells
+    assert "†" not in page.text  # what was measured and does not exist is not made up for
+
+
+def test_the_ramp_is_shaded_and_said(tmp_path):
+    found = evaluation()
+    found["config"]["objective"] = {"anneal": "linear", "anneal_start": 2, "anneal_steps": 10}
+    page = report(tmp_path, write_run(tmp_path / "run", found))
+    assert "Up to step 12 (grey) training's weights of the KLs are still rising" in page.text
+    constant = evaluation()
+    constant["config"]["objective"] = {"anneal": "constant", "anneal_steps": 10}
+    page = report(tmp_path, write_run(tmp_path / "other", constant))
+    assert "grey" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("objective", "ramp"),
+    [
+        ({"anneal": "cosine", "anneal_start": 5, "anneal_steps": 7}, 12),
+        ({"anneal": "cyclic", "anneal_steps": 3}, 15),
+        ({"anneal": "linear", "anneal_steps": 3, "capacity_steps": 9}, 9),
+        ({"alpha_delta_start": 0.0, "alpha_delta_steps": 8}, 8),
+        ({"alpha_delta_start": None, "alpha_delta_steps": 8}, 0),
+        ({}, 0),
+    ],
+)
+def test_training_is_at_its_final_weights_from(tmp_path, objective, ramp):
+    found = evaluation()
+    found["config"]["objective"] = objective
+    assert read_run(write_run(tmp_path / "run", found)).ramp == ramp
+
+
+def test_shares_are_drawn_on_all_of_0_to_100(page):
+    """Between 49 and 50 a line that stood still looked as if it rose."""
+    shown = page.source.split('<figure id="curve-share_kept">')[1].split("</figure>")[0]
+    ticks = re.findall(r">(\d+)</text>", shown)
+    assert {"0", "20", "40", "60", "80", "100"} <= set(ticks)
+
+
+def test_shares_by_length_come_with_the_number_of_sentences(tmp_path):
+    found = evaluation()
+    for row in found["by_length"]:
+        row["exact"] = 0.5
+    page = report(tmp_path, write_run(tmp_path / "run", found, metrics=False))
+    assert {"length-exact", "length-sentences"} <= set(page.values("id"))
+    assert page.cells.count("sentences") == 1
+    assert "9" in page.cells
+
+
+def test_every_score_is_explained(tmp_path):
+    """All names that `nvib evaluate` has written, in the results that are kept."""
+    results = Path(__file__).parent.parent / "configs" / "sweeps" / "results"
+    runs = [run for path in results.glob("*.json") for run in json.loads(path.read_text())]
+    names = list(dict.fromkeys(name for run in runs for name in run["scores"]))
+    assert len(names) > 60
+    groups = grouped(names)
+    assert "Others" not in dict(groups)
+    shown = [name for _, group in groups for name in group]
+    assert len(set(shown)) == len(shown)
+    left_out = {n for n in names if n not in shown and not n.endswith("_error")}
+    assert left_out == {"iwae_sentence", "iwae_token"}  # as iwae_100_sentence, iwae_100_token
+    assert all(explained(name) for name in shown)
+    assert grouped(["new_score", "exact"])[-1] == ("Others", ["new_score"])
+    assert grouped(["word_error_rate", "x_error"]) == [
+        ("What comes back, read without noise", ["word_error_rate"]),
+        ("Others", ["x_error"]),
+    ]
+
+
+def test_scores_are_shown_with_words_and_errors(tmp_path):
+    found = evaluation(elbo_token_error=0.125, new_score=3.0)
+    page = report(tmp_path, write_run(tmp_path / "run", found, metrics=False))
+    assert "ELBO, nats a tokenelbo_token" in page.cells
+    assert "−9.5 ± 0.12" in page.cells
+    assert "elbo_token_error" not in page.text
+    assert "sentences that are the same, letter by letter, %exact" in page.cells
+    assert "new_score" in page.cells
+
+
+def test_words_of_a_long_sentence_wrap():
+    """A table of fifty columns was cut off at the page's edge."""
+    table = heat_table(["w"] * 50, [("x", [("r", [1.0] * 50)])])
+    assert "<table" not in table
+    assert table.count('<div class="token">') == 50
+    assert ".tokens{display:flex;flex-wrap:wrap" in _CSS

@@ -42,6 +42,7 @@ from nvib_jax.fields import check_fields
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
+from nvib_jax.training.load import load_with_step
 
 RESULT = "evaluation.json"
 SHOWN = 12  # sentences, samples and ways that a person reads
@@ -111,12 +112,13 @@ def evaluate_run(
       ValueError: the data have no such split.
     """
     config = config or EvaluationConfig()
-    model = TextModel.load(str(run), which=checkpoint)
+    model, step = load_with_step(run, which=checkpoint)
     data = prepare(model.config.data, progress=progress)
     found = {
         "name": Path(run).name,
         "kind": model.config.model.kind,
         "checkpoint": checkpoint,
+        "step": step,
         "seed": config.seed,
         "options": asdict(config),
         "config": asdict(model.config),

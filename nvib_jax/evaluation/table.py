@@ -13,33 +13,37 @@ from typing import Any
 from nvib_jax.evaluation.report.runs import Run, group, mean_and_deviation, read_run
 from nvib_jax.files import write_whole
 
-# score, heading, factor, decimals
+# score, heading, factor, decimals, what it is
 COLUMNS = (
-    ("kept_hard", "kept %", 100, 0),
-    ("kept_soft", "read %", 100, 0),
-    ("growth", "growth", 1, 2),
-    ("bleu", "BLEU", 1, 1),
-    ("exact", "exact %", 100, 1),
-    ("elbo_token", "ELBO/token", 1, 2),
-    ("iwae_token", "IWAE/token", 1, 2),
-    ("in_language", "in lang. %", 100, 1),
-    ("sample_forward_perplexity", "sample PPL", 1, 1),
-    ("sample_reverse_perplexity", "reverse PPL", 1, 1),
-    ("sample_memorised", "memor. %", 100, 1),
-    ("interpolation_bleu_a", "half to a", 1, 1),
-    ("interpolation_bleu_b", "half to b", 1, 1),
-    ("interpolation_new", "new %", 100, 0),
-    ("interpolation_in_language", "half in lang. %", 100, 1),
-    ("active_dimensions", "active", 1, 0),
+    ("kept_hard", "kept %", 100, 0, "tokens whose vector the decoder is given, by pseudo-count"),
+    ("kept_soft", "read %", 100, 0, "vectors that attention reads, effective number"),
+    ("growth", "growth", 1, 2, "exponent of vectors against length, 1 is a constant share"),
+    ("bleu", "BLEU", 1, 1, "of what comes back, read without noise, 0 to 100"),
+    ("exact", "exact %", 100, 1, "sentences that come back letter by letter"),
+    ("elbo_token", "ELBO/token", 1, 2, "bound on the log-probability, nats"),
+    ("iwae_token", "IWAE/token", 1, 2, "the tighter, importance-weighted bound, nats"),
+    ("in_language", "in lang. %", 100, 1, "samples of the prior that the grammar's parser accepts"),
+    (
+        "sample_forward_perplexity",
+        "sample PPL",
+        1,
+        1,
+        "of samples, under a language model of the data",
+    ),
+    ("sample_reverse_perplexity", "reverse PPL", 1, 1, "of the data, under one of samples"),
+    ("sample_memorised", "memor. %", 100, 1, "samples that are training sentences"),
+    ("interpolation_bleu_a", "half to a", 1, 1, "BLEU of half-way sentences to the first end"),
+    ("interpolation_bleu_b", "half to b", 1, 1, "and to the second"),
+    ("interpolation_new", "new %", 100, 0, "half-way sentences that are neither end's nor known"),
+    ("interpolation_in_language", "half in lang. %", 100, 1, "those that the parser accepts"),
+    ("active_dimensions", "active", 1, 0, "latent dimensions whose means differ between vectors"),
 )
 
 
 def score_table(runs: Sequence[Run], columns: Sequence[str] = (), *, markdown: bool = False) -> str:
     """The main scores of evaluated runs; columns that no run has are left out.
 
-    "kept" is the share of vectors above the pseudo-count threshold, "read" the effective share by
-    attention, "growth" the exponent of vectors kept against length, "half to a" BLEU of the
-    sentence half way to either end of an interpolation; bounds are nats a token.
+    `legend` says what the columns are.
 
     Args:
       runs: from `read_runs` or `load_scores`.
@@ -48,10 +52,10 @@ def score_table(runs: Sequence[Run], columns: Sequence[str] = (), *, markdown: b
     """
     settings = group(runs)
     rows = [["", "seeds"], *([s.label, str(len(s.runs))] for s in settings)]
-    for name, heading, factor, decimals in COLUMNS:
-        values = [[v for run in s.runs if math.isfinite(v := run.score(name))] for s in settings]
-        if not any(values) or (columns and name not in columns):
+    for name, heading, factor, decimals, _ in COLUMNS:
+        if not _shown(runs, name, columns):
             continue
+        values = [[v for run in s.runs if math.isfinite(v := run.score(name))] for s in settings]
         rows[0].append(heading)
         for row, found in zip(rows[1:], values, strict=True):
             row.append(_cell([v * factor for v in found], decimals))
@@ -63,6 +67,18 @@ def score_table(runs: Sequence[Run], columns: Sequence[str] = (), *, markdown: b
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in rows
     )
+
+
+def legend(runs: Sequence[Run], columns: Sequence[str] = ()) -> str:
+    """A line for each column that `score_table` shows of these runs: what it is, in a phrase."""
+    lines = [(h, phrase) for name, h, _, _, phrase in COLUMNS if _shown(runs, name, columns)]
+    width = max((len(heading) for heading, _ in lines), default=0)
+    return "\n".join(f"{heading.ljust(width)}  {phrase}" for heading, phrase in lines)
+
+
+def _shown(runs: Sequence[Run], name: str, columns: Sequence[str]) -> bool:
+    wanted = not columns or name in columns
+    return wanted and any(math.isfinite(run.score(name)) for run in runs)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:

@@ -23,11 +23,18 @@ def load_model(
       which: "best" or "last" checkpoint of a run.
       say: told of a damaged checkpoint.
     """
+    return load_with_step(path, which=which, say=say)[0]
+
+
+def load_with_step(
+    path: str | Path, *, which: str = "best", say: Callable[[str], None] = to_standard_error
+) -> tuple[TextModel, int | None]:
+    """`load_model`, and the step of the checkpoint it read; None for an exported model."""
     folder = Path(path) / FOLDER
     if which not in ("best", "last"):
         raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")
     if (Path(path) / WEIGHTS).exists():
-        return load_exported(path)
+        return load_exported(path), None
     if not folder.is_dir():
         runs = sorted(str(p.parent) for p in Path(path).parent.glob(f"*/{FOLDER}"))[:5]
         hint = f"; there are {', '.join(runs)}" if runs else "; nvib train makes one"
@@ -38,5 +45,5 @@ def load_model(
             check_shapes(model, meta, folder)
             items = checkpoints.read(step, meta, {"params": model.params})
             if items is not None:
-                return dataclasses.replace(model, params=items["params"])
+                return dataclasses.replace(model, params=items["params"]), step
     raise ValueError(f"no checkpoint in {folder} is whole")

@@ -36,7 +36,7 @@ _PLANES = (  # name, caption, x score, its factor, axis; y score, its origin, ax
     ),
 )
 _SCORES = (  # as forms and thresholds have them: name, axis, caption
-    ("bleu", "BLEU", "BLEU of what comes back"),
+    ("bleu", "BLEU, 0 to 100", "BLEU of what comes back"),
     ("exact", "sentences exact, %", "Sentences that come back exactly"),
     ("nats_per_token", "nats per token", "What a token costs, given the vectors"),
 )
@@ -45,6 +45,12 @@ _SCORES = (  # as forms and thresholds have them: name, axis, caption
 def curves(settings: Sequence[Setting]) -> str:
     """Held-out curves in full, training's behind them."""
     order, figures = _labels(settings), []
+    ramp = max((run.ramp for _, run in runs_of(settings) if run.metrics), default=0)
+    marks = [
+        (order[i], float(run.scored_step))
+        for i, run in runs_of(settings)
+        if run.scored_step is not None and run.scored_step < run.last_step
+    ]
     for metric, caption, axis in _CURVES:
         lines: dict[str, list[plots.Series]] = {"train": [], "validation": []}
         for i, run in runs_of(settings):
@@ -59,13 +65,24 @@ def curves(settings: Sequence[Setting]) -> str:
                 faint=lines["train"],
                 xlabel="step",
                 ylabel=axis,
+                shaded=(0, ramp) if metric == "loss" and ramp else None,
+                marks=marks,
                 order=order,
                 legend=False,
             )
             figures.append((f"curve-{metric}", caption, figure))
     if not figures:
         return ""
-    note = html.paragraph("With markers: held-out sentences. Thin: training.")
+    note = "With markers: held-out sentences. Thin: training."
+    if ramp:
+        note += (
+            f" Up to step {ramp:,} (grey) training's weights of the KLs are still rising, and its "
+            "loss with them; the held-out loss always has the full weights, so there the two are "
+            "not the same quantity."
+        )
+    if marks:
+        note += " Dashed: the step whose parameters the scores of this page are of."
+    note = html.paragraph(note)
     without = [run.label for _, run in runs_of(settings) if not run.metrics]
     return html.key(order) + note + html.gallery(figures) + html.missing(without, "metrics.jsonl")
 
@@ -118,12 +135,40 @@ def lengths(settings: Sequence[Setting]) -> str:
             series(name), ylabel=f"vectors, {how}", order=order, legend=False
         )
         figures.append((f"length-{name}", f"Vectors kept, {how}; mean over sentences.", figure))
-    exact = series("exact", "%")
+    exact, xlabel = series("exact", "%"), "sentence length, tokens"
     if any(np.isfinite(values).any() for _, _, values in exact):
-        xlabel, ylabel = "sentence length, tokens", "sentences exact, %"
+        ylabel = "sentences exact, %"
         figure = plots.curves(exact, xlabel=xlabel, ylabel=ylabel, order=order, legend=False)
-        figures.append(("length-exact", "Sentences that come back exactly.", figure))
-    return html.key(order) + html.gallery(figures) + html.missing(without)
+        caption = "Sentences that come back exactly; the next figure says of how many."
+        figures.append(("length-exact", caption, figure))
+    counts = series("sentences")
+    if any(np.isfinite(values).any() for _, _, values in counts):
+        ylabel = "sentences"
+        figure = plots.curves(
+            counts, xlabel=xlabel, ylabel=ylabel, log=False, order=order, legend=False
+        )
+        figure.axes[0].set_ylim(bottom=0)
+        figures.append(("length-sentences", "Sentences of each length.", figure))
+    names = (("length", 1), ("sentences", 1), ("vectors", 1), ("effective", 1), ("exact", 100))
+    rows = [
+        [html.label_html(run.label, i), *(_number(row.get(n), factor) for n, factor in names)]
+        for i, run, part in found
+        for row in part
+    ]
+    header = [
+        "run",
+        "length\ntokens",
+        "sentences",
+        "vectors\ncount",
+        "vectors\nattention",
+        "exact\n%",
+    ]
+    note = html.paragraph(
+        "How many vectors, not which: a model that keeps the same places in every sentence has "
+        "such curves too."
+    )
+    numbers = html.details("The numbers", html.table(header, rows))
+    return html.key(order) + note + html.gallery(figures) + numbers + html.missing(without)
 
 
 def forms(settings: Sequence[Setting]) -> str:
@@ -142,7 +187,23 @@ def forms(settings: Sequence[Setting]) -> str:
             plain = [name.replace("_", " ") for name in names]
             figure = plots.forms_compared(plain, series, xlabel=axis, order=order, legend=False)
             figures.append((f"form-{score}", caption, figure))
-    return html.key(order) + html.gallery(figures) + html.missing(without)
+    note = html.paragraph(
+        "A posterior is a distribution over mixtures, and there are several ways to give it to the "
+        "decoder. Drawn: one draw, noise and all, as in training. Average: several draws as one "
+        "mixture. The others read the posterior without noise; expected logit is what reconstruct "
+        "does, unless the config says otherwise. Distance: how far the attention is from the mean "
+        "of draws, as a share of a draw's square."
+    )
+    columns = (("bleu", 1), ("exact", 100), ("nats_per_token", 1), ("distance", 1))
+    rows = [
+        [html.label_html(run.label, i), escape(str(row["form"]))]
+        + [_number(row.get(name), factor) for name, factor in columns]
+        for i, run, part in found
+        for row in part
+    ]
+    header = ["run", "form", "BLEU\n0 to 100", "exact\n%", "nats\na token", "distance"]
+    numbers = html.details("The numbers", html.table(header, rows, words=2))
+    return html.key(order) + note + html.gallery(figures) + numbers + html.missing(without)
 
 
 def thresholds(settings: Sequence[Setting]) -> str:

@@ -114,22 +114,23 @@ def heat_table(
 ) -> str:
     """A number for each word as the shade of a cell, each row on its own scale.
 
+    Words and the cells beneath them are columns that wrap like text, so that a long sentence is
+    whole on a narrow page too; the first column names the rows.
+
     Args:
       words: column headings, text.
       groups: (heading as text, rows of (html of the label, a number for each word)).
     """
-    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in words)
-    body = ""
+    names, columns = "<b></b>", [f"<b>{escape(word)}</b>" for word in words]
     for heading, rows in groups:
-        title = (
-            f'<th scope="rowgroup" colspan="{len(words) + 1}"><span>{escape(heading)}</span></th>'
-        )
-        body += f'<tbody><tr class="group">{title}</tr>'
+        names += f"<em>{escape(heading)}</em>"
+        columns = [column + "<em></em>" for column in columns]
         for label, values in rows:
-            cells = "".join(_shaded(v, max(0.1, *(u or 0.0 for u in values))) for v in values)
-            body += f'<tr><th scope="row">{label}</th>{cells}</tr>'
-        body += "</tbody>"
-    return _scroll("weights", f"<thead><tr><td></td>{head}</tr></thead>{body}")
+            peak = max(0.1, *(value or 0.0 for value in values))
+            names += f"<span>{label}</span>"
+            columns = [c + _shaded(v, peak) for c, v in zip(columns, values, strict=True)]
+    shown = "".join(f'<div class="token">{column}</div>' for column in columns)
+    return f'<div class="tokens"><div class="token names">{names}</div>{shown}</div>'
 
 
 def card(title: str, items: Iterable[str], *, ordered: bool = False) -> str:
@@ -219,7 +220,7 @@ def _scroll(kind: str, html: str) -> str:
 def _shaded(value: float | None, peak: float) -> str:
     share = (value or 0.0) / peak
     shown = "–" if value is None else "<.01" if 0 < value < 0.01 else f"{value:.2g}"
-    return f'<td style="background:rgba(0,114,178,{0.65 * share:.2f})">{escape(shown)}</td>'
+    return f'<span style="background:rgba(0,114,178,{0.65 * share:.2f})">{escape(shown)}</span>'
 
 
 _CSS = """*{box-sizing:border-box}
@@ -241,7 +242,7 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 th,td{padding:.3rem .55rem;border-bottom:1px solid var(--grid);vertical-align:top;text-align:left}
 thead th{vertical-align:bottom;line-height:1.25;border-bottom-color:var(--muted)}
 tbody th{font-weight:500}
-.numbers th:first-child,.weights th{position:sticky;left:0;background:var(--paper);z-index:1}
+.numbers th:first-child{position:sticky;left:0;background:var(--paper);z-index:1}
 .numbers td,.numbers th{white-space:nowrap;text-align:right}
 .numbers th:first-child,.numbers .text{text-align:left}
 .numbers tbody th:first-child{min-width:11rem;white-space:normal;overflow-wrap:anywhere}
@@ -251,11 +252,13 @@ tbody th{font-weight:500}
 .plain th,.plain td{white-space:normal;overflow-wrap:anywhere;border-bottom-style:dotted}
 .plain th{width:19rem}
 .plain thead *{font-weight:600;vertical-align:top;border-bottom:1px solid var(--muted)}
-.weights th,.weights td{border:0;white-space:nowrap;font-weight:400}
-.weights td,.weights thead th{padding:.2rem .45rem;text-align:center}
-.weights thead th{position:static;font-weight:600}
-.weights .group th{color:var(--muted);font-size:.82rem;padding-top:.6rem;position:static}
-.weights .group span{position:sticky;left:.55rem}
+.tokens{display:flex;flex-wrap:wrap;gap:.6rem .1rem;margin:.8rem 0 1.6rem;font-size:.88rem}
+.token{display:flex;flex-direction:column;text-align:center;min-width:2.7rem}
+.token>*{height:1.65rem;line-height:1.65rem;padding:0 .3rem;white-space:nowrap}
+.token b{font-weight:600}
+.token em{height:1.3rem;line-height:1.3rem;font-style:normal;font-size:.8rem;color:var(--muted)}
+.token span{font-variant-numeric:tabular-nums}
+.names{text-align:left;min-width:8rem}
 .label{display:inline-block;margin-right:.6rem}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1rem}
 figure{margin:0;min-width:0}
@@ -272,8 +275,7 @@ del{color:var(--muted)}
 summary{cursor:pointer;margin:.6rem 0;color:var(--muted)}
 @media (max-width:40rem){body{padding:.8rem}
 h1{font-size:1.2rem}
-.numbers tbody th:first-child,.weights tbody th{min-width:8rem;max-width:9rem;white-space:normal}
-.weights{font-size:.82rem}
+.numbers tbody th:first-child{min-width:8rem;max-width:9rem;white-space:normal}
 .plain th,.plain td{display:block;width:auto;padding:.2rem 0}.plain th{border:0;padding-bottom:0}
-.weights .group th{max-width:none}}
+.names{min-width:6.5rem}.names .label{margin:0}}
 """

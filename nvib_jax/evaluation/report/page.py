@@ -58,9 +58,13 @@ def _header(settings: Sequence[Setting], empty: Sequence[str]) -> str:
     seen = {f"{e.get('sentences', 'some')} sentences of the {e['split']} split" for e in scored}
     if seen:
         parts.append(f"Evaluated on {' or '.join(sorted(seen))}.")
-    without = [run.label for run in runs if not run.evaluation]
-    if without:
-        parts.append(f"Without evaluation.json, so curves only: {', '.join(without)}.")
+    without = [run for run in runs if not run.evaluation]
+    for these, what in (
+        ([run.label for run in without if run.final], "so the figures of its training's end alone"),
+        ([run.label for run in without if not run.final], "so curves only"),
+    ):
+        if these:
+            parts.append(f"Without evaluation.json, {what}: {', '.join(these)}.")
     if empty:
         parts.append(f"Left out for want of data: {', '.join(empty)}.")
     return html.paragraph(" ".join(parts))

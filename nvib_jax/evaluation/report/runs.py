@@ -1,10 +1,11 @@
 """Run folders -> runs, and those that differ in their seed only together, as settings."""
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Run:
       config: flat, "model.dim" say; empty if unknown.
       metrics: records of `metrics.jsonl`.
       evaluation: of `nvib evaluate`; empty if there was none.
+      final: figures of `scores.json`, which a run writes when its training ends, on validation
+        sentences; empty if it has not ended.
     """
 
     folder: Path
@@ -41,6 +44,37 @@ class Run:
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     evaluation: dict[str, Any]
+    final: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last_step(self) -> int:
+        """Where its curves end, 0 without any."""
+        return max((int(record["step"]) for record in self.metrics), default=0)
+
+    @property
+    def scored_step(self) -> int | None:
+        """The step whose parameters were evaluated; None if unknown, as before version 0.2."""
+        return self.evaluation.get("step")
+
+    @property
+    def ramp(self) -> int:
+        """Training's loss has its final weights from this step on; 0 if always.
+
+        A cyclic schedule comes back to zero weights again and again, so that no step is final.
+        """
+        objective = {
+            name.removeprefix("objective."): value
+            for name, value in self.config.items()
+            if name.startswith("objective.")
+        }
+        ends = [
+            objective.get("capacity_steps") or 0,
+            (objective.get("alpha_delta_start") is not None)
+            * objective.get("alpha_delta_steps", 0),
+        ]
+        if objective.get("anneal") in ("linear", "cosine"):
+            ends.append(objective.get("anneal_start", 0) + objective.get("anneal_steps", 0))
+        return self.last_step if objective.get("anneal") == "cyclic" else max(ends)
 
     @property
     def kind(self) -> str:
@@ -66,6 +100,13 @@ class Run:
             return self.score("iwae_sentence") * per_sentence
         value = scores.get(name, scores.get(f"sample_{name}"))
         return float("nan") if value is None else float(value)
+
+    def score_or_final(self, name: str) -> tuple[float, bool]:
+        """A score, or else the figure of `scores.json`, and whether it is the latter."""
+        measured = name in (self.part("scores") or {}) or math.isfinite(self.score(name))
+        if measured or self.final.get(name) is None:
+            return self.score(name), False
+        return float(self.final[name]), True
 
 
 @dataclass(frozen=True)
@@ -98,7 +139,9 @@ def read_run(folder: Path) -> Run:
     scored = _object(evaluation)
     config = _flat(_complete(scored.get("config") or _object(folder / "config.json")))
     name = str(scored.get("name") or folder.resolve().name)
-    return Run(folder, name, name, config, _records(metrics), scored)
+    final = _object(folder / "scores.json").get("trained")
+    final = final if isinstance(final, dict) else {}
+    return Run(folder, name, name, config, _records(metrics), scored, final)
 
 
 def group(runs: Sequence[Run]) -> list[Setting]:
@@ -112,9 +155,9 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     settings = []
     for members in found.values():
         kind = members[0].kind
-        field = _KNOBS.get(kind, "")
-        value = members[0].config.get(field)
-        knob = None if value is None else (field.split(".")[-1], value)
+        knob_field = _KNOBS.get(kind, "")
+        value = members[0].config.get(knob_field)
+        knob = None if value is None else (knob_field.split(".")[-1], value)
         settings.append(Setting(_common([run.name for run in members]), kind, knob, members))
     knobs = [" ".join(map(str, s.knob or ())) for s in settings]
     folders = [s.runs[0].folder.as_posix() for s in settings]

@@ -11,8 +11,10 @@ from nvib_jax.evaluation.report.runs import (
     Run,
     Setting,
     mean_and_deviation,
+    runs_of,
     with_part,
 )
+from nvib_jax.evaluation.report.scores import explained, grouped
 
 _COLUMNS: tuple[tuple[str, str, float, int, Callable | None], ...] = (
     # score, heading and unit, factor, digits, which is best
@@ -25,23 +27,30 @@ _COLUMNS: tuple[tuple[str, str, float, int, Callable | None], ...] = (
     ("in_language", "in language\nsamples, %", 100, 1, max),
     ("forward_perplexity", "perplexity\nsamples", 1, 1, min),
 )
+_MEANING = (
+    "Kept: what the decoder is given of the tokens' vectors, counted by pseudo-count above the "
+    "threshold, and as the effective number that attention reads. BLEU and exact: sentences read "
+    "without noise and written back. ELBO and IWAE bound the log-probability of a token from "
+    "below. In language, perplexity: of sentences written from the prior."
+)
 _SHOWN = 8  # sentences; the rest is folded
 
 
 def summary(settings: Sequence[Setting]) -> str:
     """A row for each setting: means and standard deviations over its seeds, the best marked."""
     found, without = with_part(settings, "scores")
-    columns = [c for c in _COLUMNS if any(_scores(s, c[0]) for s in settings)]
+    columns = [c for c in _COLUMNS if any(_scores(s, c[0])[0] for s in settings)]
     best = {}
     for name, *_, choose in columns:
-        means = [mean_and_deviation(values)[0] for s in settings if (values := _scores(s, name))]
+        each = [_scores(s, name) for s in settings]
+        means = [mean_and_deviation(values)[0] for values, final in each if values and not final]
         best[name] = choose(means) if choose and len(means) > 1 else math.nan
     rows = []
     for i, setting in enumerate(settings):
         knob = " ".join(map(str, setting.knob)) if setting.knob else "–"
         seeds = ", ".join(str(run.config.get("train.seed", "–")) for run in setting.runs)
         cells = [
-            _cell(_scores(setting, name), factor, digits, best[name])
+            _cell(*_scores(setting, name), factor, digits, best[name])
             for name, _, factor, digits, _ in columns
         ]
         name = html.label_html(setting.label, i) + html.small(f"seed {seeds}")
@@ -49,10 +58,39 @@ def summary(settings: Sequence[Setting]) -> str:
     note = "★ best of its column." * any(map(math.isfinite, best.values()))
     if any(len(setting.runs) > 1 for setting in settings):
         note += " Mean ± standard deviation over seeds."
+    if any(_scores(s, name)[1] for s in settings for name, *_ in columns):
+        note += (
+            " † of scores.json: measured when training ended, on validation sentences, which its "
+            "settings were chosen on; nvib evaluate measures on test sentences."
+        )
     header = ["run\nseed", "kind\nbottleneck", *(heading for _, heading, *_ in columns)]
-    shown = html.table(header, rows, words=2) + html.paragraph(note) * bool(found and note)
+    shown = html.table(header, rows, words=2) + html.paragraph(_MEANING) * bool(columns)
+    shown += html.paragraph(note.strip()) * bool(note) + "".join(
+        map(html.paragraph, _ages(settings))
+    )
     folded = html.details("All scores, run by run", _all_scores(found)) if found else ""
     return shown + folded + _differing(settings) + html.missing(without if found else [])
+
+
+def _ages(settings: Sequence[Setting]) -> list[str]:
+    """A sentence for each run whose scores are not of where its curves end."""
+    said = []
+    for _, run in runs_of(settings):
+        if not run.metrics or not run.part("scores"):
+            continue
+        kind = run.evaluation.get("checkpoint", "best")
+        if run.scored_step is None:
+            said.append(
+                f"The scores of {run.label} are of the {kind} checkpoint of their day; its "
+                "evaluation.json does not say of which step, so they may be older than its curves."
+            )
+        elif run.scored_step < run.last_step:
+            said.append(
+                f"The scores of {run.label} are of step {run.scored_step:,} (its {kind} checkpoint "
+                f"when it was evaluated), while its curves go on to step {run.last_step:,}. The "
+                "dashed lines stand at that step."
+            )
+    return said
 
 
 def reconstructions(settings: Sequence[Setting]) -> str:
@@ -113,7 +151,8 @@ def tokens(settings: Sequence[Setting]) -> str:
         blocks.append(html.heat_table(words, groups))
     note = html.paragraph(
         "The bluer the more, each row on its own scale. A token whose pseudo-count is 0 has no "
-        "vector; attention that is missing to 1 goes to the prior's component."
+        "vector; attention that is missing to 1 goes to the prior's component. Compare sentences: "
+        "where the same places are empty in all of them, the place decides and not the word."
     )
     rest = html.details(f"{len(blocks) - 4} more", "".join(blocks[4:])) * (len(blocks) > 4)
     return note + "".join(blocks[:4]) + rest + html.missing(without)
@@ -153,11 +192,14 @@ def samples(settings: Sequence[Setting]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>' + html.missing(without)
 
 
-def _scores(setting: Setting, name: str) -> list[float]:
-    return [value for run in setting.runs if math.isfinite(value := run.score(name))]
+def _scores(setting: Setting, name: str) -> tuple[list[float], bool]:
+    """A score of each seed, and whether one of them is of `scores.json`."""
+    each = [run.score_or_final(name) for run in setting.runs]
+    each = [(value, final) for value, final in each if math.isfinite(value)]
+    return [value for value, _ in each], any(final for _, final in each)
 
 
-def _cell(values: list[float], factor: float, digits: int, best: float) -> str:
+def _cell(values: list[float], final: bool, factor: float, digits: int, best: float) -> str:
     if not values:
         return "–"
     mean, deviation = mean_and_deviation(values)
@@ -165,20 +207,30 @@ def _cell(values: list[float], factor: float, digits: int, best: float) -> str:
     if math.isfinite(deviation):
         text += f" ± {factor * deviation:.{digits}f}"
     # A true minus is as wide as a plus.
-    text = text.replace("-", "−")
+    text = text.replace("-", "−") + "†" * final
     return f'<strong class="best">{text}</strong>' if mean == best else text
 
 
 def _all_scores(found: Sequence[tuple[int, Run, dict[str, Any]]]) -> str:
+    """Every score in its group, with what it is; ± is a standard error over sentences."""
     names = list(dict.fromkeys(name for _, _, scores in found for name in scores))
-    rows = [
-        [
-            escape(name),
-            *("–" if math.isnan(v := run.score(name)) else f"{v:.4g}" for _, run, _ in found),
-        ]
-        for name in names
-    ]
-    return html.table(["score", *(run.label for _, run, _ in found)], rows)
+    tables = []
+    for heading, group in grouped(names):
+        rows = []
+        for name in group:
+            phrase, factor = explained(name) or ("", 1.0)
+            shown = escape(phrase) + html.small(name) if phrase else escape(name)
+            rows.append([shown, *(_with_error(run, name, factor) for _, run, _ in found)])
+        tables.append(html.table([heading, *(run.label for _, run, _ in found)], rows))
+    return "".join(tables) + html.paragraph("± is one standard error over sentences.")
+
+
+def _with_error(run: Run, name: str, factor: float) -> str:
+    value, error = run.score(name), run.score(f"{name}_error")
+    if math.isnan(value):
+        return "–"
+    text = f"{factor * value:.4g}" + f" ± {factor * error:.2g}" * math.isfinite(error)
+    return text.replace("-", "−")
 
 
 def _differing(settings: Sequence[Setting]) -> str:

@@ -1,0 +1,123 @@
+"""What every score of `evaluation.json` is, in a phrase: the page's groups and their order.
+
+A name that is not here is shown under "Others" by its name alone; a test holds that `nvib evaluate`
+has none.
+"""
+
+import re
+
+# name -> (phrase, factor): a share is shown in per cent.
+_Group = dict[str, tuple[str, float]]
+
+GROUPS: tuple[tuple[str, _Group], ...] = (
+    (
+        "What comes back, read without noise",
+        {
+            "exact": ("sentences that are the same, letter by letter, %", 100),
+            "bleu": ("BLEU, 0 to 100 (sacrebleu)", 1),
+            "chrf": ("chrF, the same by characters, 0 to 100", 1),
+            "token_accuracy": ("words that are right at their place, %", 100),
+            "word_error_rate": ("words to change, add or drop, % of the source's", 100),
+            "empty": ("sentences that come back without a word, %", 100),
+            "beam_exact": ("sentences that are the same, by beam search, %", 100),
+            "beam_bleu": ("BLEU by beam search", 1),
+        },
+    ),
+    (
+        "Vectors",
+        {
+            "kept_hard": ("tokens whose vector has a pseudo-count above the threshold, %", 100),
+            "kept_soft": ("vectors that attention reads, effective number, % of all", 100),
+            "growth": ("exponent of vectors against length; 1 is a constant share", 1),
+            "pseudo_count": ("pseudo-count of a vector that is there, mean", 1),
+            "kl_per_vector": ("KL of a vector's Gaussian to the prior, nats", 1),
+            "active_dimensions": ("dimensions whose means differ between vectors", 1),
+            "passive_dimensions": ("dimensions whose means do not (variance below .01)", 1),
+            "mutual_information": ("how well a draw tells its sentence from the others, nats", 1),
+            "mutual_information_most": ("what it would be if it always told, nats", 1),
+        },
+    ),
+    (
+        "Bounds on the log-probability of a sentence",
+        {
+            "elbo_sentence": ("ELBO, nats a sentence", 1),
+            "elbo_token": ("ELBO, nats a token", 1),
+            "perplexity": ("exp(-ELBO a token): perplexity is at most this", 1),
+            "log_likelihood": ("of the ELBO: the text given one draw, nats a sentence", 1),
+            "reconstruction_token": ("the same, nats a token", 1),
+            "kl_gaussian": ("of the ELBO: KL of the Gaussians, nats a sentence", 1),
+            "kl_dirichlet": ("of the ELBO: KL of the weights, nats a sentence", 1),
+            "log_prob_count": ("of the ELBO: log p(number of vectors), nats a sentence", 1),
+            "iwae_sentence": ("importance-weighted bound, most draws, nats a sentence", 1),
+            "iwae_token": ("importance-weighted bound, most draws, nats a token", 1),
+            "source_sentence": ("true log-probability under the grammar, nats a sentence", 1),
+            "gap_sentence": ("how far the tightest bound is below it, nats a sentence", 1),
+        },
+    ),
+    (
+        "Samples of the prior",
+        {
+            "in_language": ("sentences of the language, by its parser, %", 100),
+            "log_prob": ("log-probability of those under the grammar, nats", 1),
+            "distinct": ("different sentences among the samples, % of them", 100),
+            "data_perplexity": ("perplexity of the data under the language model", 1),
+            "sample_forward_perplexity": ("perplexity of the samples under it", 1),
+            "sample_reverse_perplexity": ("perplexity of the data under one of samples", 1),
+            "sample_distinct_1": ("words that are different words, %", 100),
+            "sample_distinct_2": ("pairs of words that are different pairs, %", 100),
+            "sample_self_bleu": ("BLEU of a sample against the others; high is alike", 1),
+            "sample_memorised": ("samples that are training sentences, %", 100),
+            "sample_nearest": ("likeness to the nearest training sentence, %", 100),
+            "sample_words": ("words in a sample, mean", 1),
+            "sample_empty": ("samples without a word, %", 100),
+        },
+    ),
+    (
+        "Half way between two sentences",
+        {
+            "interpolation_bleu_a": ("BLEU to the first", 1),
+            "interpolation_bleu_b": ("BLEU to the second", 1),
+            "interpolation_in_language": ("sentences of the language, %", 100),
+            "interpolation_new": ("sentences that are neither end's nor in training, %", 100),
+            "interpolation_perplexity_new": ("perplexity of the new ones", 1),
+            "interpolation_bleu_ends": ("BLEU of the ends to their sources", 1),
+            "interpolation_constant": ("ways on which nothing changes, %", 100),
+            "interpolation_distinct_points": ("different sentences on a way, mean", 1),
+            "interpolation_largest_step": ("largest step's share of a way, %", 100),
+            "interpolation_detour": ("length of a way over that from end to end", 1),
+        },
+    ),
+)
+_PHRASES = {name: known for _, group in GROUPS for name, known in group.items()}
+_DRAWS = re.compile(r"iwae_(\d+)_(sentence|token)")
+
+
+def explained(name: str) -> tuple[str, float] | None:
+    """The phrase and the factor of a score, None where there is none.
+
+    >>> explained("iwae_10_token")
+    ('importance-weighted bound, 10 draws, nats a token', 1.0)
+    """
+    if found := _DRAWS.fullmatch(name):
+        return f"importance-weighted bound, {found[1]} draws, nats a {found[2]}", 1.0
+    return _PHRASES.get(name)
+
+
+def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
+    """Names under the headings of `GROUPS`, in their order, and those left over last.
+
+    Standard errors go with what they are errors of, and are in no group. The bound of the most
+    draws stands under its number alone.
+    """
+    errors = {name for name in names if name.removesuffix("_error") in set(names) - {name}}
+    left = [name for name in names if name not in errors]
+    counted = {found[2] for name in left if (found := _DRAWS.fullmatch(name))}
+    left = [name for name in left if name not in {f"iwae_{each}" for each in counted}]
+    groups = []
+    for heading, group in GROUPS:
+        here = [name for name in group if name in left]
+        here += [n for n in left if _DRAWS.fullmatch(n) and "elbo_token" in group]
+        groups += [(heading, here)] if here else []
+    known = {name for _, here in groups for name in here}
+    others = [name for name in left if name not in known]
+    return groups + ([("Others", others)] if others else [])
