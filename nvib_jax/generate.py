@@ -167,9 +167,19 @@ def _one_by_one(
     return jax.lax.while_loop(unfinished, step, start)[3]
 
 
+def token_key(key: jax.Array) -> jax.Array:
+    """The key of a text's tokens, where `key` itself draws the mixture that they are written from.
+
+    It is a child that no `split` of `key` gives, because `split(key, n)[i]` is `fold_in(key, i)`
+    and nothing splits a key into 2^31. With `key` for both, the first token's noise would be the
+    noise of the first weights, and the token would tell what they are.
+    """
+    return jax.random.fold_in(key, 1 << 31)
+
+
 def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: Any) -> jax.Array:
-    """Mixture -> ids (B, max_length)."""
-    return generate(model, model.memories(mixture, form), key, **how)
+    """Mixture -> ids (B, max_length). The mixture may have been drawn with the same key."""
+    return generate(model, model.memories(mixture, form), token_key(key), **how)
 
 
 def rewrite(
@@ -182,6 +192,6 @@ def rewrite(
 
 def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
     """Lengths (B,) -> mixtures of the prior -> ids (B, max_length)."""
-    mixture_key, token_key = jax.random.split(key)
+    mixture_key, tokens_key = jax.random.split(key)
     mixture = model.latent.sample_prior(mixture_key, lengths, most=model.max_length)
-    return write(model, mixture, token_key, form="exact", **how)
+    return generate(model, model.memories(mixture, "exact"), tokens_key, **how)
