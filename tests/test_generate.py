@@ -1,5 +1,7 @@
 """Decoding: the same tokens as without a cache, the choice of a token, and where it ends."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,11 +83,13 @@ def test_pad_and_bos_have_no_share_of_the_nucleus():
 @pytest.mark.parametrize(
     "wrong", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0},
               {"top_p": 1.5}, {"method": "likely"}, {"beams": 0}, {"length_penalty": -0.5},
-              {"length_penalty": float("nan")}]
+              {"length_penalty": float("nan")}, {"temperature": float("nan")},
+              {"temperature": float("inf")}, {"top_p": float("nan")}, {"temperature": None},
+              {"top_k": 2.5}, {"top_k": [3]}, {"beams": None}, {"method": ["beam"]}]
 )  # fmt: skip
 def test_a_choice_that_cannot_be_is_named(wrong):
     name, value = next(iter(wrong.items()))
-    with pytest.raises(ValueError, match=f"{name}.*{value}.*wanted"):
+    with pytest.raises(ValueError, match=f"{name}.*{re.escape(str(value))}.*wanted"):
         DecodingConfig(**wrong)
 
 
