@@ -18,6 +18,7 @@ USAGE = """usage: nvib COMMAND ...
   nvib reconstruct RUN [TEXT ...]                          encode sentences and write them again
   nvib sample RUN [--count 10]                             write sentences drawn from the prior
   nvib interpolate RUN A B [--steps 5]                     sentences on the way from A to B
+  nvib play RUN                                            a prompt for all three, as one types
   nvib export RUN --out FOLDER                             safetensors and JSON
   nvib evaluate RUN [RUN ...]                              every figure, on text not seen
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
@@ -30,8 +31,8 @@ default, `--debug` where an error comes from, `nvib --version` the version.
 Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (
-    *("train", "prepare", "reconstruct", "sample", "interpolate", "export"),
-    *("evaluate", "sweep", "report", "bench", "doctor"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
+    *("export", "evaluate", "sweep", "report", "bench", "doctor"),
 )
 
 

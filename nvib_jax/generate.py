@@ -6,7 +6,7 @@ sentence has. Beam search is in `nvib_jax.beam`.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from nvib_jax.attention import Memory
 from nvib_jax.beam import beam_search, forbid
 from nvib_jax.beam import top_k as largest
+from nvib_jax.fields import check_fields
 from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
-from nvib_jax.shapes import check_choice
 from nvib_jax.types import Mixture
 
 Method = Literal["greedy", "sample", "beam"]
@@ -40,13 +40,13 @@ class DecodingConfig:
     """Beam search ranks sentences by log p / ((5 + length) / 6)^this; 0 is log p."""
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, get_args(Method))
+        check_fields(self, "decoding")
         if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"temperature, top_k, top_p are {self.temperature}, {self.top_k}, {self.top_p}; "
                 "wanted temperature > 0, top_k >= 0, 0 < top_p <= 1"
             )
-        if self.beams < 1 or not 0 <= self.length_penalty < float("inf"):
+        if self.beams < 1 or self.length_penalty < 0:
             raise ValueError(
                 f"beams, length_penalty are {self.beams}, {self.length_penalty}; "
                 "wanted beams >= 1, length_penalty >= 0"
@@ -167,9 +167,19 @@ def _one_by_one(
     return jax.lax.while_loop(unfinished, step, start)[3]
 
 
+def token_key(key: jax.Array) -> jax.Array:
+    """The key of a text's tokens, where `key` itself draws the mixture that they are written from.
+
+    It is a child that no `split` of `key` gives, because `split(key, n)[i]` is `fold_in(key, i)`
+    and nothing splits a key into 2^31. With `key` for both, the first token's noise would be the
+    noise of the first weights, and the token would tell what they are.
+    """
+    return jax.random.fold_in(key, 1 << 31)
+
+
 def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: Any) -> jax.Array:
-    """Mixture -> ids (B, max_length)."""
-    return generate(model, model.memories(mixture, form), key, **how)
+    """Mixture -> ids (B, max_length). The mixture may have been drawn with the same key."""
+    return generate(model, model.memories(mixture, form), token_key(key), **how)
 
 
 def rewrite(
@@ -182,6 +192,6 @@ def rewrite(
 
 def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
     """Lengths (B,) -> mixtures of the prior -> ids (B, max_length)."""
-    mixture_key, token_key = jax.random.split(key)
+    mixture_key, tokens_key = jax.random.split(key)
     mixture = model.latent.sample_prior(mixture_key, lengths, most=model.max_length)
-    return write(model, mixture, token_key, form="exact", **how)
+    return generate(model, model.memories(mixture, "exact"), tokens_key, **how)

@@ -6,9 +6,15 @@ import io
 import itertools
 import re
 import sys
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+
+Run = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+Which = Literal["best", "last"]
+T = TypeVar("T")
 
 _NO_NUMBER = re.compile(
     r"(--\S+): (?:invalid literal for int\(\) with base 10|could not convert string to float): (.*)"
@@ -68,3 +74,35 @@ def _is_rule(line: str) -> bool:
 def warn(text: str) -> None:
     """A line for a person, beside what a program may read."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def notes_as_lines() -> Iterator[None]:
+    """What Python warns of unusual texts, `UnusualText`, as plain lines for a person."""
+    from nvib_jax.text_input import UnusualText
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnusualText)
+        show = warnings.showwarning
+
+        def as_line(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, UnusualText):
+                warn(str(message))
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = as_line
+        yield
+
+
+def parse_command(kind: type[T], arguments: list[str]) -> T:
+    """The options of the command that goes by the name of a dataclass."""
+    name = f"nvib {kind.__name__.lower()}"
+    return parse(kind, arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def load(run: str, which: str) -> Any:
+    """The `TextModel` of a run."""
+    from nvib_jax.text_model import TextModel
+
+    return TextModel.load(run, which=which)

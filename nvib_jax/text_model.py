@@ -1,61 +1,54 @@
 """A trained model as a person uses it: texts in, texts out.
 
-`TextModel.load("runs/quickstart")` gives encode, reconstruct, sample and interpolate; the command
-line and the evaluation call these and nothing else. Sentences are batched into few static shapes,
-so that each method compiles once a shape.
+`TextModel.load("runs/quickstart")` gives encode, reconstruct, sample, interpolate, embed and score;
+the command line and the evaluation call these and nothing else. How texts are batched, and what is
+compiled, is in `nvib_jax.engine`; how typed text is read is in `nvib_jax.text_input`.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import PartitionSpec as P
 
+from nvib_jax import text_input
 from nvib_jax.data.tokenizer import Tokenizer
+from nvib_jax.engine import Engine, pad, rows_at_once
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
-from nvib_jax.mesh import ambient, ways
+from nvib_jax.mesh import ambient
+from nvib_jax.models.baselines import LATENTS
+from nvib_jax.models.bound import bound, bound_terms
+from nvib_jax.models.latent import form_of, mean_vector
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, layout, merge
 from nvib_jax.models.structure import structure
 from nvib_jax.progress import track
+from nvib_jax.text_input import UnusualText
 from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 
-ROWS = 64  # sentences at a time
-FEW = 1024  # sentences that do not pay for compiling every bucket: all go into the widest
+__all__ = ["TextModel", "UnusualText"]
 
 
-@dataclass(frozen=True)
-class TextModel:
-    """Parameters, structure and tokenizer of one model.
+@dataclass(frozen=True, repr=False)
+class TextModel(Engine):
+    """A trained model, and what can be done with it; `nvib_jax.engine.Engine` has its attributes.
 
-    Attributes:
-      config: the resolved config of the run.
-      graph: the module's static structure.
-      params: flat dict of arrays.
-      tokenizer: text <-> ids.
-      buckets: padded lengths, rising; the last is the longest sentence the model takes.
-      count_probabilities: p(m), the share of training sentences with m vectors, (max_length + 1,).
-        It is the distribution of lengths where no vector is ever empty; a `relu` model drops some,
-        and its decoder is told m, not n, so that prior draws and bounds must count m too.
+    Texts may be given as they are typed: `encode`, `reconstruct`, `interpolate`, `embed` and
+    `score` clean them as the training text was cleaned, and warn (`UnusualText`) of what that
+    changed, of words the model does not know, and of lengths it was not trained on. With
+    `clean=False` they take texts as they stand, which is right for sentences of the prepared data.
 
     >>> sentence = ["the dog sees a cat"]
     >>> len(model.reconstruct(sentence)), len(model.sample(3)), model.encode(sentence).mean.shape[0]
     (1, 3, 1)
+    >>> text = model.decode(model.encode(sentence))  # what `reconstruct` does
+    >>> model.embed(sentence).shape, model.score(sentence).shape
+    ((1, 16), (1,))
     """
-
-    config: Config
-    graph: nnx.GraphDef
-    params: Params
-    tokenizer: Tokenizer
-    buckets: tuple[int, ...]
-    count_probabilities: np.ndarray
-    _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, run_dir: str, *, which: str = "best") -> "TextModel":
@@ -66,8 +59,7 @@ class TextModel:
           which: "best" or "last" checkpoint; one that is damaged is passed over, saying so.
 
         Raises:
-          FileNotFoundError: no checkpoint there.
-          ValueError: a checkpoint of another model or of an unknown version.
+          FileNotFoundError, ValueError: no checkpoint there, or one of another model or version.
         """
         from nvib_jax.training.load import load_model
 
@@ -84,7 +76,7 @@ class TextModel:
     ) -> "TextModel":
         """A model of this config, with fresh parameters unless given some.
 
-        Fresh ones are made where they lie, each device of the mesh at hand its own part.
+        Fresh ones are made where they lie: each device of the mesh at hand makes its own part.
         """
         graph, shapes, init = structure(config, tokenizer.vocab_size, buckets[-1])
         if params is None:
@@ -92,54 +84,87 @@ class TextModel:
             params = jax.jit(init, out_shardings=mesh and layout(mesh, shapes))()
         return cls(config, graph, params, tokenizer, tuple(buckets), count_probabilities)
 
-    @property
-    def max_length(self) -> int:
-        """Longest sentence in tokens."""
-        return self.buckets[-1]
+    def __repr__(self) -> str:
+        model, count = self.config.model, sum(math.prod(p.shape) for p in self.params.values())
+        return (
+            f"TextModel({model.kind}, {count:,} parameters, width {model.dim}, vocabulary "
+            f"{self.tokenizer.vocab_size:,}, sentences of up to {self.max_length} tokens)"
+        )
 
-    def counted(self, texts: Sequence[str]) -> "TextModel":
-        """This model with `count_probabilities` as measured on these training sentences."""
-        tokens, mask = pad(self.tokenize(texts), self.max_length)
-        counts = np.asarray(self.compiled(_count_vectors)(self.params, tokens, mask))
-        shares = np.bincount(counts, minlength=self.max_length + 1) / len(texts)
-        return dataclasses.replace(self, count_probabilities=shares)
+    # ---- texts in
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text.
+    def notes(self, texts: Sequence[str]) -> list[str]:
+        """What a person should know before this model reads the texts: a sentence each, or none.
 
-        Raises:
-          ValueError: no texts, an empty one, or one longer than `max_length`, named.
+        What cleaning changes, which words are unknown, which lengths were not trained on.
         """
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"texts is {texts!r}; wanted a list of at least one text")
-        rows = self.tokenizer.encode_batch(list(texts))
-        for text, row in zip(texts, rows, strict=True):
-            if not 1 <= len(row) <= self.max_length:
-                raise ValueError(
-                    f"the text {text[:60]!r} has {len(row)} tokens; wanted 1 to {self.max_length}"
-                )
-        return rows
+        return text_input.notes(self, texts)
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Words of the texts that hold something the tokenizer does not know, once each."""
-        words = list(dict.fromkeys(word for text in texts for word in text.split()))
-        rows = self.tokenizer.encode_batch(words)
-        return [w for w, row in zip(words, rows, strict=True) if self.tokenizer.unk_id in row]
+        """Words of the texts, as they stand, that hold something unknown, once each."""
+        return text_input.unknown_words(self, texts)
 
-    def encode(self, texts: Sequence[str]) -> Posterior:
+    def encode(self, texts: Sequence[str], *, clean: bool = True) -> Posterior:
         """The posterior of each text, padded to the longest bucket.
 
+        Args:
+          texts: sentences.
+          clean: False takes them as they stand.
+
         Returns:
-          `Posterior`, shape (len(texts), max_length + 1, ...). Pseudo-counts are logs, component 0
-          is the prior's, and what `mask` says is padding has log pseudo-count 0: leave it out.
+          `Posterior`, shape (len(texts), max_length + 1, ...); component 0 is the prior's, and
+          where `mask` is False the log pseudo-count is 0 and means nothing.
         """
-        tokens, mask = pad(self.tokenize(texts), self.max_length)
+        tokens, mask = pad(self.tokenize(text_input.read(self, texts, clean)), self.max_length)
         return self.compiled(NVAE.encode)(self.params, tokens, mask)
+
+    def embed(self, texts: Sequence[str], *, clean: bool = True) -> np.ndarray:
+        """One vector a text: the mean of its own latent vectors, weighted by their pseudo-counts.
+
+            e = sum_i alpha_i mu_i / sum_i alpha_i
+
+        over the components that are there, without the prior's component; the mean mu^p of the
+        prior where no other is. Deterministic; nothing is dropped by `model.threshold`.
+
+        Returns:
+          float32, shape (len(texts), D).
+        """
+        return self.measure(_embed, text_input.read(self, texts, clean))
+
+    def score(self, texts: Sequence[str], *, seed: int = 0, clean: bool = True) -> np.ndarray:
+        """A lower bound on log p(x) of each text in nats: the evidence lower bound (ELBO).
+
+            log p(m) + log p(x | F) - KL_G - KL_D        F drawn once from q(F | x)
+
+        with exact KLs, as `nvib_jax.evaluation.evidence_bound` averages it. It is a bound in
+        expectation over `seed`; end-of-sentence counts as a token.
+
+        Args:
+          texts: sentences.
+          seed: of the drawn mixtures.
+          clean: False takes texts as they stand; otherwise the cleaned text is scored.
+
+        Returns:
+          float64 nats, shape (len(texts),). For nats a token, divide by the tokens and one more.
+
+        Raises:
+          ValueError: a latent without a density (kind T), which has no bound.
+        """
+        kind = self.config.model.kind
+        if not LATENTS[kind].variational:
+            raise ValueError(f"a {kind} has no density; wanted a variational latent")
+        terms = self.measure(bound_terms, text_input.read(self, texts, clean), seed)
+        return bound(terms, self.count_probabilities)
+
+    # ---- texts out
 
     def mixture(
         self, posterior: Posterior, *, form: str | None = None, seed: int = 0
     ) -> tuple[Mixture, str]:
-        """What the decoder reads of a posterior, and the attention form that goes with it."""
+        """What the decoder reads of a posterior, and the attention form that goes with it.
+
+        `form` None is the config's `evaluation_form`; `seed` is for "drawn" and "average".
+        """
         model = merge(self.graph, self.params)
         return model.read(posterior, form=form, key=jax.random.key(seed))
 
@@ -149,20 +174,33 @@ class TextModel:
 
     def decode(
         self,
-        mixture: Mixture,
-        form: str = "exact",
+        latent: Posterior | Mixture,
+        form: str | None = None,
         *,
         decoding: DecodingConfig | None = None,
         seed: int = 0,
     ) -> list[str]:
-        """Write the text of each mixture.
+        """Write the text of each posterior or mixture.
 
         Args:
-          mixture: any; a sample, a mean, an interpolation.
-          form: attention form, as `mixture()` gave it.
+          latent: a `Posterior` of `encode`, which is read as `form` says; or any `Mixture`, a
+            sample, a mean, an interpolation.
+          form: how a posterior is read, None as the model was made to be read (`evaluation_form`);
+            of a mixture, the form of attention, None the one that its weights are for.
           decoding: None is greedy.
-          seed: for sampling.
+          seed: of "drawn" and "average", and of sampling.
+
+        Raises:
+          ValueError: neither a posterior nor a mixture.
         """
+        if isinstance(latent, Posterior):
+            mixture, form = self.mixture(latent, form=form, seed=seed)
+        elif isinstance(latent, Mixture):
+            mixture, form = latent, form or form_of(latent, self.config.model.evaluation_form)
+        else:
+            raise ValueError(
+                f"latent is a {type(latent).__name__}; wanted a Posterior or a Mixture"
+            )
         run = self.compiled(write, form=form, max_length=self.max_length, config=decoding)
         return self.texts(run(self.params, mixture, jax.random.key(seed)))
 
@@ -173,26 +211,23 @@ class TextModel:
         form: str | None = None,
         decoding: DecodingConfig | None = None,
         seed: int = 0,
+        clean: bool = True,
     ) -> list[str]:
         """Encode each text and write it again.
 
         Args:
-          texts: sentences, cleaned as the training data were.
+          texts: sentences.
           form: how the posterior is read; None is the config's `evaluation_form`.
           decoding: None is greedy.
           seed: for "drawn" and for sampling.
+          clean: False takes texts as they stand.
 
         Returns:
           One text each, in order.
         """
-        rows = self.tokenize(texts)
-        run = self.compiled(rewrite, form=form, max_length=self.max_length, config=decoding)
-        return self._in_batches(
-            rows,
-            lambda tokens, mask, i: run(
-                self.params, tokens, mask, jax.random.fold_in(jax.random.key(seed), i)
-            ),
-        )
+        texts = text_input.read(self, texts, clean)
+        how: dict[str, Any] = {"form": form, "max_length": self.max_length, "config": decoding}
+        return self.texts(self.measure(rewrite, texts, seed, **how))
 
     def sample(
         self,
@@ -216,22 +251,19 @@ class TextModel:
         """
         if count < 1:
             raise ValueError(f"count is {count}; wanted at least 1")
-        drawn = np.random.default_rng(seed).choice(
-            len(self.count_probabilities), size=count, p=self.count_probabilities
-        )
+        shares = self.count_probabilities
+        drawn = np.random.default_rng(seed).choice(len(shares), size=count, p=shares)
         chosen = drawn if lengths is None else np.asarray(lengths)
-        allowed = np.isin(chosen, np.arange(1, self.max_length + 1))
-        if chosen.shape != (count,) or not allowed.all():
+        if chosen.shape != (count,) or not np.isin(chosen, np.arange(1, len(shares))).all():
             raise ValueError(
                 f"lengths is {chosen.tolist()}; wanted {count} of 1 to {self.max_length}"
             )
         run = self.compiled(write_prior, max_length=self.max_length, config=decoding)
         texts: list[str] = []
-        rows = rows_at_once()
-        starts = range(0, count, rows)
+        starts = range(0, count, rows := rows_at_once())
         for start in track(starts, "samples", total=len(starts), unit="batches"):
             part = np.ones(rows, np.int32)
-            part[: len(chosen[start : start + rows])] = chosen[start : start + rows]
+            part[: count - start] = chosen[start : start + rows]
             key = jax.random.fold_in(jax.random.key(seed), start)
             texts += self.texts(run(self.params, jnp.asarray(part), key))
         return texts[:count]
@@ -245,6 +277,7 @@ class TextModel:
         form: str | None = None,
         decoding: DecodingConfig | None = None,
         seed: int = 0,
+        clean: bool = True,
     ) -> list[str]:
         """Texts on the way from `a` to `b`: mixtures `(1 - t) a + t b`, t from 0 to 1.
 
@@ -253,7 +286,7 @@ class TextModel:
         """
         if steps < 2:
             raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
-        ends = self.encode([a, b])
+        ends = self.encode(text_input.read(self, [a, b], clean), clean=False)
         mixture, form = self.mixture(ends, form=form, seed=seed)
         first, second = (
             jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], steps, axis=0), mixture)
@@ -262,108 +295,6 @@ class TextModel:
         path = self.between(first, second, jnp.linspace(0.0, 1.0, steps))
         return self.decode(path, form, decoding=decoding, seed=seed)
 
-    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """`function(module, *arrays, **options)` as a jitted `(params, *arrays)`, made once."""
-        mesh = ambient()
-        name = (function, mesh, *sorted(options.items()))
-        if name not in self._compiled:
-            graph = self.graph
 
-            def run(params: Params, *arrays: Any) -> Any:
-                return function(merge(graph, params), *arrays, **options)
-
-            # On a mesh every process has the whole result.
-            self._compiled[name] = jax.jit(run, out_shardings=mesh and P())
-        return self._compiled[name]
-
-    def _in_batches(self, rows: list[list[int]], run: Callable[..., jax.Array]) -> list[str]:
-        """The text of each row, in order."""
-        texts = [""] * len(rows)
-        for part, tokens, mask in self.batches(rows):
-            # The first member names the batch: no two draw the same noise.
-            written = self.texts(run(tokens, mask, int(part[0])))
-            for i, text in zip(part, written, strict=False):
-                texts[i] = text
-        return texts
-
-    def batches(
-        self, rows: Sequence[Sequence[int]], *, bar: bool = True
-    ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
-        """Rows by bucket: (which they are, tokens, mask), filled up to `rows_at_once`.
-
-        `bar` shows how many are done; one who has a bar for each batch wants none.
-        """
-        buckets = self.buckets if len(rows) > FEW else self.buckets[-1:]
-        bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
-        parts = []
-        for bucket, width in enumerate(buckets):
-            members = np.flatnonzero(bucket_of == bucket)
-            starts = range(0, len(members), rows_at_once())
-            parts += [(members[i : i + rows_at_once()], width) for i in starts]
-        least = 5 if bar else len(parts) + 1
-        for part, width in track(parts, "measuring", total=len(parts), unit="batches", least=least):
-            tokens, mask = pad([rows[i] for i in part], width, rows_at_once())
-            yield part, jnp.asarray(tokens), jnp.asarray(mask)
-
-    def measure(
-        self,
-        function: Callable[..., Any],
-        texts: Sequence[str],
-        seed: int = 0,
-        *,
-        arrays: Sequence[Any] = (),
-        **options: Any,
-    ) -> Any:
-        """`function(module, tokens, mask, key, *arrays, **options)` over all texts.
-
-        Args:
-          function: gives a tree of arrays whose first axis is the batch's.
-          texts: at least one.
-          seed: of the keys; every batch has its own.
-          arrays: the same for every batch.
-          options: static.
-
-        Returns:
-          The tree, numpy arrays in the order of the texts.
-        """
-        rows, run = self.tokenize(texts), self.compiled(function, **options)
-        order, parts = [], []
-        for part, tokens, mask in self.batches(rows):
-            key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
-            found = jax.device_get(run(self.params, tokens, mask, key, *arrays))
-            parts.append([np.asarray(x)[: len(part)] for x in jax.tree.leaves(found)])
-            order.append(part)
-        place = np.argsort(np.concatenate(order))
-        leaves = [np.concatenate(leaf)[place] for leaf in zip(*parts, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(found), leaves)
-
-    def texts(self, ids: Any) -> list[str]:
-        """What generated ids (B, max_length) say."""
-        return [self.tokenizer.decode(row[row > 0].tolist()) for row in np.asarray(ids)]
-
-
-def rows_at_once() -> int:
-    """Sentences at a time: ROWS, or the next number that the mesh at hand divides evenly."""
-    mesh = ambient()
-    shares = 1 if mesh is None else ways(mesh, "batch")
-    return -(-ROWS // shares) * shares
-
-
-def _count_vectors(model: NVAE, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """(B,) vectors that are there, the prior's left out."""
-    posterior = model.encode(tokens, mask)
-    present = ~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:]
-    # A sentence may keep nothing but the prior's vector; a prior draw has one more at least.
-    return jnp.maximum(jnp.sum(present, axis=1), 1)
-
-
-def pad(
-    rows: Sequence[Sequence[int]], width: int, count: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged ids -> (tokens int32, mask bool), each (count or len(rows), width)."""
-    tokens = np.zeros((count or len(rows), width), np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return tokens, mask
+def _embed(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
+    return mean_vector(model.encode(tokens, mask))

@@ -14,15 +14,16 @@ import pytest
 import tiny
 
 import nvib_jax
-from nvib_jax import cli, commands, doctor
+from nvib_jax import cli, commands, doctor, options
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS
+from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, load_preset, to_json
 
-TEXTS = ["the dog sleeps", "a cat that often waits runs"]
+TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
-    *("train", "prepare", "reconstruct", "sample", "interpolate", "export"),
-    *("evaluate", "sweep", "report", "bench", "doctor"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
+    *("export", "evaluate", "sweep", "report", "bench", "doctor"),
 ]
 
 
@@ -38,10 +39,10 @@ def model(run):
 
 @pytest.fixture(autouse=True)
 def one_model(model, monkeypatch):
-    """Loaded once, since compiling is slow; `_load` has a test of its own."""
-    load = commands._load
+    """Loaded once, since compiling is slow; `options.load` has a test of its own."""
+    load = TextModel.load
     monkeypatch.setattr(
-        commands, "_load", lambda run, which: model if run == "RUN" else load(run, which)
+        TextModel, "load", lambda run, which: model if run == "RUN" else load(run, which=which)
     )
 
 
@@ -68,7 +69,7 @@ def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
-        "sample, interpolate, export, evaluate, sweep, report, bench, doctor\n"
+        "sample, interpolate, play, export, evaluate, sweep, report, bench, doctor\n"
     )
     assert nvib("xyz") == 2
     assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")
@@ -139,6 +140,7 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "prepare": ["--data.vocab-size INT", "(default: 4000)"],
         "reconstruct": ["RUN", "TEXT ...", "--file PATH", "--jsonl", "(default: best)"],
         "sample": ["RUN", "--count INT", "(default: 10)", "(default: sample)"],
+        "play": ["RUN", "--form", "--seed INT", "(default: 0)"],
         "export": ["RUN", "--out PATH", "(default: best)"],
         "bench": ["attention", "nvib bench table FILE.json"],
         "doctor": ["which implementations of attention run here"],
@@ -175,7 +177,7 @@ def test_as_a_module_and_without_the_slow_imports(module):
 
 
 def test_load_is_the_runs_model(run, model):
-    assert commands._load(run, "last").config == model.config
+    assert options.load(run, "last").config == model.config
 
 
 def test_reconstruct_from_arguments(model, capsys):
@@ -186,10 +188,18 @@ def test_reconstruct_from_arguments(model, capsys):
 def test_reconstruct_from_files_arguments_and_standard_input(model, capsys, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(TEXTS[0] + "\r\n\n  \n")
     stdin(monkeypatch, (TEXTS[1] + "\n").encode())
-    command = ["reconstruct", "RUN", "the queen waits", "--file", tmp_path / "a.txt", "--file", "-"]
+    command = [
+        "reconstruct",
+        "RUN",
+        "the queen sees a cat",
+        "--file",
+        tmp_path / "a.txt",
+        "--file",
+        "-",
+    ]
     assert nvib(*command, "--jsonl") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [r["text"] for r in records] == ["the queen waits", *TEXTS]
+    assert [r["text"] for r in records] == ["the queen sees a cat", *TEXTS]
     assert [r["reconstruction"] for r in records] == model.reconstruct([r["text"] for r in records])
 
 
@@ -200,9 +210,9 @@ def test_standard_input_where_nothing_is_given(capsys, monkeypatch):
 
 
 def test_options_reach_the_model(model, capsys):
-    options = ["--form", "drawn", "--decoding.method", "sample", "--decoding.top-k", "3"]
-    assert nvib("reconstruct", "RUN", TEXTS[0], *options, "--seed", 5) == 0
-    how = commands.DecodingConfig(method="sample", top_k=3)
+    given = ["--form", "drawn", "--decoding.method", "sample", "--decoding.top-k", "3"]
+    assert nvib("reconstruct", "RUN", TEXTS[0], *given, "--seed", 5) == 0
+    how = DecodingConfig(method="sample", top_k=3)
     want = model.reconstruct(TEXTS[:1], form="drawn", decoding=how, seed=5)
     assert capsys.readouterr().out.splitlines() == want
 
@@ -210,7 +220,7 @@ def test_options_reach_the_model(model, capsys):
 def test_sample(model, capsys):
     assert nvib("sample", "RUN", "--count", 3, "--length", 4, "--jsonl") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    how = commands.DecodingConfig(method="sample")
+    how = DecodingConfig(method="sample")
     assert [r["sample"] for r in records] == model.sample(3, lengths=[4] * 3, decoding=how)
 
 
@@ -312,8 +322,23 @@ def test_unknown_words_are_named(capsys):
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
     assert err == "2 of 5 words are unknown to this model: zebra, xylophone\n"
-    assert nvib("reconstruct", "RUN", "the dog sleeps") == 0
+    assert nvib("reconstruct", "RUN", TEXTS[0]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "interpolate"])
+def test_what_is_unusual_is_said_in_lines_beside_the_texts(command, capsys):
+    """Cleaned as the training text was, like in Python; and standard output stays for texts."""
+    assert nvib(command, "RUN", "The dog sees a cat.", "a cat") == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        "1 of 2 texts: 'The dog sees a cat.' is read as 'the dog sees a cat', cleaned as the "
+        "training text was",
+        "1 of 2 texts: 'a cat' has 2 tokens where training sentences have 4 to 23: what is written "
+        "for it may be made up",
+    ]
+    assert nvib(command, "RUN", "the dog sees a cat", "a cat") == 0
+    assert capsys.readouterr().out == out
 
 
 def test_a_reader_that_stops_early_is_no_error():
@@ -338,7 +363,8 @@ def test_a_broken_pipe_is_silent(monkeypatch, capfd):
 
 def test_without_the_extra_the_cure_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
-    monkeypatch.delitem(sys.modules, "nvib_jax.commands")
+    for name in ("commands", "text_commands", "studies", "options"):
+        monkeypatch.delitem(sys.modules, f"nvib_jax.{name}")
     assert nvib("sample", "RUN") == 1
     assert "pip install 'nvib-jax[train]'" in capsys.readouterr().err
 

@@ -114,6 +114,18 @@ def test_the_prior_is_in_the_parameters():
         ("prior_alpha", 0.0, "more than 0"),
         ("alpha_delta", -0.1, "at least 0"),
         ("num_samples", 0, "at least 1"),
+        ("pool", "maxx", "one of 'mean', 'max', 'first'"),  # was read as the mean
+        ("kind", "VAE", "one of 'NVAE'"),
+        ("dtype", "float16", "one of 'float32', 'bfloat16'"),
+        ("norm", None, "one of 'pre', 'post'"),
+        ("heads", None, "an int"),
+        ("heads", 2.0, "an int"),
+        ("dim", [16], "an int"),
+        ("dropout", float("nan"), "a finite number"),
+        ("alpha_delta", float("inf"), "a finite number"),
+        ("threshold", float("nan"), "a finite number or None"),
+        ("threshold", "0.1", "a finite number or None"),
+        ("remat", 1, "True or False"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(field, value, wanted):

@@ -1,6 +1,8 @@
 """A trained model as a person uses it: texts in and out, in order, errors that name the text."""
 
 import dataclasses
+import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,16 @@ import pytest
 import tiny
 
 import nvib_jax as nvib
-from nvib_jax import text_model
+from nvib_jax import engine
+from nvib_jax.engine import pad
+from nvib_jax.evaluation import evidence_bound
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.models.latent import form_of, mean_vector
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.text_model import TextModel, pad
+from nvib_jax.text_model import TextModel
 
+# What is said of unusual texts has tests of its own, in test_text_input.py.
+pytestmark = pytest.mark.filterwarnings("ignore::nvib_jax.text_input.UnusualText")
 TEXTS = ["the dog sleeps", "a cat that often waits runs", "the queen waits", "soldiers rest"]
 
 
@@ -22,8 +29,8 @@ def model():
     """The trained parameters under two buckets, four rows at a time."""
     trained = TextModel.load(tiny.trained()[0].train.run_dir)
     patch = pytest.MonkeyPatch()
-    patch.setattr(text_model, "ROWS", 4)
-    patch.setattr(text_model, "FEW", 0)
+    patch.setattr(engine, "ROWS", 4)
+    patch.setattr(engine, "FEW", 0)
     yield dataclasses.replace(trained, buckets=(4, 24), _compiled={})
     patch.undo()
 
@@ -45,12 +52,101 @@ def test_reconstructions_come_in_order_whatever_the_buckets(model):
 
 def test_batches_do_not_draw_the_same_noise(model):
     """Two buckets whose batches both come first: their keys differ."""
-    keys = []
-    rows = model.tokenize(TEXTS * 3)
-    model._in_batches(
-        rows, lambda tokens, mask, name: keys.append(name) or jnp.zeros((4, 24), jnp.int32)
+
+    def names(module, tokens, mask, key):
+        return jnp.broadcast_to(jax.random.key_data(key), (len(tokens), 2))
+
+    buckets = [len(row) <= 4 for row in model.tokenize(TEXTS * 3)]
+    keys = {tuple(key) for key in model.measure(names, TEXTS * 3).tolist()}
+    batches = sum(-(-buckets.count(short) // 4) for short in (True, False))
+    assert len(keys) == batches >= 3
+
+
+def test_decode_reads_a_posterior_as_the_model_was_made_to_be_read(model):
+    posterior = model.encode(TEXTS)
+    assert model.decode(posterior) == model.reconstruct(TEXTS)
+    assert model.decode(posterior, "exact") == model.reconstruct(TEXTS, form="exact")
+    drawn = model.decode(posterior, "drawn", seed=5)
+    assert drawn == model.decode(*model.mixture(posterior, form="drawn", seed=5), seed=5)
+
+
+@pytest.mark.parametrize(
+    ("impulses", "kind", "preferred", "want"),
+    [
+        (True, None, "expected_logit", "exact"),  # the same in every form
+        (False, "geometric", "exact", "expected_logit"),
+        (False, "mean", "expected_logit", "simplified"),
+        (False, "mean", "drawn", "simplified"),
+        (False, "mean", "published", "published"),
+        (False, None, "expected_logit", "expected_logit"),
+        (False, None, "average", "simplified"),
+    ],
+)
+def test_the_form_that_fits_a_mixtures_weights(impulses, kind, preferred, want):
+    mixture = SimpleNamespace(log_variance=None if impulses else 0, weights_kind=kind)
+    assert form_of(mixture, preferred) == want
+
+
+def test_a_mixture_is_decoded_in_the_form_that_fits_it(model, monkeypatch):
+    """Form "exact" of a mean mixture, the default of 0.1.0, gave a trained model's empty texts."""
+    seen = []
+    real = NVAE.memories
+    monkeypatch.setattr(
+        NVAE, "memories", lambda self, m, form: seen.append(form) or real(self, m, form)
     )
-    assert len(keys) == len(set(keys)) >= 4
+    fresh = dataclasses.replace(model, _compiled={})
+    posterior = fresh.encode(TEXTS)
+    fresh.decode(nvib.expected(posterior))
+    fresh.decode(nvib.sample(jax.random.key(0), posterior))
+    assert seen[0] in ("simplified", "expected_logit")
+    assert seen[1] == "exact"
+
+
+def test_a_model_says_what_it_is_in_a_line(model):
+    assert repr(model) == str(model)
+    assert re.fullmatch(
+        r"TextModel\(NVAE, [\d,]+ parameters, width 16, vocabulary \d+, sentences of up to 24 "
+        r"tokens\)",
+        repr(model),
+    )
+    count = sum(p.size for p in model.params.values())
+    assert f" {count:,} parameters" in repr(model)
+
+
+def test_embed_is_the_mean_of_the_vectors_that_are_there(model):
+    found, posterior = model.embed(TEXTS), model.encode(TEXTS)
+    assert found.shape == (4, 16)
+    assert found.dtype == np.float32
+    for i, row in enumerate(model.tokenize(TEXTS)):
+        alpha = np.exp(posterior.log_alpha[i, 1 : len(row) + 1])
+        want = (alpha[:, None] * posterior.mean[i, 1 : len(row) + 1]).sum(0) / alpha.sum()
+        np.testing.assert_allclose(found[i], want, rtol=1e-4, atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    np.testing.assert_allclose(model.embed(TEXTS[::-1])[::-1], found, rtol=1e-5, atol=1e-6)
+
+
+def test_the_embedding_of_no_vectors_is_the_priors_mean():
+    mean = jnp.arange(12.0).reshape(1, 3, 4)
+    log_alpha = jnp.array([[0.0, -jnp.inf, 0.0]])
+    posterior = nvib.Posterior(mean, mean, log_alpha, jnp.array([[True, True, False]]))
+    np.testing.assert_array_equal(mean_vector(posterior), mean[:, 0])
+    huge = dataclasses.replace(posterior, log_alpha=jnp.array([[0.0, 500.0, 0.0]]))
+    np.testing.assert_array_equal(mean_vector(huge), mean[:, 1])
+
+
+def test_score_is_the_bound_that_evaluation_averages(model):
+    found = model.score(TEXTS, seed=3)
+    assert found.shape == (4,)
+    assert (found < 0).all()
+    assert found.mean() == pytest.approx(evidence_bound(model, TEXTS, seed=3)["elbo_sentence"])
+    assert (model.score(TEXTS, seed=3) == found).all()
+    assert (model.score(TEXTS, seed=4) != found).all()
+
+
+def test_a_plain_autoencoder_has_no_score(model):
+    config = dataclasses.replace(model.config, model=tiny.model(kind="T").config)
+    with pytest.raises(ValueError, match="a T has no density; wanted a variational latent"):
+        dataclasses.replace(model, config=config).score(TEXTS)
 
 
 def test_seeds_name_draws(model):
@@ -148,6 +244,9 @@ def test_a_method_compiles_once_a_shape(model):
         (lambda m: m.sample(1, lengths=[2.5]), r"lengths is \[2.5\]; wanted 1 of 1 to 24"),
         (lambda m: m.reconstruct(["the dog"], form="best"),
          r"form is 'best'; wanted one of .*exact.*drawn"),
+        (lambda m: m.encode(["the dog", None]), r"texts\[1\] is None; wanted a str"),
+        (lambda m: m.encode(None), r"texts is None; wanted a list"),
+        (lambda m: m.decode(["the dog"]), r"latent is a list; wanted a Posterior or a Mixture"),
     ],
 )  # fmt: skip
 def test_errors(model, call, match):

@@ -135,14 +135,7 @@ def clean_sentences(documents: Iterable[str], config: CleanConfig, layout: Layou
     """
     splitters = {"running": split_running, "wikitext": split_tokenised}
     split = splitters.get(layout) if config.split_sentences else None
-    steps: list[Callable[[str], str]] = [join_marks] if config.join_marks else []
-    if config.keep_characters:
-        steps.append(character_filter(config.keep_characters))
-    steps.append(collapse_spaces)
-    if config.join_punctuation:
-        steps.append(join_punctuation)
-    if config.lowercase:
-        steps.append(str.lower)
+    steps = _steps(config)
     for document in documents:
         if config.drop_headings and is_heading(document):
             continue
@@ -151,3 +144,27 @@ def clean_sentences(documents: Iterable[str], config: CleanConfig, layout: Layou
                 sentence = step(sentence)
             if sentence:
                 yield sentence
+
+
+def clean_text(text: str, config: CleanConfig) -> str:
+    """One sentence as the training text was cleaned: every step but splitting and headings.
+
+    >>> clean_text("My  name is Zoë .", CleanConfig(keep_characters="a-zA-Z ."))
+    'my name is zo.'
+    """
+    for step in _steps(config):
+        text = step(text)
+    return text
+
+
+def _steps(config: CleanConfig) -> list[Callable[[str], str]]:
+    """What a config does to a sentence, in order."""
+    steps: list[Callable[[str], str]] = [join_marks] if config.join_marks else []
+    if config.keep_characters:
+        steps.append(character_filter(config.keep_characters))
+    steps.append(collapse_spaces)
+    if config.join_punctuation:
+        steps.append(join_punctuation)
+    if config.lowercase:
+        steps.append(str.lower)
+    return steps

@@ -55,7 +55,7 @@ def collapse_report(model: TextModel, texts: Sequence[str], *, seed: int = 0) ->
         "mutual_information_most": float("nan"),
     }
     if is_variational(model):
-        posterior = model.encode(texts[:PAIRS])
+        posterior = model.encode(texts[:PAIRS], clean=False)
         latent = merge(model.graph, model.params).latent
         drawn = latent.draw(posterior, jax.random.key(seed))
         report["mutual_information"] = float(mutual_information(latent, drawn, posterior))

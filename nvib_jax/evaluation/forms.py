@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.likelihood import ratio, token_counts
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.generate import write
 from nvib_jax.models.latent import READS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
-from nvib_jax.text_model import ROWS, TextModel
+from nvib_jax.text_model import TextModel
 
 THRESHOLDS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -44,7 +45,8 @@ def compare_forms(
     tokens, found = token_counts(model, texts), []
     distances = attention_distances(model, texts[:ROWS], forms=forms, seed=seed)
     for form in forms:
-        scores = reconstruction_scores(texts, model.reconstruct(texts, form=form, seed=seed))
+        outputs = model.reconstruct(texts, form=form, seed=seed, clean=False)
+        scores = reconstruction_scores(texts, outputs)
         log_p = model.measure(read_log_likelihood, texts, seed, form=form)
         found.append(
             {

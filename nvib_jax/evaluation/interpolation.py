@@ -13,10 +13,11 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.reconstruction import corpus_bleu, word_edit_distance
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.progress import track
-from nvib_jax.text_model import ROWS, TextModel
+from nvib_jax.text_model import TextModel
 
 
 def mirrored_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -77,7 +78,7 @@ def interpolate_pairs(
         part += part[:1] * (count - len(part))
         key = jax.random.fold_in(jax.random.key(seed), start)
         batch_seed = int(jax.random.bits(key))
-        posterior = model.encode([a for a, _ in part] + [b for _, b in part])
+        posterior = model.encode([a for a, _ in part] + [b for _, b in part], clean=False)
         ends, read_form = model.mixture(posterior, form=form, seed=batch_seed)
         first, second = (
             jax.tree.map(lambda x, half=half: jnp.repeat(x[half], steps, axis=0), ends)

@@ -13,10 +13,15 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax.models.baselines import LATENTS
+from nvib_jax.models.bound import (
+    bound,
+    bound_terms,
+    log_count_probability,
+    vectors_present,
+)
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.progress import track
@@ -45,16 +50,17 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
     >>> abs(parts - bound["kl_gaussian"] - bound["kl_dirichlet"] - bound["elbo_sentence"]) < 1e-3
     True
     """
-    log_p, kl_g, kl_d, present = model.measure(bound_terms, texts, seed)
+    terms = model.measure(bound_terms, texts, seed)
+    log_p, kl_g, kl_d, present = terms
     log_count = log_count_probability(model.count_probabilities, present)
-    bound = log_p + log_count - kl_g - kl_d
+    elbo = bound(terms, model.count_probabilities)
     if not is_variational(model):
-        bound = np.full_like(bound, np.nan)
+        elbo = np.full_like(elbo, np.nan)
     tokens = token_counts(model, texts)
-    per_token, error = ratio(bound, tokens)
+    per_token, error = ratio(elbo, tokens)
     return {
-        "elbo_sentence": float(bound.mean()),
-        "elbo_sentence_error": standard_error(bound),
+        "elbo_sentence": float(elbo.mean()),
+        "elbo_sentence_error": standard_error(elbo),
         "elbo_token": per_token,
         "elbo_token_error": error,
         "perplexity": math.exp(min(-per_token, 700.0)),
@@ -64,25 +70,6 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
         "kl_dirichlet": float(kl_d.mean()),
         "log_prob_count": float(log_count.mean()),
     }
-
-
-def bound_terms(
-    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(log p(x|F) of a drawn F, exact KL_G, exact KL_D) in nats and vectors present, each (B,)."""
-    posterior = model.encode(tokens, mask)
-    inputs, targets, counted = decoder_io(tokens, mask)
-    logits = model.decode(model.memories(model.draw(posterior, key), "exact"), inputs)
-    return (
-        log_likelihood(logits, targets, counted),
-        *model.latent.kl(posterior),
-        vectors_present(posterior),
-    )
-
-
-def vectors_present(posterior) -> jax.Array:
-    """m, the vectors that are there, the prior's left out, int (B,)."""
-    return jnp.sum(~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:], axis=-1)
 
 
 def importance_bounds(
@@ -183,12 +170,6 @@ def group_sizes(draws: int) -> list[int]:
 def is_variational(model: TextModel) -> bool:
     """Whether the latent has a density, so that there is a bound."""
     return LATENTS[model.config.model.kind].variational
-
-
-def log_count_probability(probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`log p(m)` with a thousandth of the mass spread evenly, so that no count is impossible."""
-    smoothed = 0.999 * probabilities + 0.001 / len(probabilities)
-    return np.log(smoothed[counts])
 
 
 def token_counts(model: TextModel, texts: Sequence[str]) -> np.ndarray:

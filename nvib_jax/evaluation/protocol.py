@@ -145,11 +145,11 @@ def measure(
         lm = cached_language_model(data, config.lm, progress)
 
     progress(f"reconstructing {len(texts)} sentences of the {config.split} split")
-    outputs = model.reconstruct(texts, seed=config.seed)
+    outputs = model.reconstruct(texts, seed=config.seed, clean=False)
     scores: dict[str, Any] = {**reconstruction_scores(texts, outputs), **vector_usage(model, texts)}
     if config.beams:
         how = DecodingConfig(method="beam", beams=config.beams)
-        beam = reconstruction_scores(texts, model.reconstruct(texts, decoding=how))
+        beam = reconstruction_scores(texts, model.reconstruct(texts, decoding=how, clean=False))
         scores |= {f"beam_{name}": beam[name] for name in ("exact", "bleu")}
     lengths = usage_by_length(model, texts)
     scores["growth"] = growth(lengths)

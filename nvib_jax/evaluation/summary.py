@@ -45,7 +45,7 @@ def evaluate(
     >>> 0 <= scores["exact"] <= 1
     True
     """
-    scores = reconstruction_scores(texts, model.reconstruct(texts, seed=seed))
+    scores = reconstruction_scores(texts, model.reconstruct(texts, seed=seed, clean=False))
     scores |= vector_usage(model, texts)
     scores |= evidence_bound(model, texts, seed=seed)
     if samples:
@@ -81,18 +81,19 @@ def summarize(
             cells = ["-" if math.isnan(v) else form.format(v) for v in values]
             lines.append(f"{label:<48}{cells[0]:>10}{cells[1]:>12}")
     lines += ["", "Reconstructions of held-out sentences (= is exact)"]
-    for text, back in zip(texts[:6], model.reconstruct(texts[:6], seed=seed), strict=True):
+    shown = model.reconstruct(texts[:6], seed=seed, clean=False)
+    for text, back in zip(texts[:6], shown, strict=True):
         lines += [f"  in   {text}", f"  {'=' if text == back else '~'} out {back}"]
     lines += ["", "Samples from the prior"]
     lines += [f"  {text}" for text in model.sample(6, decoding=SAMPLES, seed=seed)]
     ends = sorted(texts[:50], key=len)
     a, b = ends[len(ends) // 3], ends[len(ends) // 2]
-    path = model.interpolate(a, b, steps=5, seed=seed)
+    path = model.interpolate(a, b, steps=5, seed=seed, clean=False)
     lines += ["", "Interpolation", f"  a    {a}", f"  b    {b}"]
     lines += [f"  {t:.2f} {text}" for t, text in zip((0, 0.25, 0.5, 0.75, 1), path, strict=True)]
     lines += ["", "Half way between pairs"]
     for a, b in zip(ends[10:40:12], ends[12:42:12], strict=True):
-        half = model.interpolate(a, b, steps=3, seed=seed)[1]
+        half = model.interpolate(a, b, steps=3, seed=seed, clean=False)[1]
         lines += [f"  a    {a}", f"  b    {b}", f"  half {half}"]
     return "\n".join(lines)
 

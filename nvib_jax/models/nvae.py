@@ -14,6 +14,7 @@ from flax import nnx
 
 from nvib_jax.attention import Memory
 from nvib_jax.cross_entropy import cross_entropy
+from nvib_jax.fields import check_fields
 from nvib_jax.mesh import constrain
 from nvib_jax.models.baselines import LATENTS
 from nvib_jax.modules import Decoder, Encoder
@@ -87,6 +88,8 @@ class NVAEConfig:
     """Recompute each layer for its gradient: less memory, a third more work."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "model")
+
         def check(right: bool, name: str, wanted: str) -> None:
             if not right:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")

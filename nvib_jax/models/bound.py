@@ -1,0 +1,47 @@
+"""The evidence lower bound of single sentences, in nats, from one draw of each mixture.
+
+    log p(x) >= log p(m) + log p(x | F) - KL_G - KL_D        F ~ q(F | x), in expectation
+
+with exact KLs. m is the number of vectors that are there, which the decoder is told, so that it
+costs `log p(m)` (Henderson & Fehr 2023, arXiv 2207.13529; `nvib_jax.evaluation.likelihood`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.objective import log_likelihood
+from nvib_jax.types import Posterior
+
+
+def bound_terms(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(log p(x|F) of a drawn F, exact KL_G, exact KL_D) in nats and vectors present, each (B,)."""
+    posterior = model.encode(tokens, mask)
+    inputs, targets, counted = decoder_io(tokens, mask)
+    logits = model.decode(model.memories(model.draw(posterior, key), "exact"), inputs)
+    return (
+        log_likelihood(logits, targets, counted),
+        *model.latent.kl(posterior),
+        vectors_present(posterior),
+    )
+
+
+def bound(terms: tuple[np.ndarray, ...], count_probabilities: np.ndarray) -> np.ndarray:
+    """The ELBO of each sentence, nats, (B,): what `bound_terms` found, put together."""
+    log_p, kl_gaussian, kl_dirichlet, present = terms
+    log_count = log_count_probability(count_probabilities, present)
+    return log_p + log_count - kl_gaussian - kl_dirichlet
+
+
+def vectors_present(posterior: Posterior) -> jax.Array:
+    """m, the vectors that are there, the prior's left out, int (B,)."""
+    return jnp.sum(~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:], axis=-1)
+
+
+def log_count_probability(probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`log p(m)` with a thousandth of the mass spread evenly, so that no count is impossible."""
+    smoothed = 0.999 * probabilities + 0.001 / len(probabilities)
+    return np.log(smoothed[counts])

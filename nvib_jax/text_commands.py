@@ -1,0 +1,175 @@
+"""`nvib reconstruct`, `sample`, `interpolate` and `play`: options, and what they do with texts."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from nvib_jax.generate import DecodingConfig
+from nvib_jax.options import Run, Which, load, notes_as_lines
+
+Form = Literal["exact", "published", "simplified", "expected_logit", "drawn"]
+Texts = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]]
+Files = tyro.conf.UseAppendAction[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where sentences come from and where results go."""
+
+    file: Files = ()
+    """A file with one sentence a line, beside those given as arguments; - is standard input.
+    May be given several times."""
+    jsonl: bool = False
+    """Write one JSON object a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Encode sentences and write them again."""
+
+    run: Run
+    """Folder of a run."""
+    text: Texts = ()
+    """Sentences; none here and none in --file means standard input."""
+    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
+    form: Form | None = None
+    """How the posterior is read; None is what the config says."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    seed: int = 0
+    """Seed of draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Write sentences of mixtures drawn from the prior."""
+
+    run: Run
+    """Folder of a run."""
+    count: int = 10
+    """How many."""
+    length: int | None = None
+    """Vectors in each mixture; None draws their number as the training sentences have it."""
+    decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(method="sample"))
+    jsonl: bool = False
+    """Write one JSON object a line."""
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    seed: int = 0
+    """Seed of mixtures and tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolate:
+    """Write the sentences on the way from one to another."""
+
+    run: Run
+    """Folder of a run."""
+    text: Texts = ()
+    """Two sentences, or four for two pairs, and so on; none means --file or standard input."""
+    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
+    steps: int = 5
+    """Points on the way, both ends included."""
+    form: Form | None = None
+    """How the posterior is read; None is what the config says."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    seed: int = 0
+    """Seed of draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """Type sentences and see what the model makes of them; /help there says what else it does."""
+
+    run: Run
+    """Folder of a run."""
+    form: Form | None = None
+    """How the posterior is read; None is what the config says."""
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    seed: int = 0
+    """Seed of draws; every line has draws of its own."""
+
+
+def reconstruct(options: Reconstruct) -> None:
+    """The text of each sentence, in order."""
+    texts = _texts(options.text, options.inputs)
+    model = load(options.run, options.checkpoint)
+    with notes_as_lines():
+        outputs = model.reconstruct(
+            texts, form=options.form, decoding=options.decoding, seed=options.seed
+        )
+    for text, output in zip(texts, outputs, strict=True):
+        _show(output, {"text": text, "reconstruction": output}, options.inputs.jsonl)
+
+
+def sample(options: Sample) -> None:
+    """So many sentences."""
+    model = load(options.run, options.checkpoint)
+    lengths = None if options.length is None else [options.length] * options.count
+    outputs = model.sample(
+        options.count, lengths=lengths, decoding=options.decoding, seed=options.seed
+    )
+    for output in outputs:
+        _show(output, {"sample": output}, options.jsonl)
+
+
+def interpolate(options: Interpolate) -> None:
+    """A path for each pair."""
+    texts = _texts(options.text, options.inputs)
+    if len(texts) % 2:
+        raise ValueError(f"there are {len(texts)} sentences; wanted pairs")
+    model = load(options.run, options.checkpoint)
+    for a, b in zip(texts[::2], texts[1::2], strict=True):
+        with notes_as_lines():
+            path = model.interpolate(
+                a,
+                b,
+                steps=options.steps,
+                form=options.form,
+                decoding=options.decoding,
+                seed=options.seed,
+            )
+        for i, output in enumerate(path):
+            t = i / (options.steps - 1)
+            _show(
+                f"{t:.2f} {output}", {"a": a, "b": b, "t": t, "text": output}, options.inputs.jsonl
+            )
+
+
+def play(options: Play) -> None:
+    """A prompt, or the lines of a pipe."""
+    from nvib_jax.play import play
+
+    play(load(options.run, options.checkpoint), form=options.form, seed=options.seed)
+
+
+def _texts(given: Sequence[str], inputs: Inputs) -> list[str]:
+    """Sentences of arguments, files and standard input, blank lines left out."""
+    for place, text in enumerate(given, 1):
+        if not text.strip():
+            raise ValueError(f"sentence {place} is empty; wanted words")
+    lines = list(given)
+    for path in inputs.file or (() if given else (Path("-"),)):
+        name = "standard input" if str(path) == "-" else str(path)
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        try:
+            lines += raw.decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8 at byte {error.start}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise ValueError("no sentence was given; wanted arguments, --file, or standard input")
+    return texts
+
+
+def _show(text: str, record: dict[str, Any], jsonl: bool) -> None:
+    print(json.dumps(record, ensure_ascii=False) if jsonl else text, flush=True)
