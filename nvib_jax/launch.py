@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from nvib_jax.data.config import fit_to_text
 from nvib_jax.options import parse
 from nvib_jax.training.config import Config, load_preset
 
@@ -43,6 +44,7 @@ def read_config(
         command=f"nvib {command} {paths[0] if paths else 'CONFIG.py'}",
         description=_ABOUT[command] + (_OF_PRESET if paths else _OF_NONE),
     )
+    config = dataclasses.replace(config, data=fit_to_text(config.data, preset.data))
     if not config.train.run_dir:
         name = Path(paths[0]).stem if paths else "run"
         config = dataclasses.replace(
