@@ -7,6 +7,7 @@ script without `if __name__ == "__main__"` does not survive.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -81,8 +82,10 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], *, workers: int 
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in crew:
-            worker.end()
-        pool.shutdown()
+            worker.kill()
+        pool.shutdown()  # calls that were under way end with their workers
+        for worker in crew:
+            worker.close()
 
 
 class _Worker:
@@ -112,10 +115,17 @@ class _Worker:
         pickle.dump(item, self._process.stdin, pickle.HIGHEST_PROTOCOL)
         self._process.stdin.flush()
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Ends the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        """Closes the pipes of an ended process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):  # what was not sent yet is lost
+                pipe.close()
 
 
 def serve() -> None:

@@ -70,6 +70,9 @@ def train(config: Config, *, resume: bool | None = False, summary: bool = True) 
     bar = TrainingBar(config.train.steps, quiet=not is_first())
     data = prepare(config.data, progress=bar.print)
     check_same("the prepared data", data.fingerprint)
+    # Whoever reads the run finds its data by their content, wherever they lie.
+    noted = dataclasses.replace(config.data, digest=data.digest)
+    config = dataclasses.replace(config, data=noted)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         return _train(config, data, mesh, bar, saved, summary)
