@@ -9,7 +9,7 @@ are not known, and the objective is the quickstart's with longer ramps. The file
 `wiki.*.tokens`.
 """
 
-from nvib_jax.data.config import CleanConfig, DataConfig
+from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig
 from nvib_jax.models.nvae import NVAEConfig
 from nvib_jax.training.config import Config, MeshConfig, ObjectiveConfig, TrainConfig
 
@@ -23,7 +23,7 @@ def config() -> Config:
             test=("wikitext103/test.txt",),
             layout="wikitext",
             vocab_size=32_000,
-            clean=CleanConfig(max_tokens=127),
+            clean=CleanConfig(keep_characters=PUBLISHED_CHARACTERS, max_tokens=127),
             batch_size=512,
             buckets=(24, 40, 64, 128),
         ),

@@ -7,7 +7,7 @@ published run with these weights has reconstruction BLEU 70.9 (median) to 97.3 (
 vectors kept. The files are WikiText-2's `wiki.*.tokens`; `--data.train PATH` names others.
 """
 
-from nvib_jax.data.config import DataConfig
+from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig
 from nvib_jax.models.nvae import NVAEConfig
 from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
 
@@ -20,6 +20,7 @@ def config() -> Config:
             validation=("wikitext2/valid.txt",),
             test=("wikitext2/test.txt",),
             layout="wikitext",
+            clean=CleanConfig(keep_characters=PUBLISHED_CHARACTERS),
             vocab_size=30_522,
             batch_size=128,
         ),

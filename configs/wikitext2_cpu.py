@@ -10,7 +10,7 @@ rest not given to the decoder), .36 by attention; ELBO -13.2 nats a token (a dra
 .05 and 5: an autoencoder with a bottleneck, no density model); prior samples are word salad.
 """
 
-from nvib_jax.data.config import DataConfig
+from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig
 from nvib_jax.models.nvae import NVAEConfig
 from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
 
@@ -23,6 +23,7 @@ def config() -> Config:
             validation=("wikitext2/valid.txt",),
             test=("wikitext2/test.txt",),
             layout="wikitext",
+            clean=CleanConfig(keep_characters=PUBLISHED_CHARACTERS),
             vocab_size=4000,
             batch_size=64,
             buckets=(16, 24, 34, 49),

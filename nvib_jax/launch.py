@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from nvib_jax.data.config import fit_to_text
 from nvib_jax.options import parse
 from nvib_jax.training.config import Config, load_preset
 
@@ -90,14 +91,17 @@ def _read(kind: type[T], arguments: list[str]) -> tuple[T, str]:
         arguments = arguments[:place] + arguments[place + 1 :]
     elif "-h" not in arguments and "--help" not in arguments:
         raise ValueError(f"wanted a config first, as in: nvib {command} configs/quickstart.py")
+    preset = load_preset(path) if path else Config()
     options = parse(
         kind,
         arguments,
-        default=kind(config=load_preset(path) if path else Config()),
+        default=kind(config=preset),
         prog=f"nvib {command} CONFIG.py",
         command=f"nvib {command} {path or 'CONFIG.py'}",
         description=f"{kind.__doc__} Every field can be given; defaults are {about}.",
     )
+    data = fit_to_text(options.config.data, preset.data)
+    options = dataclasses.replace(options, config=dataclasses.replace(options.config, data=data))
     return options, Path(path).stem or "run"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from nvib_jax.data.config import cache_root
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
 from nvib_jax.files import write_whole
 from nvib_jax.progress import track
@@ -177,7 +178,7 @@ def _run(step: Sequence[str], folder: Path, config: Config, cores: set[int]) -> 
 
 
 def _environment(config: Config) -> dict[str, str]:
-    cache = str(Path(config.data.cache_dir) / "xla")
+    cache = str(cache_root(config.data) / "xla")
     return {"JAX_COMPILATION_CACHE_DIR": cache, **os.environ}
 
 

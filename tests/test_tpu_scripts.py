@@ -134,6 +134,7 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(SCRIPTS, folder / "tpu_scripts")
     (folder / "configs").mkdir()
+    (folder / "configs" / "text.py").write_text('    source="text",\n')
     for name in ("configs/base.py", "configs/it's odd.py", "pyproject.toml", "tracked"):
         (folder / name).write_text(name)
     (folder / ".gitignore").write_text("build/\nruns/\n")
@@ -254,6 +255,8 @@ def test_unknown_option(standing, script):
         ("POLL_SECONDS", "-1", "POLL_SECONDS is '-1'; wanted: a number of seconds"),
         ("MAX_RESTARTS", "many", "MAX_RESTARTS is 'many'; wanted: a whole number"),
         ("CONFIG", "configs/none.py", "CONFIG is 'configs/none.py'; wanted: a file"),
+        ("DATA", "/nowhere", "DATA is '/nowhere'; wanted: a folder with files train*"),
+        ("CONFIG", "configs/text.py", "DATA is not set; wanted: the folder of text that configs/"),
         ("ARGS", "--a 'b", "ARGS is '--a 'b'; wanted: words for `nvib train`"),
     ],
 )
@@ -479,6 +482,58 @@ def test_training_gets_the_words_as_they_are(cloud):
     cloud.up(ARGS=" ".join(map(shlex.quote, words)), CONFIG="configs/it's odd.py")
     cloud.wait(lambda: cloud.starts)
     assert (cloud.state / "words.log").read_text().split("\n") == [*words, ""]
+
+
+@pytest.mark.parametrize("names", [["train.txt", "valid.txt", "test.txt"], ["train-0", "train-1"]])
+def test_data_reach_the_workers(cloud, tmp_path, names):
+    """From a folder here into the bucket, and from there to the words of training."""
+    folder = tmp_path / "some text"
+    folder.mkdir()
+    err = cloud("create", DATA=str(folder), status=1)[1]
+    assert "wanted: a folder with files train*" in sentence(err)
+    folder = folder.rename(tmp_path / "text")
+    for name in names:
+        (folder / name).write_text(name)
+    cloud.plan(workers=2)
+    cloud.touch("hold")
+    settings = {"DATA": str(folder), "CONFIG": "configs/text.py", "ARGS": "--more words"}
+    cloud("create", **settings)
+    printed = gcloud_lines(cloud("setup", "--dry-run", **settings)[0])
+    cloud.forget()
+    cloud("setup", **settings)
+    assert cloud.calls == printed
+    data = cloud.runs.parent / "data" / "text"
+    assert sorted(p.name for p in data.iterdir()) == sorted(names)
+    cloud("train", **settings)
+    cloud.wait(lambda: len(cloud.starts) == 2)
+    cloud.wait(lambda: (cloud.state / "words.log").read_text().count("words") == 2)
+    bucket = cloud.home(0) / "bucket"
+    words = ["--data.train", f"{bucket}/data/text/train*"]
+    if len(names) == 3:
+        words += ["--data.validation", f"{bucket}/data/text/valid*"]
+        words += ["--data.test", f"{bucket}/data/text/test*"]
+    said = (cloud.state / "words.log").read_text()
+    assert "\n".join([*words, "--more", "words", ""]) in said
+
+
+def test_prepared_data_and_compiled_code_outlive_a_preemption(cloud):
+    cloud.plan(workers=2)
+    cloud.touch("hold")
+    cloud.up()
+    cloud.wait(lambda: len(cloud.starts) == 2)
+    caches = (cloud.state / "caches.log").read_text().split()
+    assert sorted(caches) == [str(cloud.home(w) / "bucket" / "cache") for w in (0, 1)]
+
+
+def test_data_that_were_not_copied_are_named(cloud, tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "train.txt").touch()
+    cloud("create")
+    cloud("setup")
+    err = cloud("train", DATA=str(folder), status=1)[1]
+    assert "bucket/data/text/train*; run setup.sh with the same DATA" in err
+    assert not cloud.starts
 
 
 def test_train_needs_setup(cloud):
@@ -858,7 +913,8 @@ def test_slurm(tmp_path, trained, finished, queued):
     log = tmp_path / "log"
     for name, status in (("srun", trained), ("scontrol", 0)):
         program = tmp_path / name
-        program.write_text(f'#!/bin/sh\nprintf "<%s>" {name} "$@" >>"{log}"\nexit {status}\n')
+        lines = f'printf "<%s>" {name} "$@" >>"{log}"\necho "$NVIB_CACHE" >"{log}.cache"\n'
+        program.write_text(f"#!/bin/sh\n{lines}exit {status}\n")
         program.chmod(0o755)
     run = tmp_path / "a run"
     run.mkdir()
@@ -873,6 +929,7 @@ def test_slurm(tmp_path, trained, finished, queued):
     words += ["--auto-resume", "--train.run-dir", str(run), "--train.steps", "10"]
     words += ["scontrol", "requeue", "7"] * queued
     assert log.read_text() == "".join(f"<{w}>" for w in words)
+    assert Path(f"{log}.cache").read_text() == f"{tmp_path / 'nvib_cache'}\n"
 
 
 def test_slurm_options():

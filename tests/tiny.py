@@ -68,7 +68,7 @@ def folder() -> Path:
 
 
 def compiled() -> str:
-    """Where compiled code is kept: for this session, or for all that CI runs one after the other."""
+    """Where compiled code is kept: for this session, or for all sessions of a CI run."""
     return os.environ.get("NVIB_TESTS_COMPILED") or str(folder() / "xla")
 
 

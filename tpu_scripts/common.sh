@@ -69,6 +69,16 @@ check_settings() {
   want MAX_RESTARTS '[0-9]+' 'a whole number'
   want DELETE_ON_FAILURE 'true|false' 'true or false'
   [ -f "$ROOT/$CONFIG" ] || die "CONFIG is '$CONFIG'; wanted: a file, as a path inside $ROOT."
+  DATA_NAME=''
+  if [ -n "$DATA" ]; then
+    compgen -G "$DATA/train*" >/dev/null ||
+      die "DATA is '$DATA'; wanted: a folder with files train*, and best valid* and test*."
+    DATA_NAME=$(basename "$DATA")
+    want DATA_NAME '[A-Za-z0-9_][A-Za-z0-9._-]*' 'for DATA a folder name of letters, digits, _, - and .'
+  elif grep -q '^ *source="text"' "$ROOT/$CONFIG" && [[ $ARGS != *--data.train* ]]; then
+    die "DATA is not set; wanted: the folder of text that $CONFIG is to read (files train*, valid*," \
+      "test*), or --data.train in ARGS. Set it in $HERE/settings.sh."
+  fi
   EXTRA=() # the words of ARGS
   [ -n "$ARGS" ] || return 0
   words=$(printf '%s\n' "$ARGS" | xargs -n 1 printf '%s\n' 2>/dev/null) ||
@@ -160,6 +170,11 @@ ensure_bucket() { # makes it where it is missing
     run gcloud storage buckets create "gs://$BUCKET" "--project=$PROJECT" "--location=${ZONE%-*}" \
       --uniform-bucket-level-access --enable-hierarchical-namespace
   fi
+}
+
+upload_data() { # the text, to where workers find it; only what is missing or has changed
+  [ -z "$DATA" ] ||
+    run gcloud storage rsync "$DATA" "gs://$BUCKET/data/$DATA_NAME" --recursive
 }
 
 run_files() { # names of the objects of the run

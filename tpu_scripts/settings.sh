@@ -11,6 +11,7 @@
 : "${VALID_UNTIL:=}"                 # longest wait in the queue, e.g. 6h; empty: no limit
 : "${BUCKET:=}"                      # Cloud Storage bucket for the runs, without gs:// (no default)
 : "${CONFIG:=configs/base.py}"       # what to train: a config file, path inside the checkout
+: "${DATA:=}"                        # folder of text here: train*, valid*, test*; setup.sh uploads it
 : "${RUN:=$NAME}"                    # name of the run: its folder is gs://BUCKET/runs/RUN
 : "${ARGS:=}"                        # more words for `nvib train`; quotes hold a word together
 : "${POLL_SECONDS:=30}"              # seconds between two looks at the slice

@@ -8,4 +8,4 @@
 start "$@"
 
 need_slice
-worker all start "$RUN" "$CONFIG" ${EXTRA[@]+"${EXTRA[@]}"}
+worker all start "$RUN" "$CONFIG" "$DATA_NAME" ${EXTRA[@]+"${EXTRA[@]}"}

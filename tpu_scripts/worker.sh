@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # worker.sh: what the other scripts do on a worker (Linux), over ssh.
 #
-# setup BUCKET | start RUN CONFIG WORDS... | state | stop SECONDS | log LINES [follow]
+# setup BUCKET | start RUN CONFIG DATA WORDS... | state | stop SECONDS | log LINES [follow]
 set -euo pipefail
 
 host=$(hostname)
@@ -73,12 +73,28 @@ setup() { # BUCKET
   say "ready"
 }
 
-start() { # RUN CONFIG WORDS...
+data_words() { # DATA: words for `nvib train`, a line each, that name its files in the bucket
+  local split part files
+  [ -n "$1" ] || return 0
+  for split in train valid test; do
+    files=$bucket/data/$1/$split
+    if [ -n "$(compgen -G "$files*")" ]; then
+      part=$split
+      if [ "$split" = valid ]; then part=validation; fi
+      printf '%s\n' "--data.$part" "$files*"
+    elif [ "$split" = train ]; then
+      die "no $files*; run setup.sh with the same DATA"
+    fi
+  done
+}
+
+start() { # RUN CONFIG DATA WORDS...
   if training; then
     say "training already runs, process $pid"
     return
   fi
   mounted >/dev/null || die "the bucket is not mounted; run setup.sh"
+  data_words "$3" >/dev/null
   mkdir -p "$work"
   rm -f "$work/exit"
   cd "$checkout"
@@ -88,10 +104,12 @@ start() { # RUN CONFIG WORDS...
 }
 
 train() { # the detached process: hands SIGTERM on and keeps the exit status
-  local run=$1 config=$2 pid status
-  shift 2
-  PYTHONUNBUFFERED=1 "$venv/bin/nvib" train "$config" --auto-resume \
-    --train.run-dir "$bucket/runs/$run" "$@" &
+  local run=$1 config=$2 word pid status data=()
+  while IFS= read -r word; do data+=("$word"); done < <(data_words "$3")
+  shift 3
+  # In the bucket, which a preemption leaves: one worker prepares the data for all, once.
+  NVIB_CACHE="$bucket/cache" PYTHONUNBUFFERED=1 "$venv/bin/nvib" train "$config" --auto-resume \
+    --train.run-dir "$bucket/runs/$run" ${data[@]+"${data[@]}"} "$@" &
   pid=$!
   trap 'kill -TERM "$pid"' TERM
   while :; do # a signal ends `wait`, not the process

@@ -18,7 +18,6 @@ import numpy as np
 
 from nvib_jax.data.config import Split
 from nvib_jax.data.prepared import PreparedData
-from nvib_jax.data.tokenizer import Tokenizer
 
 _DEFAULT_BUCKETS = 4
 # No run is this long; grain wants an end.
@@ -110,13 +109,7 @@ class Batches:
         """The batch of any step from 0, `step // len(self)` being its epoch: `[len(rows), N]`."""
         plan, position = self._place(step)
         index = plan.rows[position, self._rows].astype(np.int32)
-        present = index >= 0
-        tokens = np.full((len(index), plan.lengths[position]), Tokenizer.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        sentences = self._data.tokens(self._split, index[present])
-        for row, sentence in zip(np.flatnonzero(present), sentences, strict=True):
-            tokens[row, : len(sentence)] = sentence
-            mask[row, : len(sentence)] = True
+        tokens, mask = self._data.padded(self._split, index, int(plan.lengths[position]))
         return Batch(tokens=tokens, mask=mask, index=index)
 
     def sentences(self, step: int) -> list[int]:

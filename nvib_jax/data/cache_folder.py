@@ -1,18 +1,114 @@
-"""Folders of a cache: built under a passing name, put in place whole, cleared away if abandoned."""
+"""Folders of a cache: claimed by one process, built under a passing name, put in place whole.
+
+Processes that start together would each prepare the same data for themselves. So the first makes
+the folder `.claim-DIGEST`, which only one can do on any file system, and the others wait until the
+data are there or the claim is given up. The owner writes a line into it every few seconds; a claim
+whose line stands still, or whose owner is a dead process of this machine, is taken over. Two owners
+at once, as a race at a take-over may leave, cost time alone: both build the same under their own
+names, and one of them puts it in place.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from nvib_jax.data.prepared import METADATA
 
 _BUILDING = ".building-"
+_CLAIM = ".claim-"
+_OWNER = "owner"
 _ABANDONED_AFTER = 2 * 24 * 3600
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+LOOK_SECONDS = 0.5
+
+
+class Claim:
+    """The right to build one cache.
+
+    Args:
+      root: the folder of all caches; it exists.
+      digest: which one.
+    """
+
+    def __init__(self, root: Path, digest: str) -> None:
+        self.folder = root / f"{_CLAIM}{digest}"
+        self._seen: tuple[str, float] | None = None  # the owner's line, and since when
+        self._ended = threading.Event()
+
+    def take(self) -> bool:
+        """Takes the claim if nobody has it, or nobody alive; whether it is this process's now."""
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            if not self._is_stale():
+                return False
+            _remove(self.folder)
+            self._seen = None
+            return self.take()
+        self._write()
+        threading.Thread(target=self._beat, daemon=True).start()
+        return True
+
+    def is_held(self) -> bool:
+        """Whether somebody alive has it."""
+        return self.folder.is_dir() and not self._is_stale()
+
+    def owner(self) -> str:
+        """Who has it: "HOST, process N"; empty where nobody has."""
+        return self._read().rpartition(" ")[0]
+
+    def give_up(self) -> None:
+        """Lets the next one have it."""
+        self._ended.set()
+        _remove(self.folder)
+
+    def _read(self) -> str:
+        try:
+            return (self.folder / _OWNER).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    def _write(self) -> None:
+        line = f"{socket.gethostname()}, process {os.getpid()} {time.time():.0f}"
+        draft = self.folder / f"{_OWNER}.{os.getpid()}"
+        draft.write_text(line, encoding="utf-8")
+        draft.replace(self.folder / _OWNER)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full disk is told of by what is built
+                self._write()
+
+    def _is_stale(self) -> bool:
+        line, now = self._read(), time.monotonic()
+        host, _, rest = line.partition(", process ")
+        process = rest.partition(" ")[0]
+        if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
+            return True
+        if self._seen is None or self._seen[0] != line:
+            self._seen = (line, now)
+        return now - self._seen[1] > STALE_SECONDS
+
+
+@contextlib.contextmanager
+def building_folder(root: Path, digest: str) -> Iterator[Path]:
+    """A folder to build a cache in; it is put in place at the end, and gone after an error."""
+    building = root / building_name(digest)
+    building.mkdir()
+    try:
+        yield building
+        move_into_place(building, root / digest)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def move_into_place(building: Path, final: Path) -> None:
@@ -31,8 +127,13 @@ def building_name(digest: str) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Removes a damaged cache; renamed first, so that nobody sees half of it."""
-    doomed = folder.with_name(building_name(folder.name))
+    """Removes a damaged cache."""
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder; renamed first, so that nobody sees half of it."""
+    doomed = folder.with_name(building_name(folder.name.lstrip(".")))
     try:
         folder.rename(doomed)
     except FileNotFoundError:

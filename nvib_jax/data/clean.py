@@ -1,37 +1,27 @@
 """Raw text in, clean sentences out: one small function a step, applied in the order of the file.
 
-The steps and their defaults are those of the published NVAE's WikiText sentences; `CleanConfig` has
-a switch for each. Limits on length in tokens are applied later, where the tokens are known.
+By default no letter of any language is dropped. `PUBLISHED_CHARACTERS` and the other defaults are
+the steps of the published NVAE's WikiText sentences; `CleanConfig` has a switch for each. Limits on
+length in tokens are applied later, where the tokens are known.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from typing import Any
 
 from nvib_jax.data.config import CleanConfig, Layout
+from nvib_jax.data.dropped import Dropped
+from nvib_jax.data.sentence_ends import split_running, split_tokenised
 
 _HEADING = re.compile(r"\s*=.*=\s*")
-_MARK = re.compile(r"\s*@([-,.])@\s*")
-_SPACES = re.compile(r"\s+")
-_SPACE_BEFORE_PUNCTUATION = re.compile(r" +(?=[.,'])")
-
-_PLAIN_QUOTES = str.maketrans("‘’“”", "''\"\"")
-
-# An end mark, closing quotes and brackets after it, then a space.
-_END_OF_RUNNING = re.compile(r"[.!?]+[\"'”’)\]]*\s+")
-_OPENS_SENTENCE = re.compile(r"[\"'“‘(\[<]*\s*(?:[^\W_a-z]|unk>)")
-_ABBREVIATIONS = frozenset(
-    (
-        *("mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "gen", "col", "capt", "lt", "sgt"),
-        *("vs", "etc", "e.g", "i.e", "cf", "al", "no", "vol", "fig", "rev", "hon", "u.s", "u.k"),
-        *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
-    )
-)
-
-_END_MARKS = frozenset({".", "!", "?"})
-_CLOSERS = frozenset({'"', "''", "'", ")", "]", "”", "’"})
+_MARK = re.compile(r" ?@([-,.])@ ?")
+# SentencePiece writes a space as ▁: a text's own would come back as one.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f▁]")
+_PLAIN_QUOTES = {"‘": "'", "’": "'", "“": '"', "”": '"'}
+_SPLITTERS = {"running": split_running, "wikitext": split_tokenised}
 
 
 def is_heading(line: str) -> bool:
@@ -39,132 +29,125 @@ def is_heading(line: str) -> bool:
     return len(line.strip()) > 1 and _HEADING.fullmatch(line) is not None
 
 
-def split_tokenised(text: str) -> list[str]:
-    """Splits text whose end marks stand alone (WikiText): `He ran . She sat .`
-
-    A mark ends a sentence together with the closing quotes and brackets after it, unless the next
-    word is lower-case or a comma (`" Who ? " , he asked`). Dots inside words are no marks.
-    """
-    words, sentences, start = text.split(), [], 0
-    position = 0
-    while position < len(words):
-        end = position + 1
-        if words[position] in _END_MARKS:
-            while end < len(words) and (words[end] in _END_MARKS or _closes(words, start, end)):
-                end += 1
-            following = " ".join(words[end : end + 3])
-            if not following or _OPENS_SENTENCE.match(following):
-                sentences.append(" ".join(words[start:end]))
-                start = end
-        position = end
-    return [*sentences, " ".join(words[start:])] if start < len(words) else sentences
-
-
-def _closes(words: list[str], start: int, position: int) -> bool:
-    """Whether a quote or bracket closes: straight quotes do when an odd number came before."""
-    word = words[position]
-    if word in ('"', "'"):
-        return words[start:position].count(word) % 2 == 1
-    return word in _CLOSERS
-
-
-def split_running(text: str) -> list[str]:
-    """Splits prose: an end mark on a word, a space, then anything but a lower-case letter.
-
-    Common abbreviations and single initials end no sentence. Standing marks are marks as well.
-    """
-    sentences, start = [], 0
-    for match in _END_OF_RUNNING.finditer(text):
-        before = text[start : match.start()].rsplit(None, 1)
-        last = before[-1].lstrip("\"'“‘([").lower() if before else ""
-        is_initial = len(last) == 1 and last.isalpha() and last != "i"
-        ends = text[match.start()] != "." or not (is_initial or last in _ABBREVIATIONS)
-        if ends and _OPENS_SENTENCE.match(text, match.end()):
-            sentences.append(text[start : match.end()].strip())
-            start = match.end()
-    rest = text[start:].strip()
-    return [*sentences, rest] if rest else sentences
+def collapse_spaces(text: str) -> str:
+    """One space between words, none at the ends; control characters are spaces."""
+    if not text.isprintable():
+        text = _CONTROLS.sub(" ", text)
+    return " ".join(text.replace("▁", " ").split())
 
 
 def join_marks(text: str) -> str:
-    """`1 @,@ 000` to `1,000`, `red @-@ tipped` to `red-tipped`."""
-    return _MARK.sub(r"\1", text)
+    """`1 @,@ 000` to `1,000`, `red @-@ tipped` to `red-tipped`; spaces are single already."""
+    return _MARK.sub(r"\1", text) if "@" in text else text
 
 
-def character_filter(keep: str) -> Callable[[str], str]:
-    """A function that keeps the characters of a regular expression's bracket content.
+def join_punctuation(text: str) -> str:
+    """No space before `.`, `,` and `'`; spaces are single already."""
+    return text.replace(" .", ".").replace(" ,", ",").replace(" '", "'")
+
+
+class CharacterFilter:
+    """Keeps the characters of a regular expression's bracket content.
 
     A dropped symbol leaves a space (`red-tipped` to `red tipped`), a dropped letter or accent
     leaves nothing. Typographic quotes are written plainly first (`don’t` to `don't`).
 
+    Args:
+      keep: the inside of a bracket expression.
+
     Raises:
-      ValueError: `keep` is not the inside of a bracket expression.
+      ValueError: `keep` is none.
     """
-    try:
-        dropped = re.compile(f"[^{keep}]")
-    except re.error as error:
-        raise ValueError(
-            "clean.keep_characters must be the inside of a regular expression's brackets, "
-            f"got {keep!r}: {error}"
-        ) from error
 
-    def replacement(match: re.Match[str]) -> str:
-        character = match[0]
-        return "" if character.isalnum() or unicodedata.combining(character) else " "
+    def __init__(self, keep: str) -> None:
+        try:
+            kept = re.compile(f"[{keep}]")
+        except re.error as error:
+            raise ValueError(
+                "data.clean.keep_characters must be the inside of a regular expression's brackets, "
+                f"got {keep!r}: {error}"
+            ) from error
+        self._table = _Table(kept)
 
-    return lambda text: dropped.sub(replacement, text.translate(_PLAIN_QUOTES))
+    def __call__(self, text: str) -> str:
+        """The text with what is kept."""
+        return text.translate(self._table)
 
-
-def collapse_spaces(text: str) -> str:
-    """One space between words, none at the ends."""
-    return _SPACES.sub(" ", text).strip()
-
-
-def join_punctuation(text: str) -> str:
-    """No space before `.`, `,` and `'`."""
-    return _SPACE_BEFORE_PUNCTUATION.sub("", text)
+    def drops(self, character: str) -> bool:
+        """Whether the character is lost, rather than kept or written plainly."""
+        plain = _PLAIN_QUOTES.get(character, character)
+        return plain != " " and self._table[ord(character)] != plain
 
 
-def clean_sentences(documents: Iterable[str], config: CleanConfig, layout: Layout) -> Iterator[str]:
-    """Sentences of documents: every step of `config` that is switched on, empty results dropped.
+class _Table(dict[int, str]):
+    """For `str.translate`: each character is looked at once."""
+
+    def __init__(self, kept: re.Pattern[str]) -> None:
+        self._kept = kept
+
+    def __missing__(self, code: int) -> str:
+        plain = _PLAIN_QUOTES.get(chr(code), chr(code))
+        self[code] = plain if self._kept.match(plain) else _left_by(plain)
+        return self[code]
+
+
+def _left_by(character: str) -> str:
+    return "" if character.isalnum() or unicodedata.combining(character) else " "
+
+
+class Cleaner:
+    """Every step of a `CleanConfig` that is switched on.
 
     Args:
-      documents: lines or paragraphs.
       config: the switches.
       layout: `lines`, `running` or `wikitext`, which says how sentences are told apart.
+
+    Raises:
+      ValueError: `config.keep_characters` is not the inside of a bracket expression.
     """
-    splitters = {"running": split_running, "wikitext": split_tokenised}
-    split = splitters.get(layout) if config.split_sentences else None
-    steps = _steps(config)
-    for document in documents:
-        if config.drop_headings and is_heading(document):
-            continue
-        for sentence in split(document) if split else [document]:
-            for step in steps:
-                sentence = step(sentence)
-            if sentence:
-                yield sentence
+
+    def __init__(self, config: CleanConfig, layout: Layout) -> None:
+        self._config = config
+        self._split: Any = _SPLITTERS.get(layout) if config.split_sentences else None
+        self._filter = CharacterFilter(config.keep_characters) if config.keep_characters else None
+
+    def sentence(self, text: str) -> str:
+        """One sentence cleaned."""
+        config = self._config
+        text = collapse_spaces(text)
+        if config.join_marks:
+            text = join_marks(text)
+        if self._filter is not None:
+            text = collapse_spaces(self._filter(text))
+        if config.join_punctuation:
+            text = join_punctuation(text)
+        return text.lower() if config.lowercase else text
+
+    def sentences(self, documents: Iterable[str]) -> tuple[list[str], Dropped]:
+        """Sentences of documents (lines or paragraphs), empty ones left out, and what was lost."""
+        dropped, raw = Dropped(), []
+        for document in documents:
+            if self._config.drop_headings and is_heading(document):
+                dropped.headings += 1
+            else:
+                raw += self._split(document) if self._split else [document]
+        clean = [self.sentence(text) for text in raw]
+        dropped.read(raw, clean, self._filter.drops if self._filter else None)
+        return [sentence for sentence in clean if sentence], dropped
+
+
+def clean_sentences(documents: Iterable[str], config: CleanConfig, layout: Layout) -> list[str]:
+    """Sentences of documents, as `Cleaner` makes them."""
+    return Cleaner(config, layout).sentences(documents)[0]
 
 
 def clean_text(text: str, config: CleanConfig) -> str:
-    """One sentence as the training text was cleaned: every step but splitting and headings.
+    """One sentence as the training text was cleaned, neither split nor taken for a heading.
 
-    >>> clean_text("My  name is Zoë .", CleanConfig(keep_characters="a-zA-Z ."))
-    'my name is zo.'
+    Raises:
+      ValueError: `config.keep_characters` is not the inside of a bracket expression.
+
+    >>> clean_text("My  name is Clara .", CleanConfig())
+    'my name is clara.'
     """
-    for step in _steps(config):
-        text = step(text)
-    return text
-
-
-def _steps(config: CleanConfig) -> list[Callable[[str], str]]:
-    """What a config does to a sentence, in order."""
-    steps: list[Callable[[str], str]] = [join_marks] if config.join_marks else []
-    if config.keep_characters:
-        steps.append(character_filter(config.keep_characters))
-    steps.append(collapse_spaces)
-    if config.join_punctuation:
-        steps.append(join_punctuation)
-    if config.lowercase:
-        steps.append(str.lower)
-    return steps
+    return Cleaner(config, "lines").sentence(text)

@@ -6,10 +6,14 @@ string under each field is its help text.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
+
+from nvib_jax.fields import check_fields
 
 Split = Literal["train", "validation", "test"]
 Layout = Literal["auto", "lines", "running", "wikitext"]
@@ -17,16 +21,18 @@ Layout = Literal["auto", "lines", "running", "wikitext"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TFDS_PREFIX = "tfds:"
 
+# Fields on which prepared data do not depend.
+OF_BATCHES = frozenset({"batch_size", "buckets", "cache_dir", "digest"})
 
-def _default_cache_dir() -> str:
-    return os.environ.get("NVIB_CACHE") or str(Path("~/.cache/nvib_jax").expanduser())
+# The characters of the published NVAE's WikiText sentences, for `CleanConfig.keep_characters`.
+PUBLISHED_CHARACTERS = "a-zA-Z0-9 ,'<>."
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
     """The steps from raw text to sentences, in order. The grammar's sentences skip them all.
 
-    >>> CleanConfig(keep_characters="").lowercase
+    >>> CleanConfig(keep_characters=PUBLISHED_CHARACTERS).lowercase
     True
     """
 
@@ -36,9 +42,9 @@ class CleanConfig:
     """Split paragraphs into sentences (never where the layout is `lines`)."""
     join_marks: bool = True
     """Undo WikiText's marks inside words and numbers: `1 @,@ 000` to `1,000`, `@-@` to `-`."""
-    keep_characters: str = "a-zA-Z0-9 ,'<>."
-    """Characters kept, as the inside of a regular expression's brackets; empty keeps all. A symbol
-    that is not kept leaves a space, a letter that is not kept leaves nothing."""
+    keep_characters: str = ""
+    """Characters kept, as the inside of a regular expression's brackets; empty keeps all, of every
+    language. A symbol that is not kept leaves a space, a letter that is not kept leaves nothing."""
     join_punctuation: bool = True
     """No space before `.`, `,` and `'`."""
     lowercase: bool = True
@@ -49,9 +55,10 @@ class CleanConfig:
     """Longest sentence kept, in SentencePiece tokens without end-of-sentence."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.clean")
         if not 1 <= self.min_tokens <= self.max_tokens:
             raise ValueError(
-                "clean.min_tokens and clean.max_tokens must satisfy 1 <= min <= max, "
+                "data.clean.min_tokens and data.clean.max_tokens must satisfy 1 <= min <= max, "
                 f"got {self.min_tokens} and {self.max_tokens}"
             )
 
@@ -67,7 +74,8 @@ class DataConfig:
     source: str = "grammar"
     """`grammar` (embedded, unlimited), `text` (files), or `tfds:NAME` (a TFDS data set)."""
     train: tuple[str, ...] = ()
-    """`text`: files or globs. `tfds:`: split names, empty for the split called `train`."""
+    """`text`: files, globs or folders (their `*.txt`), also as a URL such as `gs://bucket/*.txt`.
+    `tfds:`: split names, empty for the split called `train`."""
     validation: tuple[str, ...] = ()
     """As `train`, for the split that training watches. Without files there is no such split."""
     test: tuple[str, ...] = ()
@@ -93,20 +101,28 @@ class DataConfig:
     """`grammar` only: names the corpus that is drawn."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning of `text` and `tfds:` sources."""
-    cache_dir: str = field(default_factory=_default_cache_dir)
-    """Where prepared data are kept, under a hash of their content; by default `$NVIB_CACHE`."""
+    cache_dir: str = ""
+    """Where prepared data are kept, under a hash of their content; empty means `$NVIB_CACHE`, and
+    where that is not set `~/.cache/nvib_jax`."""
+    digest: str = ""
+    """The hash of prepared data, which a run notes down: they are then found without their text."""
     batch_size: int = 128
     """Sentences in a global batch, whatever the bucket."""
     buckets: tuple[int, ...] = ()
-    """Padded lengths in tokens, each a static shape; empty chooses four for the least padding."""
+    """Padded lengths in tokens, each a static shape; empty chooses four for the least padding. A
+    preset's are for the preset's text: they are chosen anew where the command line names another.
+    """
 
     def __post_init__(self) -> None:
+        check_fields(self, "data")
         if self.source not in ("grammar", "text") and not self.tfds_name:
             raise ValueError(
                 f"data.source must be 'grammar', 'text' or 'tfds:NAME', got {self.source!r}"
             )
-        if self.layout not in get_args(Layout):
-            raise ValueError(f"data.layout must be one of {get_args(Layout)}, got {self.layout!r}")
+        if self.digest and not re.fullmatch("[0-9a-f]{16}", self.digest):
+            raise ValueError(
+                f"data.digest is {self.digest!r}; wanted 16 hexadecimal digits, or nothing"
+            )
         for name in ("vocab_size", "tokenizer_sentences", "num_train", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
@@ -121,3 +137,45 @@ class DataConfig:
         """The TFDS name of a `tfds:NAME` source, otherwise empty."""
         is_tfds = self.source.startswith(TFDS_PREFIX)
         return self.source.removeprefix(TFDS_PREFIX) if is_tfds else ""
+
+
+def cache_root(config: DataConfig) -> Path:
+    """The folder of prepared data: `cache_dir`, else `$NVIB_CACHE`, else `~/.cache/nvib_jax`.
+
+    Raises:
+      NotImplementedError: a URL; prepared data are mapped into memory, which needs a disk.
+    """
+    named = config.cache_dir or os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax"
+    if "://" in named:
+        raise NotImplementedError(
+            f"data.cache_dir or NVIB_CACHE is {named!r}, a URL; wanted a folder, such as one where "
+            "the bucket is mounted (tpu_scripts/README.md)"
+        )
+    return Path(named).expanduser()
+
+
+def relocated(config: DataConfig) -> DataConfig:
+    """The data of a run as its reader finds them, perhaps on another machine.
+
+    `$NVIB_CACHE`, where it is set, comes before the folder that the trainer named, and so does the
+    default where the trainer's folder is not here.
+    """
+    here = config.cache_dir and Path(config.cache_dir).expanduser().is_dir()
+    if here and not os.environ.get("NVIB_CACHE"):
+        return config
+    return dataclasses.replace(config, cache_dir="")
+
+
+def fit_to_text(config: DataConfig, preset: DataConfig) -> DataConfig:
+    """The config without what the preset says of its own text, where the config names another.
+
+    A preset's buckets fit the preset's sentences, and its digest is of the preset's data.
+    """
+    changes: dict[str, Any] = {}
+    other = config.source != preset.source or config.clean.max_tokens > preset.clean.max_tokens
+    if other and config.buckets == preset.buckets:
+        changes["buckets"] = ()
+    of_text = {field.name for field in dataclasses.fields(config)} - OF_BATCHES
+    if any(getattr(config, name) != getattr(preset, name) for name in of_text):
+        changes["digest"] = "" if config.digest == preset.digest else config.digest
+    return dataclasses.replace(config, **changes)

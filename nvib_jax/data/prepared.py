@@ -1,8 +1,18 @@
-"""A finished cache of token ids, opened for reading: sentences by index, lengths, the tokenizer."""
+"""A finished cache of token ids, opened for reading: sentences by index, lengths, the tokenizer.
+
+What is guaranteed: a bit that was flipped on disk is found before anything made of it is given.
+The metadata hold their own checksum and that of every small file, which are compared when the cache
+is opened. So are the ids, up to 256 MiB of them together; those of larger caches are compared chunk
+by chunk when they are first read (`token_file.py`), and a cache that is found damaged then is
+marked, so that it is prepared again the next time.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,14 +22,31 @@ from typing import Any
 
 import numpy as np
 
+from nvib_jax.data.token_file import DamagedTokens, TokenFile
 from nvib_jax.data.tokenizer import Tokenizer
 
 # Part of the hash: raise it when the same configuration would give other files, say by a change
 # of the cleaning or of the tokenizer's training.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA = "metadata.json"
 TOKENIZER = "tokenizer.model"
-RECORD_SUFFIX = ".array_record"
+DAMAGED = "damaged.txt"
+_CHECKED_AT_ONCE = 256 << 20  # bytes, a fraction of a second
+
+
+def token_file_name(split: str) -> str:
+    """The file of a split's ids."""
+    return f"{split}.tokens"
+
+
+def lengths_name(split: str) -> str:
+    """The file of a split's lengths, `[n]` int32."""
+    return f"{split}.lengths.npy"
+
+
+def checksums_name(split: str) -> str:
+    """The file of the checksums of a split's ids, `[chunks]` uint32."""
+    return f"{split}.checksums.npy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +58,7 @@ class PreparedData:
       tokenizer: the tokenizer that made the ids.
       vocab_size: number of ids, special ones included.
       lengths: split to `[n]` int32, tokens of each sentence without beginning or end.
-      metadata: what `metadata.json` says: counts, source, cleaning, configuration, hash.
+      metadata: what `metadata.json` says: counts, source, cleaning, what was dropped, hash.
 
     >>> config = DataConfig(num_train=200, num_validation=20, num_test=0, cache_dir="cache")
     >>> data = PreparedData.load(prepare(config).path)
@@ -44,6 +71,7 @@ class PreparedData:
     vocab_size: int
     lengths: Mapping[str, np.ndarray]
     metadata: Mapping[str, Any]
+    _files: Mapping[str, TokenFile]
 
     @classmethod
     def load(cls, path: str | Path) -> PreparedData:
@@ -51,13 +79,25 @@ class PreparedData:
 
         Raises:
           FileNotFoundError: no cache at this path.
-          ValueError: a cache of another format version, or one with files missing or cut short.
+          ValueError: a cache of another format version, or a damaged one.
         """
         path = Path(path)
-        metadata = _checked_metadata(path)
-        lengths = {split: np.load(path / f"lengths_{split}.npy") for split in metadata["splits"]}
-        tokenizer = Tokenizer.load(path / TOKENIZER)
-        return cls(path, tokenizer, tokenizer.vocab_size, lengths, metadata)
+        metadata = read_metadata(path)
+        if (path / DAMAGED).exists():
+            raise _damaged(path, (path / DAMAGED).read_text(encoding="utf-8", errors="replace"))
+        tokenizer = Tokenizer.from_bytes(_whole_file(path, TOKENIZER, metadata))
+        lengths = {s: _array(path, lengths_name(s), metadata) for s in metadata["splits"]}
+        files = {split: _token_file(path, split, metadata, lengths[split]) for split in lengths}
+        if sum(file.nbytes for file in files.values()) <= _CHECKED_AT_ONCE:
+            for file in files.values():
+                with _as_damage(path):
+                    file.check()
+        return cls(path, tokenizer, tokenizer.vocab_size, lengths, metadata, files)
+
+    @property
+    def digest(self) -> str:
+        """The hash that names these data: of the text, its cleaning and the format."""
+        return self.metadata["hash"]
 
     def split_lengths(self, split: str) -> np.ndarray:
         """`[n]` int32 lengths of a split; ValueError names the splits there are."""
@@ -92,57 +132,120 @@ class PreparedData:
 
         Raises:
           IndexError: an index outside the split.
+          ValueError: the ids are damaged on disk.
         """
         size = len(self.split_lengths(split))
-        keys = [int(i) for i in indices]
-        if outside := [i for i in keys if not 0 <= i < size]:
+        keys = np.asarray(indices, np.int64).reshape(-1)
+        if len(outside := keys[(keys < 0) | (keys >= size)]):
             raise IndexError(f"split {split!r} has sentences 0 to {size - 1}, got {outside[0]}")
-        records = self._records(split).__getitems__(keys) if keys else []
-        return [np.frombuffer(record, self._dtype).astype(np.int32) for record in records]
+        with _as_damage(self.path, mark=True):
+            return self._files[split].rows(keys)
+
+    def padded(self, split: str, indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sentences as the rows of a matrix, padded with `Tokenizer.pad_id`.
+
+        Args:
+          split: the split.
+          indices: `[B]` sentences of it; a negative one gives an empty row.
+          width: columns, at least the longest of these sentences.
+
+        Returns:
+          `[B, width]` int32 ids and `[B, width]` bool, True on ids.
+
+        Raises:
+          ValueError: the ids are damaged on disk.
+        """
+        with _as_damage(self.path, mark=True):
+            return self._files[split].padded(indices, width, Tokenizer.pad_id)
 
     def sentences(self, split: str, count: int | None = None) -> list[str]:
         """The texts of the first `count` sentences, as cleaned (all of them for None)."""
         size = len(self.split_lengths(split))
-        indices = range(size if count is None else min(count, size))
+        indices = np.arange(size if count is None else min(count, size))
         return [self.tokenizer.decode(ids) for ids in self.tokens(split, indices)]
 
-    @property
-    def _dtype(self) -> np.dtype:
-        return np.dtype(self.metadata["dtype"])
 
-    @functools.cached_property
-    def _sources(self) -> dict[str, Any]:
-        return {}
-
-    def _records(self, split: str) -> Any:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        if split not in self._sources:
-            shards = sorted(self.path.glob(f"{split}-*{RECORD_SUFFIX}"))
-            self._sources[split] = ArrayRecordDataSource([str(shard) for shard in shards])
-        return self._sources[split]
+# ---- checked reading
 
 
-def _checked_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a cache, after a look at every file that it lists."""
+def sealed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata with the checksum of all else that they say."""
+    return metadata | {"checksum": _checksum_of(metadata)}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a cache.
+
+    Raises:
+      FileNotFoundError: no cache at this path.
+      ValueError: metadata of another format version, or damaged ones.
+    """
     file = path / METADATA
     if not file.is_file():
         raise FileNotFoundError(f"no prepared data at {path}: it has no {METADATA}")
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON, the cache is damaged: delete {path}") from error
-    if metadata.get("format_version") != FORMAT_VERSION:
+        metadata = json.loads(file.read_bytes().decode("utf-8"))
+        checksum = metadata.pop("checksum", None) if isinstance(metadata, dict) else None
+        found = _checksum_of(metadata)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"{METADATA} is not JSON") from error
+    if not isinstance(metadata, dict):
+        raise _damaged(path, f"{METADATA} is no JSON object")
+    version = metadata.get("format_version")
+    if isinstance(version, int) and version != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {metadata.get('format_version')}, expected "
-            f"{FORMAT_VERSION}: prepare the data again"
+            f"{path} has format version {version}, expected {FORMAT_VERSION}: prepare the data "
+            "again"
         )
-    for name, size in metadata["files"].items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise ValueError(
-                f"the cache {path} is damaged: {name} {state}, expected {size} bytes; delete it "
-                "and prepare the data again"
-            )
+    if checksum != found:
+        raise _damaged(path, f"{METADATA} is not what was written")
     return metadata
+
+
+def _checksum_of(metadata: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"the cache {path} is damaged: {what.strip()}; prepare the data again")
+
+
+@contextlib.contextmanager
+def _as_damage(path: Path, *, mark: bool = False) -> Any:
+    """Says of which cache a damaged file is; `mark` leaves a note for whoever opens it next."""
+    try:
+        yield
+    except DamagedTokens as error:
+        if mark:
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                (path / DAMAGED).write_text(f"{error}\n", encoding="utf-8")
+        raise _damaged(path, str(error)) from error
+
+
+def _found_size(path: Path, name: str, metadata: dict[str, Any]) -> None:
+    wanted = metadata["files"][name]["bytes"]
+    found = (path / name).stat().st_size if (path / name).is_file() else None
+    if found != wanted:
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise _damaged(path, f"{name} {state}, expected {wanted} bytes")
+
+
+def _whole_file(path: Path, name: str, metadata: dict[str, Any]) -> bytes:
+    """A small file, compared with its checksum."""
+    _found_size(path, name, metadata)
+    content = (path / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != metadata["files"][name]["sha256"]:
+        raise _damaged(path, f"{name} is not what was written")
+    return content
+
+
+def _array(path: Path, name: str, metadata: dict[str, Any]) -> np.ndarray:
+    return np.load(io.BytesIO(_whole_file(path, name, metadata)), allow_pickle=False)
+
+
+def _token_file(path: Path, split: str, metadata: dict[str, Any], lengths: np.ndarray) -> TokenFile:
+    name = token_file_name(split)
+    _found_size(path, name, metadata)
+    checksums = _array(path, checksums_name(split), metadata)
+    with _as_damage(path):
+        return TokenFile(path / name, metadata["dtype"], lengths, checksums)

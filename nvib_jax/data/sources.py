@@ -6,20 +6,21 @@ A document is a sentence (grammar), a line (files; layouts `lines` and `wikitext
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from nvib_jax.data.config import SPLITS, DataConfig, Layout, Split
 from nvib_jax.data.grammar import default_grammar
+from nvib_jax.data.text_files import lines_of, split_files
 
-_SNIFFED = 400
+_SNIFFED = 400  # lines
+_SNIFFED_OF_LINE = 4_000  # characters
+_LAST = 100  # characters in which a line ends
+_LONGEST_PARAGRAPH = 1 << 20  # characters; text without blank lines and end marks is cut there
 _WIKITEXT_SIGN = re.compile(r"\s*= .* =\s*| @[-,.]@ ")
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s*$")
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*+\s*+$")
 _INNER_END = re.compile(r"[a-z,;0-9][.!?][\"'”’)\]]*\s+[\"'“‘(\[]*[A-Z]")
 
 
@@ -36,7 +37,7 @@ def read_sentences(config: DataConfig, split: Split) -> Iterator[str]:
             (config.seed, SPLITS.index(split)), grammar_size(config, split)
         )
     elif config.source == "text":
-        lines = _lines(split_files(config, split))
+        lines = lines_of(split_files(config, split))
         yield from _paragraphs(lines) if resolve_layout(config) == "running" else lines
     else:
         from nvib_jax.data import tfds_source
@@ -69,14 +70,15 @@ def resolve_layout(config: DataConfig) -> Layout:
     if config.layout != "auto":
         return config.layout
     if config.source == "text":
-        return detect_layout(_lines(split_files(config, "train")))
+        return detect_layout(lines_of(split_files(config, "train")))
     detected = detect_layout(read_sentences(config, "train"))
     return "wikitext" if detected == "wikitext" else "running"
 
 
 def detect_layout(lines: Iterable[str]) -> Layout:
     """`wikitext` where headings or ` @-@ ` are seen, `lines` where most lines are one sentence."""
-    sample = [line for line in itertools.islice(lines, _SNIFFED) if line.strip()]
+    seen = (line[:_SNIFFED_OF_LINE] for line in itertools.islice(lines, _SNIFFED))
+    sample = [line for line in seen if line.strip()]
     if any(_WIKITEXT_SIGN.search(line) for line in sample):
         return "wikitext"
     several = sum(bool(_INNER_END.search(line)) for line in sample)
@@ -87,66 +89,34 @@ def detect_layout(lines: Iterable[str]) -> Layout:
     return "running" if wrapped or several > len(sample) / 4 else "lines"
 
 
-def split_files(config: DataConfig, split: Split) -> list[Path]:
-    """The files of a split of a `text` source, each once, globs in sorted order.
-
-    Raises:
-      FileNotFoundError: a path or glob that matches no file.
-      ValueError: no files are named for `train`, or a file is empty.
-    """
-    patterns: tuple[str, ...] = getattr(config, split)
-    if not patterns:
-        raise ValueError(f"data.source='text' needs files in data.{split}, got none")
-    files: dict[Path, None] = {}
-    for pattern in patterns:
-        expanded = str(Path(pattern).expanduser())
-        found = [Path(expanded)] if Path(expanded).is_file() else _glob(expanded)
-        if not found:
-            raise FileNotFoundError(f"data.{split} names no file: {pattern!r} matches nothing")
-        files.update(dict.fromkeys(found))
-    for file in files:
-        if file.stat().st_size == 0:
-            raise ValueError(f"data.{split}: {file} is empty, expected UTF-8 text")
-    return list(files)
-
-
-def _glob(pattern: str) -> list[Path]:
-    return [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
-
-
-def _lines(files: Iterable[Path]) -> Iterator[str]:
-    """Lines of UTF-8 files; a byte order mark is dropped."""
-    for file in files:
-        offset = 0
-        with file.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{file} is not UTF-8: byte 0x{raw[error.start]:02x} at offset "
-                        f"{offset + error.start} (line {number}); convert it to UTF-8 first"
-                    ) from error
-                offset += len(raw)
-                yield line.rstrip("\r\n").removeprefix("\ufeff")
-
-
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Joins wrapped lines. Blank lines end a paragraph, and so do lines that end a sentence."""
     parts: list[str] = []
+    size = 0
     for line in lines:
-        if line.strip():
-            parts.append(line.strip())
-        if parts and (not line.strip() or _SENTENCE_END.search(line)):
+        stripped = line.strip()
+        if stripped:
+            parts.append(stripped)
+            size += len(stripped)
+        # The end of the line alone is looked at, because a line may be as long as the file.
+        ends = not stripped or _SENTENCE_END.search(stripped, max(0, len(stripped) - _LAST))
+        if parts and (ends or size > _LONGEST_PARAGRAPH):
             yield " ".join(parts)
-            parts = []
+            parts, size = [], 0
     if parts:
         yield " ".join(parts)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def text_bytes(config: DataConfig) -> int:
+    """How much text there is, in bytes; 0 for the grammar."""
+    if config.source == "grammar":
+        return 0
+    if config.source == "text":
+        named = [split for split in SPLITS if has_split(config, split)]
+        return sum(file.size for split in named for file in split_files(config, split))
+    from nvib_jax.data import tfds_source
+
+    return tfds_source.text_bytes(config)
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
@@ -162,7 +132,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         }
     if config.source == "text":
         named = [split for split in SPLITS if has_split(config, split) or split == "train"]
-        digests = {split: [_sha256(file) for file in split_files(config, split)] for split in named}
+        digests = {split: [file.sha256() for file in split_files(config, split)] for split in named}
         return {"files": digests}
     from nvib_jax.data import tfds_source
 

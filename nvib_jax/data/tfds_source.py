@@ -16,6 +16,7 @@ from nvib_jax.data.config import SPLITS, DataConfig, Split
 _READ_AT_ONCE = 512
 # Shards up to this many bytes together are known by their content, beyond it by size and time.
 _HASHED_BYTES = 1 << 30
+_HASHED_AT_ONCE = 1 << 20
 _TENSORFLOW_ADVICE = (
     "prepare it where TensorFlow is installed (`pip install 'nvib-jax[tf]'`) with "
     "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
@@ -59,10 +60,10 @@ def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
 def fingerprint(config: DataConfig) -> dict[str, Any]:
     """Version, splits, and the content of the shards (beyond 1 GiB, their sizes and times)."""
     builder = _prepared_builder(config)
-    shards = sorted(file for file in builder.data_path.iterdir() if "array_record" in file.name)
+    shards = _shards(builder)
     stats = [file.stat() for file in shards]
     if sum(stat.length for stat in stats) <= _HASHED_BYTES:
-        content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in shards]
+        content = [_sha256(file) for file in shards]
     else:
         content = [f"{stat.length} {stat.mtime}" for stat in stats]
     return {
@@ -70,6 +71,23 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         "splits": {split: split_names(config, split) for split in SPLITS},
         "shards": content,
     }
+
+
+def text_bytes(config: DataConfig) -> int:
+    """Size of all shards."""
+    return sum(file.stat().length for file in _shards(_prepared_builder(config)))
+
+
+def _shards(builder: Any) -> list[Any]:
+    return sorted(file for file in builder.data_path.iterdir() if "array_record" in file.name)
+
+
+def _sha256(file: Any) -> str:
+    with file.open("rb") as stream:
+        found = hashlib.sha256()
+        while block := stream.read(_HASHED_AT_ONCE):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _data_dir(config: DataConfig) -> str | None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 # WikiText's own mark for a rare word. As a piece of its own it costs one token and decodes to
 # itself; so SentencePiece's unknown piece, which has this name by default, needs another.
@@ -120,6 +123,13 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, faster than one by one."""
         return self._processor.encode(list(texts))
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of many texts end to end, `[tokens]` int32, and their lengths, `[n]` int32."""
+        rows = self._processor.encode(list(texts), num_threads=1)
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
+        total = int(lengths.sum())
+        return np.fromiter(itertools.chain.from_iterable(rows), np.int32, total), lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids up to the first end; padding and beginning are dropped, unknown is `⁇`."""

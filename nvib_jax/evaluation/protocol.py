@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nvib_jax.data import PreparedData, default_grammar, prepare
+from nvib_jax.data.config import relocated
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
 from nvib_jax.evaluation.collapse import collapse_report
 from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
@@ -113,7 +114,7 @@ def evaluate_run(
     """
     config = config or EvaluationConfig()
     model, step = load_with_step(run, which=checkpoint)
-    data = prepare(model.config.data, progress=progress)
+    data = prepare(relocated(model.config.data), progress=progress)
     found = {
         "name": Path(run).name,
         "kind": model.config.model.kind,

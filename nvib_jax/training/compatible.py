@@ -11,6 +11,7 @@ from nvib_jax.training.portable import check_format, describe
 # What may differ between a run and its continuation, beside the mesh.
 _FREE = {
     *("run_dir", "steps", "log_every", "eval_every", "eval_sentences", "cache_dir"),
+    "digest",  # 0.1.0 did not note it; the tokenizer and the buckets are compared below
     *("keep_checkpoints", "keep_best", "keep_every", "bad_step", "watchdog"),
 }
 

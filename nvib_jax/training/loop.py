@@ -83,6 +83,9 @@ def train(
         saved = _check_run_dir(config, resume)
         data = prepare(config.data, progress=bar.print)
         check_same("the prepared data", data.fingerprint)
+        # Whoever reads the run finds its data by their content, wherever they lie.
+        noted = dataclasses.replace(config.data, digest=data.digest)
+        config = dataclasses.replace(config, data=noted)
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             return _train(config, data, mesh, bar, saved, summary)

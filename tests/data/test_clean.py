@@ -1,14 +1,22 @@
 """Cleaning, step by step, on lines as WikiText and books have them."""
 
+import time
+
 import pytest
 
-from nvib_jax.data import clean
-from nvib_jax.data.clean import clean_sentences
-from nvib_jax.data.config import CleanConfig
+from nvib_jax.data import clean, sentence_ends
+from nvib_jax.data.clean import Cleaner, clean_sentences, clean_text
+from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig
+
+GERMAN = "Die Ärztin zählt die Tür"
+
+
+def published(**switches):
+    return CleanConfig(**{"keep_characters": PUBLISHED_CHARACTERS, **switches})
 
 
 def cleaned(*documents, layout="wikitext", **switches):
-    return list(clean_sentences(documents, CleanConfig(**switches), layout))
+    return clean_sentences(documents, published(**switches), layout)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +50,7 @@ def test_headings(line, heading):
     ],
 )
 def test_tokenised_text_is_split_at_standalone_marks(text, sentences):
-    assert clean.split_tokenised(text) == sentences
+    assert sentence_ends.split_tokenised(text) == sentences
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,7 @@ def test_tokenised_text_is_split_at_standalone_marks(text, sentences):
     ],
 )
 def test_prose_is_split_at_end_marks(text, sentences):
-    assert clean.split_running(text) == sentences
+    assert sentence_ends.split_running(text) == sentences
 
 
 def test_wikitext_lines_from_end_to_end():
@@ -98,5 +106,78 @@ def test_typographic_quotes_count_as_plain():
 
 
 def test_bad_character_class():
-    with pytest.raises(ValueError, match=r"clean.keep_characters .* got 'z-a'"):
+    with pytest.raises(ValueError, match=r"data.clean.keep_characters .* got 'z-a'"):
         cleaned("x", keep_characters="z-a")
+
+
+# ---- other languages, and what is lost
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GERMAN,
+        "Él comió ñandú – ¿verdad?",
+        "Мама мыла раму.",
+        "हिन्दी में एक वाक्य",  # vowel signs are marks, no letters
+        "نص عربي",
+        "日本語の文、です。",
+        "e\u0301te\u0301 à 20 °C; 5 € (about ½)",
+    ],
+)
+def test_no_character_of_any_language_is_lost_by_default(text):
+    sentences, dropped = Cleaner(CleanConfig(), "lines").sentences([text])
+    assert sentences == [text.lower()]
+    assert dropped.characters == len(text.replace(" ", ""))
+    assert not dropped.lost
+    assert not dropped.of_characters()
+
+
+def test_what_the_published_characters_lose_is_counted_and_shown():
+    documents = [GERMAN, "“Red-tipped” don’t", "!?", " ", " = A heading = "]
+    sentences, dropped = Cleaner(published(), "lines").sentences(documents)
+    assert sentences == ["die rztin zhlt die tr", "red tipped don't"]
+    assert dropped.lost == {"Ä": 1, "ä": 1, "ü": 1, "“": 1, "”": 1, "-": 1, "!": 1, "?": 1}
+    assert (dropped.sentences, dropped.empty, dropped.headings) == (3, 1, 1)
+    text = "".join(documents[:3]).replace(" ", "")
+    assert dropped.characters == len(text)
+    share = f"{100 * 8 / len(text):.2g} %"
+    assert dropped.of_characters().startswith(f"{share} of the characters dropped, mostly ")
+    assert f"letters among them 3, as in {GERMAN!r}" in dropped.of_characters()
+    assert "1 empty after cleaning" in dropped.of_sentences(6, 49)
+
+
+def test_control_characters_are_spaces():
+    assert clean_text("a\x00b\u2581c\td\u2028e", CleanConfig()) == "a b c d e"
+
+
+def test_one_sentence_as_a_person_types_it():
+    typed = ' My name is "Clara" . She\'s = a  @-@ b = '
+    assert clean_text(typed, CleanConfig()) == 'my name is "clara". she\'s = a-b ='
+    assert clean_text(typed, published()) == "my name is clara. she's a b"
+    assert clean_text(" = Title = ", CleanConfig(lowercase=False)) == "= Title ="
+    # What training text was made of is what typing the same gives.
+    sentence = ' He said " It \'s a naïve café ! " and left . '
+    assert [clean_text(sentence, published())] == cleaned(sentence)
+
+
+LONG = 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["word " * LONG, "." * LONG, "mr. a " * LONG, '. " , a ' * LONG, " " * LONG + "a", ".)" * LONG,
+     "@-@ " * LONG, "= " * LONG],
+    ids=lambda t: t[:8],
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["running", "wikitext"])
+def test_cleaning_takes_time_in_proportion_to_the_text(text, layout):
+    """Ten times the text takes ten times as long and not a hundred."""
+
+    def seconds(text):
+        start = time.process_time()
+        clean_sentences([text], published(), layout)
+        return time.process_time() - start
+
+    short = max(min(seconds(text[: len(text) // 10]) for _ in range(3)), 1e-3)
+    assert seconds(text) < 40 * short

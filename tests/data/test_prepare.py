@@ -5,19 +5,22 @@ import importlib
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nvib_jax.data.config import CleanConfig, DataConfig
+from nvib_jax.data import build
+from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig, relocated
 from nvib_jax.data.grammar import default_grammar
 from nvib_jax.data.prepare import cache_hash, prepare
 
 from .corpora import LINES, grammar_config, make_text_config
 
 # The package has the function under the name of the module.
-prepare_module = importlib.import_module("nvib_jax.data.prepare")
+prepare_module: Any = importlib.import_module("nvib_jax.data.prepare")
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2"
 
@@ -72,9 +75,10 @@ def test_length_distribution(tmp_path):
 def test_metadata_say_how_it_came_about(text_config):
     data = prepare(text_config)
     metadata = json.loads((data.path / "metadata.json").read_text())
-    assert metadata["source"] == "text"
+    assert metadata["config"]["source"] == "text"
     assert metadata["layout"] == "lines"
-    assert metadata["clean"]["min_tokens"] == 3
+    assert metadata["config"]["clean"]["min_tokens"] == 3
+    assert metadata["hash"] == data.digest == data.path.name
     assert metadata["vocab_size"] == data.vocab_size
     assert metadata["splits"]["train"]["sentences"] == len(LINES)
     assert metadata["splits"]["train"]["tokens"] == data.lengths["train"].sum()
@@ -82,11 +86,14 @@ def test_metadata_say_how_it_came_about(text_config):
     assert set(metadata["files"]) == {p.name for p in data.path.iterdir()} - {"metadata.json"}
 
 
-def test_text_is_kept_in_order_and_shards(text_config, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_SENTENCES_PER_SHARD", 7)
-    monkeypatch.setattr(prepare_module, "_ENCODED_AT_ONCE", 4)
-    data = prepare(text_config)
-    assert len(list(data.path.glob("train-*-of-00003.array_record"))) == 3
+@pytest.mark.parametrize("workers", [1, 3])
+def test_text_is_kept_in_order_by_any_number_of_processes(text_config, monkeypatch, workers):
+    whole = prepare(text_config)
+    files = {file.name: file.read_bytes() for file in whole.path.iterdir()}
+    monkeypatch.setattr(build, "_BLOCK", 60)
+    other = dataclasses.replace(text_config, cache_dir=f"{text_config.cache_dir}-{workers}")
+    data = prepare(other, workers=workers)
+    assert {file.name: file.read_bytes() for file in data.path.iterdir()} == files
     assert data.sentences("train") == LINES
     assert data.tokenizer.decode(data.tokens("train", [8])[0]) == LINES[8]
     assert sorted(data.lengths) == ["train"]
@@ -101,15 +108,6 @@ def test_length_limits_are_in_tokens(text_config):
     assert 0 < len(limited) < len(lengths)
 
 
-def test_large_vocabularies_need_wider_records():
-    class Wide:
-        vocab_size = 65_537
-
-    assert prepare_module._dtype(Wide()) == "<i4"
-    Wide.vocab_size = 65_536
-    assert prepare_module._dtype(Wide()) == "<u2"
-
-
 def test_the_tokenizer_sees_a_sample_spread_over_the_text(text_config):
     config = dataclasses.replace(text_config, tokenizer_sentences=4)
     data = prepare(config)
@@ -119,7 +117,7 @@ def test_the_tokenizer_sees_a_sample_spread_over_the_text(text_config):
 
 # ---- its name
 
-BATCHING = {"batch_size": 8, "buckets": (64,), "cache_dir": "elsewhere"}
+BATCHING = {"batch_size": 8, "buckets": (64,), "cache_dir": "elsewhere", "digest": "0" * 16}
 ELSEWHERE = {"validation": ("text.txt",), "test": ("text.txt",), "train": ("text.txt", "more.txt")}
 CHANGES = {
     "text": {
@@ -172,7 +170,7 @@ def test_every_field_is_read():
 
 def test_prepared_once(text_config, monkeypatch):
     first = prepare(text_config)
-    monkeypatch.setattr(prepare_module, "_build", None)
+    monkeypatch.setattr(prepare_module, "build", None)
     again = prepare(text_config)
     assert again.path == first.path
     assert again.tokenizer == first.tokenizer
@@ -184,6 +182,86 @@ def test_preparing_twice_gives_the_same_bytes(text_config, tmp_path):
     for file in first.path.iterdir():
         if file.name != "metadata.json":
             assert file.read_bytes() == (second.path / file.name).read_bytes(), file.name
+
+
+def test_what_is_dropped_is_said(tmp_path):
+    file = tmp_path / "text.txt"
+    lines = [*LINES, "Ünd?", "!!!", "Die Ärztin zählt die Tür und " + "das Auto " * 30]
+    file.write_text("\n".join(lines))
+    clean = CleanConfig(keep_characters=PUBLISHED_CHARACTERS, min_tokens=3, max_tokens=40)
+    config = make_text_config(tmp_path)
+    config = dataclasses.replace(config, train=(str(file),), clean=clean, layout="lines")
+    said: list[str] = []
+    data = prepare(config, progress=said.append)
+    (characters,) = (line for line in said if "of the characters dropped" in line)
+    assert "letters among them 4, as in 'Ünd?'" in characters
+    (sentences,) = (line for line in said if "of the sentences dropped" in line)
+    assert sentences.startswith(f"train: {100 * 3 / len(lines):.2g} % of the sentences dropped: ")
+    assert "1 empty after cleaning" in sentences
+    assert "1 shorter than 3 tokens (data.clean.min_tokens), as 'nd'" in sentences
+    assert "1 longer than 40 tokens (data.clean.max_tokens), as 'die rztin zhlt" in sentences
+    dropped = data.metadata["splits"]["train"]["dropped"]
+    assert (dropped["empty"], dropped["short"], dropped["long"]) == (1, 1, 1)
+    assert dropped["lost"]["!"] == 3
+
+
+def test_a_line_without_end_marks_is_prepared(tmp_path):
+    """SentencePiece is quadratic in a sentence, and ends in an error above a mebibyte."""
+    file = tmp_path / "text.txt"
+    file.write_text("\n".join([*LINES, "word " * 300_000]))
+    config = dataclasses.replace(make_text_config(tmp_path), train=(str(file),))
+    assert prepare(config).metadata["splits"]["train"]["dropped"]["long"] == 1
+    file.write_text("word " * 300_000)
+    with pytest.raises(ValueError, match=r"no sentence of data.train .* 1 sentences .*data.layout"):
+        prepare(config)
+
+
+# ---- where it lies
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    small = {"num_train": 9, "num_validation": 0, "num_test": 0}
+    monkeypatch.setenv("NVIB_CACHE", str(tmp_path / "a"))
+    config = DataConfig(**small)
+    assert config.cache_dir == ""
+    assert prepare(config).path.parent == tmp_path / "a"
+    monkeypatch.setenv("NVIB_CACHE", str(tmp_path / "b"))
+    assert prepare(config).path.parent == tmp_path / "b"
+    named = dataclasses.replace(config, cache_dir=str(tmp_path / "c"))
+    assert prepare(named).path.parent == tmp_path / "c"
+    # A reader of the run has a cache of its own; without one it takes the trainer's, if it is here.
+    assert prepare(relocated(named)).path.parent == tmp_path / "b"
+    monkeypatch.delenv("NVIB_CACHE")
+    assert relocated(named) == named
+    assert relocated(dataclasses.replace(named, cache_dir="/nowhere/c")).cache_dir == ""
+    monkeypatch.setenv("NVIB_CACHE", "gs://bucket/cache")
+    with pytest.raises(NotImplementedError, match="'gs://bucket/cache', a URL; wanted a folder"):
+        prepare(config)
+
+
+def test_prepared_data_are_found_without_their_text(text_config, tmp_path):
+    data = prepare(text_config)
+    noted = dataclasses.replace(text_config, digest=data.digest)
+    (tmp_path / "text.txt").rename(tmp_path / "gone")
+    assert prepare(noted).path == data.path
+    with pytest.raises(FileNotFoundError, match=r"text.txt' matches nothing$"):
+        prepare(text_config)
+    with pytest.raises(ValueError, match=r"names other data: vocab_size is 51 and theirs 50"):
+        prepare(dataclasses.replace(noted, vocab_size=51))
+    elsewhere = dataclasses.replace(noted, cache_dir=str(tmp_path / "other"))
+    with pytest.raises(FileNotFoundError, match=r"nor are the run's prepared data there, .*other/"):
+        prepare(elsewhere)
+    # Nothing says where they lay.
+    assert str(tmp_path / "cache") not in (data.path / "metadata.json").read_text()
+
+
+def test_buckets_too_short_are_refused_by_prepare(text_config):
+    longest = prepare(text_config).max_tokens
+    fitting = dataclasses.replace(text_config, buckets=(4, longest))
+    assert prepare(fitting).max_tokens == longest
+    message = rf"data.buckets is \(4, {longest - 1}\), .* has {longest} tokens; .*--data.buckets"
+    with pytest.raises(ValueError, match=message):
+        prepare(dataclasses.replace(text_config, buckets=(4, longest - 1)))
 
 
 def test_importing_the_package_is_light():
@@ -201,16 +279,26 @@ def test_wikitext2(tmp_path):
     valid, test = str(WIKITEXT / "valid.txt"), str(WIKITEXT / "test.txt")
     lines = []
     config = DataConfig(
-        source="text", train=(valid,), test=(test,), vocab_size=4000, cache_dir=str(tmp_path)
+        source="text",
+        train=(valid,),
+        test=(test,),
+        vocab_size=4000,
+        clean=CleanConfig(keep_characters=PUBLISHED_CHARACTERS),
+        cache_dir=str(tmp_path),
     )
     data = prepare(config, progress=lines.append)
     assert data.metadata["layout"] == "wikitext"
     # The published counts, after limits on length in BERT's shorter tokens, are 7,697 and 9,084.
-    counts = [int(line.split()[1].replace(",", "")) for line in lines[:2]]
+    after = [line for line in lines if line.endswith("after cleaning")]
+    counts = [int(line.split()[1].replace(",", "")) for line in after]
     assert 7697 < counts[0] < 1.05 * 7697
     assert 9084 < counts[1] < 1.05 * 9084
     assert 0.8 * 7697 < len(data.lengths["train"]) < 7697
     assert data.lengths["train"].min() == 6
     assert data.lengths["train"].max() == 49
+    # What 0.1.0 made of these files, so that its figures hold.
+    assert data.fingerprint == 459046825
+    ids = np.concatenate(data.tokens("train", range(len(data.lengths["train"]))))
+    assert zlib.crc32(ids.astype("<u2").tobytes()) == 4252693639
     characters = set("".join(data.sentences("train")))
     assert characters <= set("abcdefghijklmnopqrstuvwxyz0123456789 ,'<>.")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nvib_jax.data import sources
+from nvib_jax.data import sources, text_files
 from nvib_jax.data.config import DataConfig
 
 
@@ -93,6 +93,54 @@ def test_missing_files(tmp_path):
         read(DataConfig(source="text"))
 
 
+def test_a_folder_stands_for_its_texts(file, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"names a folder without \*.txt: .*corpus'; wanted"
+    ):
+        read(text([tmp_path / "corpus"]))
+    file("corpus/b.txt", "two\n")
+    file("corpus/a.txt", "one\n")
+    file("corpus/c.md", "three\n")
+    assert read(text([tmp_path / "corpus"], layout="lines")) == ["one", "two"]
+
+
+def test_urls_are_read(file, tmp_path):
+    """Through fsspec, as gs:// is where gcsfs is installed."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/nvib/a.txt": b"one\ntwo\n", "/nvib/b.txt": "drei\nvïer".encode()})
+    try:
+        lines = ["one", "two", "drei", "vïer"]
+        assert read(text(["memory://nvib/*.txt"], layout="lines")) == lines
+        assert read(text(["memory://nvib"], layout="lines")) == lines
+        assert read(text(["memory://nvib/b.txt"], layout="lines")) == lines[2:]
+        same = text([file("x.txt", "one\ntwo\n")])
+        assert sources.fingerprint(text(["memory://nvib/a.txt"])) == sources.fingerprint(same)
+        with pytest.raises(FileNotFoundError, match=r"'memory://nvib/c.txt' matches nothing"):
+            read(text(["memory://nvib/c.txt"]))
+    finally:
+        memory.rm("/nvib", recursive=True)
+    with pytest.raises(ValueError, match=r"'nowhere://x' cannot be read: Protocol not known"):
+        read(text(["nowhere://x"]))
+
+
+def test_a_line_without_end_is_read_in_pieces(file, monkeypatch):
+    monkeypatch.setattr(text_files, "_LONGEST_LINE", 16)
+    path = file("long.txt", "one two three four five\n" + "é" * 20 + "\nlast")
+    lines = read(text([path], layout="lines"))
+    assert all(len(line.encode()) <= 16 for line in lines)
+    assert "".join(lines) == "one two three four five" + "é" * 20 + "last"
+    assert lines[:2] == ["one two three ", "four five"]
+
+
+def test_paragraphs_are_bounded(file, monkeypatch):
+    monkeypatch.setattr(sources, "_LONGEST_PARAGRAPH", 10)
+    path = file("endless.txt", "no end mark\n" * 5)
+    assert read(text([path], layout="running")) == ["no end mark"] * 5
+
+
 def test_empty_file(file):
     with pytest.raises(ValueError, match=r"data.train: .*empty.txt is empty, expected UTF-8 text"):
         read(text([file("empty.txt", "")]))
@@ -108,11 +156,14 @@ def test_non_utf8_names_file_offset_and_line(file):
     ("options", "message"),
     [
         ({"source": "texts"}, "data.source must be .*'tfds:NAME', got 'texts'"),
+        ({"batch_size": "8"}, "data.batch_size is '8'"),
+        ({"cache_dir": 5}, "data.cache_dir is 5"),
+        ({"digest": "../.."}, "data.digest is '../..'; wanted 16 hexadecimal digits"),
         ({"source": "tfds:"}, "data.source must be .* got 'tfds:'"),
         ({"vocab_size": 0}, "data.vocab_size must be at least 1, got 0"),
         ({"num_test": -1}, "data.num_test must be at least 0, got -1"),
         ({"buckets": (16, 8)}, r"data.buckets must be positive and rising, got \(16, 8\)"),
-        ({"layout": "word"}, "data.layout must be one of .*'wikitext'.*, got 'word'"),
+        ({"layout": "word"}, "data.layout is 'word'; wanted one of .*'wikitext'"),
     ],
 )
 def test_bad_configurations(options, message):
@@ -123,5 +174,5 @@ def test_bad_configurations(options, message):
 def test_bad_length_limits():
     from nvib_jax.data.config import CleanConfig
 
-    with pytest.raises(ValueError, match=r"clean.min_tokens .* got 9 and 3"):
+    with pytest.raises(ValueError, match=r"data.clean.min_tokens .* got 9 and 3"):
         CleanConfig(min_tokens=9, max_tokens=3)

@@ -1,0 +1,135 @@
+"""What preparing a split left out, counted and with examples, so that nothing is lost silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+_EXAMPLES = 3
+_SHOWN = 60  # characters of an example
+
+
+@dataclass
+class Dropped:
+    """Counts of one split, added up over its parts.
+
+    Attributes:
+      characters: read, spaces left out.
+      lost: those of them that the cleaning dropped, by character.
+      headings: lines left out as headings.
+      sentences: found in the text.
+      empty: sentences of which nothing was left.
+      short, long: sentences outside the limits on their tokens.
+      lossy, too_short, too_long: examples of sentences.
+    """
+
+    characters: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    headings: int = 0
+    sentences: int = 0
+    empty: int = 0
+    short: int = 0
+    long: int = 0
+    lossy: list[str] = field(default_factory=list)
+    too_short: list[str] = field(default_factory=list)
+    too_long: list[str] = field(default_factory=list)
+
+    def read(self, raw: list[str], clean: list[str], drops: Callable[[str], bool] | None) -> None:
+        """Counts sentences before and after cleaning.
+
+        Args:
+          raw: as they were found.
+          clean: as they are now.
+          drops: whether the cleaning loses a character; None where it loses none.
+        """
+        self.sentences += sum(not text.isspace() and text != "" for text in raw)
+        self.empty += sum(
+            not c and not r.isspace() and r != "" for r, c in zip(raw, clean, strict=True)
+        )
+        codes = np.frombuffer("".join(raw).encode("utf-32-le", "surrogatepass"), np.uint32)
+        found = np.bincount(codes)
+        occurring = {chr(i): int(found[i]) for i in np.flatnonzero(found)}
+        self.characters += sum(n for c, n in occurring.items() if not c.isspace())
+        if drops is None:
+            return
+        lost = {c: n for c, n in occurring.items() if drops(c) and not c.isspace()}
+        self.lost.update(lost)
+        letters = [c for c in lost if c.isalpha()]
+        if letters and len(self.lossy) < _EXAMPLES:
+            words = re.compile("[" + re.escape("".join(letters)) + "]")
+            lossy = (text for text in raw if words.search(text))
+            self.lossy += [_around(text, words) for text in itertools.islice(lossy, _EXAMPLES)]
+
+    def refuse(self, text: str, *, short: bool) -> None:
+        """Counts a sentence outside the limits."""
+        if short:
+            self.short += 1
+        else:
+            self.long += 1
+        examples = self.too_short if short else self.too_long
+        if len(examples) < _EXAMPLES:
+            examples.append(_shown(text))
+
+    def __add__(self, other: Dropped) -> Dropped:
+        total = Dropped()
+        for f in dataclasses.fields(Dropped):
+            a, b = getattr(self, f.name), getattr(other, f.name)
+            setattr(total, f.name, (a + b)[:_EXAMPLES] if isinstance(a, list) else a + b)
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """For the metadata."""
+        return dataclasses.asdict(self) | {"lost": dict(self.lost.most_common(100))}
+
+    def of_characters(self) -> str:
+        """What became of the characters, or nothing where none was dropped."""
+        total = self.lost.total()
+        if not total:
+            return ""
+        most = ", ".join(f"{c!r} {n:,}" for c, n in self.lost.most_common(5))
+        line = f"{_share(total, self.characters)} of the characters dropped, mostly {most}"
+        letters = sum(n for c, n in self.lost.items() if c.isalpha())
+        if letters:
+            line += (
+                f"; letters among them {letters:,}, as in {self.lossy[0]!r} "
+                "(data.clean.keep_characters)"
+            )
+        return line
+
+    def of_sentences(self, low: int, high: int) -> str:
+        """What became of the sentences, or nothing where none was dropped."""
+        parts = []
+        if self.empty:
+            parts.append(f"{self.empty:,} empty after cleaning")
+        for count, limit, name, examples in (
+            (self.short, f"shorter than {low}", "min_tokens", self.too_short),
+            (self.long, f"longer than {high}", "max_tokens", self.too_long),
+        ):
+            if count:
+                parts.append(f"{count:,} {limit} tokens (data.clean.{name}), as {examples[0]!r}")
+        if not parts:
+            return ""
+        total = self.empty + self.short + self.long
+        return f"{_share(total, self.sentences)} of the sentences dropped: {'; '.join(parts)}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.2g} %"
+
+
+def _around(text: str, letters: re.Pattern[str]) -> str:
+    """The part of a text around what it loses."""
+    place = letters.search(text)
+    start = max(0, (place.start() if place else 0) - _SHOWN // 2)
+    return _shown(text[start:].strip())
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,147 @@
+"""A function over many items in several processes, the results in the items' order.
+
+The processes are plain children that are spoken to through pipes. `multiprocessing` would either
+fork, which deadlocks once JAX has threads, or run the caller's script again in each child, which a
+script without `if __name__ == "__main__"` does not survive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_MOST = 16
+# The package's __init__ imports JAX, for seconds and 100 MB that a worker has no use for: a bare
+# package in its place has the same submodules.
+_PROGRAM = """
+import sys, types
+package = types.ModuleType("nvib_jax")
+package.__path__ = [sys.argv[1]]
+sys.modules["nvib_jax"] = package
+from nvib_jax.data.workers import serve
+serve()
+"""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, 16 at most."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), _MOST)
+    return min(os.cpu_count() or 1, _MOST)
+
+
+def ordered_map(function: Callable[[S], T], items: Iterable[S], *, workers: int = 1) -> Iterator[T]:
+    """The function of each item, in order.
+
+    Args:
+      function: what pickle can take: a function of `nvib_jax.data`, or a `partial` of one.
+      items: read as they are needed, two for each worker at a time.
+      workers: processes; 1 is this one.
+
+    Raises:
+      ChildProcessError: a worker that ended, killed for its memory perhaps.
+      Exception: what the function raises.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    free: SimpleQueue[_Worker] = SimpleQueue()
+    crew = [_Worker(function) for _ in range(workers)]
+    for worker in crew:
+        free.put(worker)
+
+    def call(item: S) -> T:
+        worker = free.get()
+        try:
+            return worker(item)
+        finally:
+            free.put(worker)
+
+    pending: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            pending.append(pool.submit(call, item))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in crew:
+            worker.kill()
+        pool.shutdown()  # calls that were under way end with their workers
+        for worker in crew:
+            worker.close()
+
+
+class _Worker:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[1])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        self._send(function)
+
+    def __call__(self, item: Any) -> Any:
+        try:
+            self._send(item)
+            ok, result = pickle.load(self._process.stdout)  # type: ignore[arg-type]
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            raise ChildProcessError(
+                f"a process that prepares data ended with status {self._process.poll()}"
+            ) from error
+        if not ok:
+            raise result
+        return result
+
+    def _send(self, item: Any) -> None:
+        assert self._process.stdin is not None
+        pickle.dump(item, self._process.stdin, pickle.HIGHEST_PROTOCOL)
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """Ends the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Closes the pipes of an ended process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):  # what was not sent yet is lost
+                pipe.close()
+
+
+def serve() -> None:
+    """What a worker does until its input ends, as it does when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends the workers
+    received, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not come between the answers
+    try:
+        function = pickle.load(received)
+        while True:
+            item = pickle.load(received)
+            try:
+                answer = (True, function(item))
+            except Exception as error:
+                answer = (False, error)
+            pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+            answers.flush()
+    except (EOFError, BrokenPipeError):
+        return
