@@ -36,7 +36,7 @@ def use_compilation_cache() -> Path | None:
     switch = os.environ.get(SWITCH, "on")
     if switch not in ("on", "off"):
         raise ValueError(f"{SWITCH} is {switch!r}; wanted 'on' or 'off'")
-    if switch == "off" or jax.config.jax_compilation_cache_dir:
+    if switch == "off" or jax.config.read("jax_compilation_cache_dir"):
         return None
     root = Path(os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax").expanduser() / "compiled"
     folder = root / _machine()

@@ -121,6 +121,7 @@ class Engine:
         seed: int = 0,
         *,
         arrays: Sequence[Any] = (),
+        then: Callable[..., Any] | None = None,
         **options: Any,
     ) -> Any:
         """`function(module, tokens, mask, key, *arrays, **options)` over all texts.
@@ -130,16 +131,20 @@ class Engine:
           texts: at least one; they are taken as they stand.
           seed: of the keys; every batch has its own, named by its first member.
           arrays: the same for every batch.
+          then: `then(module, found, key)` of what the function gives. It is compiled apart, so that
+            functions which differ share it: a decoding loop takes longest to compile.
           options: static.
 
         Returns:
           The tree, numpy arrays in the order of the texts.
         """
         rows, run = self.tokenize(texts), self.compiled(function, **options)
+        last = then and self.compiled(then)
         order, parts = [], []
         for part, tokens, mask in self.batches(rows):
             key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
-            found = jax.device_get(run(self.params, tokens, mask, key, *arrays))
+            given = run(self.params, tokens, mask, key, *arrays)
+            found = jax.device_get(last(self.params, given, key) if last else given)
             parts.append([np.asarray(x)[: len(part)] for x in jax.tree.leaves(found)])
             order.append(part)
         place = np.argsort(np.concatenate(order))

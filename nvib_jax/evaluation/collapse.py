@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.engine import pad
 from nvib_jax.evaluation.likelihood import is_variational, vectors_present
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.models.params import merge
 from nvib_jax.shapes import check_shapes
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior
@@ -92,7 +92,6 @@ def mutual_information(latent: Any, drawn: Mixture, posterior: Posterior) -> jax
     drawn, posterior = jax.tree.map(front, (drawn, posterior))
     count = vectors_present(posterior)
 
-    @jax.jit
     def row(mixture: Mixture, m: jax.Array) -> jax.Array:
         """log p(F_i) - log q(F_i | x_j) for all j."""
         all_j = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(count), *x.shape)), mixture)
@@ -102,6 +101,11 @@ def mutual_information(latent: Any, drawn: Mixture, posterior: Posterior) -> jax
     log_q = jax.lax.map(lambda x: row(*x), (drawn, count))
     own = jnp.diagonal(log_q)
     return jnp.mean(own - jax.nn.logsumexp(log_q, axis=1)) + jnp.log(jnp.float32(len(count)))
+
+
+def _information(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+    posterior = model.encode(tokens, mask)
+    return mutual_information(model.latent, model.latent.draw(posterior, key), posterior)
 
 
 def _vectors(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.attention import Memory
 from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.likelihood import ratio, token_counts
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
-from nvib_jax.generate import write
+from nvib_jax.generate import generate
 from nvib_jax.models.latent import READS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
@@ -45,9 +46,8 @@ def compare_forms(
     tokens, found = token_counts(model, texts), []
     distances = attention_distances(model, texts[:ROWS], forms=forms, seed=seed)
     for form in forms:
-        outputs = model.reconstruct(texts, form=form, seed=seed, clean=False)
-        scores = reconstruction_scores(texts, outputs)
-        log_p = model.measure(read_log_likelihood, texts, seed, form=form)
+        ids, log_p = model.measure(read_to_decode, texts, seed, then=_write, form=form)
+        scores = reconstruction_scores(texts, model.texts(ids))
         found.append(
             {
                 "form": form,
@@ -140,7 +140,7 @@ def compare_thresholds(
     """
     lengths, found = token_counts(model, texts) - 1, []
     for threshold in thresholds:
-        ids, kept = model.measure(_above, texts, arrays=[np.float32(threshold)])
+        ids, kept = model.measure(_above, texts, arrays=[np.float32(threshold)], then=_write)
         scores = reconstruction_scores(texts, model.texts(ids))
         found.append(
             {
@@ -153,24 +153,32 @@ def compare_thresholds(
     return found
 
 
+Given = tuple[tuple[Memory, ...], jax.Array]  # what the decoder reads, and a figure a sentence
+
+
 def _above(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, threshold: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """(ids written from the vectors above a threshold, how many these are)."""
+) -> Given:
+    """The vectors above a threshold, made ready for the decoder, and how many these are."""
     posterior = model.encode(tokens, mask)
     mixture, form = model.latent.read(
         posterior, model.config.evaluation_form, key, threshold=threshold
     )
-    ids = write(model, mixture, key, form=form, max_length=model.max_length)
     given = ~jnp.isneginf(mixture.log_weights[:, 1:]) & mixture.mask[:, 1:]
-    return ids, jnp.sum(given, axis=-1)
+    return model.memories(mixture, form), jnp.sum(given, axis=-1)
 
 
-def read_log_likelihood(
+def read_to_decode(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, form: str
-) -> jax.Array:
-    """`log p(x | F)` of the mixture that a form reads, nats, (B,)."""
+) -> Given:
+    """The mixture that a form reads, made ready for the decoder, and `log p(x | F)` of it, nats."""
     mixture, read = model.read(model.encode(tokens, mask), form=form, key=key)
+    memories = model.memories(mixture, read)
     inputs, targets, counted = decoder_io(tokens, mask)
-    logits = model.decode(model.memories(mixture, read), inputs)
-    return log_likelihood(logits, targets, counted)
+    return memories, log_likelihood(model.decode(memories, inputs), targets, counted)
+
+
+def _write(model: NVAE, given: Given, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Greedy decoding, which all forms of the same kind of memory share: (ids, the figure)."""
+    memories, figure = given
+    return generate(model, memories, key, max_length=model.max_length), figure

@@ -13,9 +13,10 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.engine import ROWS
+from nvib_jax.engine import ROWS, pad
 from nvib_jax.evaluation.reconstruction import corpus_bleu, word_edit_distance
-from nvib_jax.generate import DecodingConfig
+from nvib_jax.generate import DecodingConfig, write
+from nvib_jax.models.nvae import NVAE
 from nvib_jax.progress import track
 from nvib_jax.text_model import TextModel
 
@@ -68,26 +69,38 @@ def interpolate_pairs(
         raise ValueError("pairs is empty; wanted at least one pair of texts")
     if steps < 2:
         raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
-    model.tokenize([text for pair in pairs for text in pair])  # refused before anything is written
+    rows = model.tokenize([text for pair in pairs for text in pair])
     count = max(ROWS // steps, 1)
-    times = jnp.tile(jnp.linspace(0.0, 1.0, steps), count)
+    run = model.compiled(_between, steps=steps, form=form, decoding=decoding)
     paths: list[list[str]] = []
     starts = range(0, len(pairs), count)
     for start in track(starts, "interpolations", total=len(starts), unit="batches"):
-        part = list(pairs[start : start + count])
-        part += part[:1] * (count - len(part))
+        part = rows[2 * start : 2 * (start + count)]
+        ends = [*part, *part[:2] * (count - len(part) // 2)]
         key = jax.random.fold_in(jax.random.key(seed), start)
-        batch_seed = int(jax.random.bits(key))
-        posterior = model.encode([a for a, _ in part] + [b for _, b in part], clean=False)
-        ends, read_form = model.mixture(posterior, form=form, seed=batch_seed)
-        first, second = (
-            jax.tree.map(lambda x, half=half: jnp.repeat(x[half], steps, axis=0), ends)
-            for half in (slice(count), slice(count, None))
-        )
-        mixture = model.between(first, second, times)
-        texts = model.decode(mixture, read_form, decoding=decoding, seed=batch_seed)
+        texts = model.texts(run(model.params, *pad(ends, model.max_length), key))
         paths += [texts[i : i + steps] for i in range(0, len(texts), steps)]
     return paths[: len(pairs)]
+
+
+def _between(
+    model: NVAE,
+    tokens: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int,
+    form: str | None,
+    decoding: DecodingConfig | None,
+) -> jax.Array:
+    """Pairs of sentences, one under the other, (2 P, N) -> ids (P * steps, max_length)."""
+    ends, read_form = model.read(model.encode(tokens, mask), form=form, key=key)
+    first, second = (
+        jax.tree.map(lambda x, i=i: jnp.repeat(x[i::2], steps, axis=0), ends) for i in (0, 1)
+    )
+    times = jnp.tile(jnp.linspace(0.0, 1.0, steps), len(tokens) // 2)
+    path = model.latent.interpolate(first, second, times)
+    return write(model, path, key, form=read_form, max_length=model.max_length, config=decoding)
 
 
 def interpolation_scores(

@@ -35,7 +35,7 @@ def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
     >>> sorted(vector_usage(model, texts))
     ['kept_hard', 'kept_soft']
     """
-    vectors, effective, lengths = model.measure(usage, texts)
+    vectors, effective, lengths, *_ = model.measure(usage, texts)
     return {
         "kept_hard": float((vectors / lengths).mean()),
         "kept_soft": float((effective / (lengths + 1)).mean()),
@@ -53,7 +53,7 @@ def usage_by_length(model: TextModel, texts: Sequence[str]) -> list[dict[str, fl
     >>> sum(row["sentences"] for row in rows) == len(texts)
     True
     """
-    vectors, effective, lengths = model.measure(usage, texts)
+    vectors, effective, lengths, *_ = model.measure(usage, texts)
     return [
         {
             "length": int(length),
@@ -87,7 +87,7 @@ def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
     >>> token_usage(model, ["the dog sees a cat"])[0]["tokens"]
     ['the', 'dog', 'sees', 'a', 'cat']
     """
-    counts, attention = model.measure(_by_token, texts)
+    *_, counts, attention = model.measure(usage, texts)
     found = []
     for row, alpha, share in zip(model.tokenize(texts), counts, attention, strict=True):
         n = len(row) if alpha.shape[0] == model.max_length else 0
@@ -124,18 +124,23 @@ def attention_of(model: TextModel, text: str) -> tuple[np.ndarray, list[str], li
 
 def usage(
     model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(vectors above the threshold, effective number by attention, tokens), shapes (B,)."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What every figure of this file is made of, compiled once for all.
+
+    Returns:
+      (vectors above the threshold, effective number by attention, tokens), shapes (B,); (pseudo-
+      counts, shares of attention) of the vectors, shapes (B, max_length), or (B, S - 1) where the
+      latent pools.
+    """
     posterior, mixture, attention, counted = _read(model, tokens, mask)
-    vectors = kept(model, posterior, mixture)
-    return vectors, effective_number(attention, counted), jnp.sum(mask, axis=-1)
-
-
-def _by_token(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array):
-    posterior, _, attention, counted = _read(model, tokens, mask)
-    found = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
-    missing = model.max_length - tokens.shape[1] if found[0].shape == tokens.shape else 0
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), found)
+    each = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
+    missing = model.max_length - tokens.shape[1] if each[0].shape == tokens.shape else 0
+    return (
+        kept(model, posterior, mixture),
+        effective_number(attention, counted),
+        jnp.sum(mask, axis=-1),
+        *jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), each),
+    )
 
 
 def _by_position(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
