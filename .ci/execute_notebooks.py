@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-COLOURS, FEW, LARGE = 192, 48, 15_000  # a picture of more bytes than that has few colours
+COLOURS, FEW, LARGE = 192, 32, 15_000  # a picture of more bytes than that has few colours
 OF_A_MACHINE = (
     (re.compile(r" +tokens/s [\d,.]+"), ""),
     (re.compile(r"/\S*/(?=nvib|[0-9a-f]{16}\b)"), ""),

@@ -188,6 +188,14 @@ def test_links_inside_the_repository(page):
             assert anchor in anchors(target), f"{page.name} links to {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_a_mask_of_places_is_not_called_a_choice_of_words(page):
+    """The models that are shown keep the same places of every sentence: R2 by place .98."""
+    text = page.read_text(encoding="utf-8")
+    claims = r"[Ww]hich\s+(words?|tokens?)\s+kept|word's vector carried|vectors follows the text"
+    assert not re.search(claims, text)
+
+
 def test_the_readme_is_whole_on_other_sites():
     """PyPI shows it, and there a link to a file beside it leads nowhere."""
     found = links(ROOT / "README.md")

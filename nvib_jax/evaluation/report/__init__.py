@@ -8,6 +8,7 @@ page.py     the sections in order, and `write_report`
 runs.py     run folders to settings
 figures.py  the sections that are figures
 texts.py    the sections that are tables and sentences
+scores.py   what every score is, in a phrase
 html.py     the pieces of a page
 """
 

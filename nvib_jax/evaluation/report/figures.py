@@ -181,8 +181,8 @@ def forms(settings: Sequence[Setting]) -> str:
     for score, axis, caption in _SCORES:
         series = []
         for i, _, part in found:
-            rows = {row["form"]: row for row in part}
-            series.append((order[i], _column([rows.get(n, {}) for n in names], score, axis)))
+            by_form = {row["form"]: row for row in part}
+            series.append((order[i], _column([by_form.get(n, {}) for n in names], score, axis)))
         if any(np.isfinite(values).any() for _, values in series):
             plain = [name.replace("_", " ") for name in names]
             figure = plots.forms_compared(plain, series, xlabel=axis, order=order, legend=False)

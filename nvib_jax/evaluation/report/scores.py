@@ -99,7 +99,8 @@ def explained(name: str) -> tuple[str, float] | None:
     ('importance-weighted bound, 10 draws, nats a token', 1.0)
     """
     if found := _DRAWS.fullmatch(name):
-        return f"importance-weighted bound, {found[1]} draws, nats a {found[2]}", 1.0
+        draws = "1 draw" if found[1] == "1" else f"{found[1]} draws"
+        return f"importance-weighted bound, {draws}, nats a {found[2]}", 1.0
     return _PHRASES.get(name)
 
 

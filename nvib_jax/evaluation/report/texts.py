@@ -229,7 +229,9 @@ def _with_error(run: Run, name: str, factor: float) -> str:
     value, error = run.score(name), run.score(f"{name}_error")
     if math.isnan(value):
         return "–"
-    text = f"{factor * value:.4g}" + f" ± {factor * error:.2g}" * math.isfinite(error)
+    large = abs(factor * value) >= 10_000
+    text = f"{factor * value:,.0f}" if large else f"{factor * value:.4g}"
+    text += f" ± {factor * error:.2g}" * math.isfinite(error)
     return text.replace("-", "−")
 
 
