@@ -26,7 +26,9 @@ NEVER = (PAD, BOS)  # tokens no decoder chooses
 
 def forbid(logits: jax.Array, tokens: tuple[int, ...] = NEVER) -> jax.Array:
     """-inf at `tokens`, logits or log-probabilities of shape (..., V)."""
-    forbidden = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(tokens))
+    forbidden = jnp.isin(
+        jnp.arange(logits.shape[-1], dtype=jnp.int32), jnp.array(tokens, jnp.int32)
+    )
     return jnp.where(forbidden, -jnp.inf, logits)
 
 

@@ -175,7 +175,7 @@ class QueriesLatent(_FixedCount):
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        init, shape = nnx.initializers.normal(1.0), (config.latent_queries, config.dim)
+        init, shape = nnx.initializers.normal(1.0, jnp.float32), (config.latent_queries, config.dim)
         self.queries = nnx.Param(init(rngs.params(), shape))
         self.key_value = Linear(config.dim, 2 * config.dim, rngs=rngs)
 

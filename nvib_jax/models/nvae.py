@@ -124,7 +124,8 @@ class NVAE(nnx.Module):
         self.config, self.max_length = config, max_length
 
         def table(rows: int) -> nnx.Param:
-            return nnx.Param(nnx.initializers.normal(c.dim**-0.5)(rngs.params(), (rows, c.dim)))
+            init = nnx.initializers.normal(c.dim**-0.5, jnp.float32)
+            return nnx.Param(init(rngs.params(), (rows, c.dim)))
 
         self.encoder_embedding, self.decoder_embedding = table(vocab_size), table(vocab_size)
         self.encoder_position, self.decoder_position = table(max_length), table(max_length + 1)
@@ -170,7 +171,7 @@ class NVAE(nnx.Module):
         """
         _check_positions("tokens", tokens, self.max_length)
         first, rest = split_key(key, 2)
-        positions = jnp.arange(tokens.shape[1])
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         x = self._embed(self.encoder_embedding, tokens)
         x = x + self._embed(self.encoder_position, positions)
         x = dropout(x, self.config.dropout, first)
@@ -284,11 +285,11 @@ class NVAE(nnx.Module):
         # Rows have norm 1; scaled to sqrt(D) they match what layer norm leaves.
         whole = constrain(table[...], "vocab", None)  # its parts are gathered, not what it gives
         rows = (whole[tokens] * self.config.dim**0.5).astype(self.dtype)
-        return constrain(rows, "batch", None, None) if tokens.ndim > 1 else rows
+        return constrain(rows, "batch", None, None)
 
     def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
         """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""
-        positions = start + jnp.arange(tokens.shape[1])
+        positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         return self._embed(self.decoder_embedding, tokens) + self._embed(
             self.decoder_position, positions
         )
@@ -300,7 +301,7 @@ class NVAE(nnx.Module):
             kernel.astype(self.dtype),
             preferred_element_type=jnp.float32,
         ).reshape(*x.shape[:-1], -1)
-        return logits if bias is None else logits + bias
+        return logits if bias is None else logits + jnp.expand_dims(bias, range(logits.ndim - 1))
 
 
 def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
@@ -315,9 +316,9 @@ def decoder_io(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array
     Inputs are beginning-of-sentence and the sentence; targets the sentence and end-of-sentence. A
     filler row, all padding, counts nothing.
     """
-    length = jnp.sum(mask, axis=-1, keepdims=True)
+    length = jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
     column = jnp.full((tokens.shape[0], 1), BOS, tokens.dtype)
-    position = jnp.arange(tokens.shape[1] + 1)[None]
+    position = jnp.arange(tokens.shape[1] + 1, dtype=jnp.int32)[None]
     padded = jnp.concatenate([tokens, column], axis=1)
     targets = jnp.where(position == length, jnp.asarray(EOS, tokens.dtype), padded)
     counted = (position <= length) & (length > 0)

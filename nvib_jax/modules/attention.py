@@ -63,7 +63,7 @@ class DenoisingAttention(nnx.Module):
 
         self.query = Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.key_kernel, self.value_kernel = kernel(), kernel()
-        self.value_bias = nnx.Param(jnp.zeros((heads, width))) if use_bias else None
+        self.value_bias = nnx.Param(jnp.zeros((heads, width), jnp.float32)) if use_bias else None
         self.out = Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def memory(self, mixture: Mixture, form: str) -> Memory:
@@ -147,7 +147,7 @@ class SelfAttention(nnx.Module):
             )
             for old, new in zip(cache, (k, v), strict=True)
         )
-        out = _attend_cache(q, keys, values, jnp.arange(keys.shape[1]) <= position)
+        out = _attend_cache(q, keys, values, jnp.arange(keys.shape[1], dtype=jnp.int32) <= position)
         return self.out(out.reshape(x.shape)), (keys, values)
 
 
