@@ -185,7 +185,7 @@ def test_preparing_twice_gives_the_same_bytes(text_config, tmp_path):
 
 
 def test_what_is_dropped_is_said(tmp_path):
-    file = tmp_path / "text.txt"
+    file = tmp_path / "other.txt"
     lines = [*LINES, "Ünd?", "!!!", "Die Ärztin zählt die Tür und " + "das Auto " * 30]
     file.write_text("\n".join(lines))
     clean = CleanConfig(keep_characters=PUBLISHED_CHARACTERS, min_tokens=3, max_tokens=40)
@@ -207,7 +207,7 @@ def test_what_is_dropped_is_said(tmp_path):
 
 def test_a_line_without_end_marks_is_prepared(tmp_path):
     """SentencePiece is quadratic in a sentence, and ends in an error above a mebibyte."""
-    file = tmp_path / "text.txt"
+    file = tmp_path / "other.txt"
     file.write_text("\n".join([*LINES, "word " * 300_000]))
     config = dataclasses.replace(make_text_config(tmp_path), train=(str(file),))
     assert prepare(config).metadata["splits"]["train"]["dropped"]["long"] == 1

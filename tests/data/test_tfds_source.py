@@ -90,7 +90,7 @@ def test_prepared_end_to_end(config):
     assert sorted(data.lengths) == ["test", "train"]
     assert resolve_layout(config) == "running"
     assert len(data.lengths["train"]) == 240
-    expected = {"the caf was quite good, said person 7.", "review 1 of the train set."}
+    expected = {"the café was quite good, said person 7.", "review 1 of the train set."}
     assert expected <= set(data.sentences("train"))
     with pytest.raises(ValueError, match=r"no split 'validation', only .'test', 'train'."):
         data.split_lengths("validation")
