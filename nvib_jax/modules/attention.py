@@ -63,7 +63,7 @@ class DenoisingAttention(nnx.Module):
 
         self.query = Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.key_kernel, self.value_kernel = kernel(), kernel()
-        self.value_bias = nnx.Param(jnp.zeros((heads, width))) if use_bias else None
+        self.value_bias = nnx.Param(jnp.zeros((heads, width), jnp.float32)) if use_bias else None
         self.out = Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def memory(self, mixture: Mixture, form: str) -> Memory:
