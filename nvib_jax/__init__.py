@@ -8,7 +8,7 @@ What is imported here needs jax and numpy only; `nvib_jax.models`, `.data`, `.tr
 from nvib_jax import random
 from nvib_jax.attention import attend, denoising_attention, make_memory
 from nvib_jax.kl import kl_dirichlet, kl_gaussian, vector_count
-from nvib_jax.mixture import expected, interpolate, sample, sample_prior
+from nvib_jax.mixture import expected, interpolate, read, sample, sample_prior
 from nvib_jax.posterior import add_skip, log_pseudo_count, make_posterior
 from nvib_jax.types import Mixture, Posterior, Prior
 
@@ -29,6 +29,7 @@ __all__ = [
     "make_memory",
     "make_posterior",
     "random",
+    "read",
     "sample",
     "sample_prior",
     "vector_count",

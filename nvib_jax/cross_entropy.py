@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.mesh import RULES, ambient, device, gathered, per_device, summed, ways
-from nvib_jax.shapes import check_mask, check_shapes, vary_alike
+from nvib_jax.mesh import RULES, ambient, device, gathered, per_device, per_part, summed, ways
+from nvib_jax.shapes import check_count, check_shapes, vary_alike
 
 
 def cross_entropy(
@@ -41,18 +41,18 @@ def cross_entropy(
       float32 nats, shape (). Differentiable once, by states, kernel and bias.
 
     Raises:
-      ValueError: shapes that do not fit, or a mask that is not boolean.
+      ValueError: shapes or dtypes that do not fit.
     """
-    check_mask("mask", mask)
     sizes = check_shapes(
-        states=(states, "B T D"),
-        kernel=(kernel, "D V"),
-        bias=(bias, "V"),
-        targets=(targets, "B T"),
-        mask=(mask, "B T"),
+        states=(states, "float B T D"),
+        kernel=(kernel, "float D V"),
+        bias=(bias, "float V or None"),
+        targets=(targets, "int B T"),
+        mask=(mask, "bool B T"),
     )
     if logits_at_once is None:
         logits_at_once = 1 << (21 if device()[0] == "cpu" else 26)
+    logits_at_once = check_count("logits_at_once", logits_at_once)
     mesh = ambient()
     shared = 1 if mesh is None else ways(mesh, "batch") * ways(mesh, "vocab")
     parts = -(-sizes["B"] * sizes["T"] * sizes["V"] // (logits_at_once * shared))
@@ -63,24 +63,24 @@ def cross_entropy(
     def total(states, kernel, targets, mask, bias=None):
         return _cross_entropy(width, *vary_alike((states, kernel, bias, targets, mask)))
 
-    if mesh is None:
-        return total(states, kernel, targets, mask, bias)
+    arrays = {"states": states, "kernel": kernel, "targets": targets, "mask": mask}
+    arrays |= {} if bias is None else {"bias": bias}
 
     def share(kernel, **others):
         return summed(total(kernel=gathered(kernel, 0, "embed"), **others))
 
-    arrays = {"states": states, "kernel": kernel, "targets": targets, "mask": mask}
-    arrays |= {} if bias is None else {"bias": bias}
     # Each device adds up its own gradient of the kernel; they meet once, not once a part.
     # Where the batch is not divided, nor is the kernel: its copies would be taken for parts.
-    divided = sizes["B"] % ways(mesh, "batch") == 0
-    names = {
+    divided = mesh is not None and sizes["B"] % ways(mesh, "batch") == 0
+    names: dict[str, tuple[str | None, ...]] = {
         "states": ("batch", None, None),
         "targets": ("batch", None),
         "mask": ("batch", None),
         "kernel": ("embed" if divided else None, None),
         "bias": (None,),
     }
+    if mesh is None:
+        return per_part(total, arrays, names)
     return per_device(share, arrays, names, like=None, over=RULES["batch"])
 
 
@@ -117,7 +117,7 @@ def _forward(width, states, kernel, bias, targets, mask):
     zeros = jax.tree.map(lambda a: jnp.zeros_like(a, jnp.float32), (kernel, bias))
     start = (_zero(states), *zeros)
     (total, *grads), d_states = _scan_positions(part, start, (states, targets, mask), width)
-    d_kernel, d_bias = (None if g is None else g.astype(kernel.dtype) for g in grads)
+    d_kernel, d_bias = jax.tree.map(lambda g, a: g.astype(a.dtype), tuple(grads), (kernel, bias))
     return total, (d_states, d_kernel, d_bias)
 
 
@@ -134,7 +134,7 @@ def _part(x: tuple, kernel: jax.Array, bias: jax.Array | None) -> tuple:
     states, targets, mask = x
     kernel = kernel.astype(states.dtype)
     logits = jnp.einsum("btd,dv->btv", states, kernel, preferred_element_type=jnp.float32)
-    logits = logits if bias is None else logits + bias.astype(jnp.float32)
+    logits = logits if bias is None else logits + bias.astype(jnp.float32)[None, None]
     log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1) - log_total
     return -jnp.sum(jnp.where(mask[..., None], picked, 0.0)), logits, log_total

@@ -57,6 +57,10 @@ class _Pair:
             change=log_alpha - log_mean,
         )
 
+    def of_several(self, x: jax.Array) -> jax.Array:
+        """x (B,), but 0 where there is one atom: its weight is 1 under both, whatever a and b."""
+        return jnp.where(_alone(self.times, self.log_a0), 0.0, x)
+
 
 @jax.custom_jvp
 def kl(log_alpha: jax.Array, split: jax.Array, log_b: jax.Array, present: jax.Array) -> jax.Array:
@@ -74,7 +78,7 @@ def kl(log_alpha: jax.Array, split: jax.Array, log_b: jax.Array, present: jax.Ar
     )
     moved = jnp.sum(d.times * -jnp.expm1(_capped(d.log_b - d.log_a)) * eta, axis=-1)
     gap = log_beta_gap(d.log_a, d.log_b, d.log_a0, d.log_b0, d.times)
-    return gap + _b0(d) * relative_entropy(d.share_b, d.change, d.times) + moved
+    return d.of_several(gap + _b0(d) * relative_entropy(d.share_b, d.change, d.times) + moved)
 
 
 @kl.defjvp
@@ -99,7 +103,8 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     by_b = _b0(d) * relative_entropy(d.share_b, d.change, d.times)
     by_b = by_b + jnp.sum(d.times * b_eta(d.log_b, d.log_a, each), axis=-1)
     by_b = by_b - b_eta(d.log_b0, d.log_a0, whole)[:, 0]
-    return kl(*primals), jnp.sum(by_alpha * log_alpha_dot, axis=-1) + by_b * log_b_dot
+    tangent = jnp.sum(by_alpha * log_alpha_dot, axis=-1) + by_b * log_b_dot
+    return kl(*primals), d.of_several(tangent)
 
 
 def log_beta_gap(
@@ -120,6 +125,11 @@ def log_beta_gap(
     atoms = 0.5 * (log_a - log_b) - (stirling_error(log_a) - stirling_error(log_b))
     whole = 0.5 * (log_a0 - log_b0) - (stirling_error(log_a0) - stirling_error(log_b0))
     return jnp.sum(times * atoms, axis=-1) - whole[:, 0]
+
+
+def _alone(times: jax.Array, log_a0: jax.Array) -> jax.Array:
+    """Rows of a single atom, (B,); not those without a number, which must not become 0."""
+    return (jnp.sum(times, axis=-1) == 1) & ~jnp.isnan(log_a0[:, 0])
 
 
 def _b0(d: _Pair) -> jax.Array:
@@ -150,4 +160,5 @@ def log_density_ratio(
 
     b_share = jnp.broadcast_to(-log_n, log_pi.shape)
     gap = log_beta_gap(log_a, log_b, log_a0, log_b + log_n, times)
-    return misfit(log_a - log_a0, log_a0) - misfit(b_share, log_b + log_n) - gap
+    ratio = misfit(log_a - log_a0, log_a0) - misfit(b_share, log_b + log_n) - gap
+    return jnp.where(_alone(times, log_a0), 0.0, ratio)

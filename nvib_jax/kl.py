@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from nvib_jax import dirichlet
 from nvib_jax.random import log_normalize
-from nvib_jax.shapes import check_choice
+from nvib_jax.shapes import check_choice, check_count
 from nvib_jax.special import LOG_HUGE, expm1_minus
-from nvib_jax.types import Posterior, Prior
+from nvib_jax.types import Posterior, Prior, prior_of, typed
 
 FORMS = ("expected_count", "exact")
 
@@ -32,7 +32,7 @@ def kl_gaussian(
 
     Args:
       posterior: S components.
-      prior: the same the posterior was made with.
+      prior: the same the posterior was made with; no gradient reaches it unless it is `trainable`.
       num_samples: K, as given to `sample`.
       form: "expected_count" or "exact".
 
@@ -40,7 +40,7 @@ def kl_gaussian(
       float32 nats, shape (B,). The published loss divides by S D; this does not.
 
     Raises:
-      ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
+      ValueError: an unknown form, `num_samples < 1`, or arguments that do not fit.
 
     Source: expected_count, Henderson & Fehr (2023); exact is the KL of the same draws.
 
@@ -49,15 +49,16 @@ def kl_gaussian(
     >>> print(kl_gaussian(posterior, prior, form="exact"))  # two vectors, four halves each
     [4.]
     """
-    _check(posterior, prior, num_samples, form)
+    posterior, prior, num_samples = _checked(posterior, prior, num_samples, form)
     present, log_alpha = _present(posterior)
+    prior_mean, prior_log_variance = prior.mean[None, None], prior.log_variance[None, None]
     # Chosen before the arithmetic: what is padded or empty must not reach a gradient as 0 * inf.
     mean, log_variance = (
         jnp.where(present[..., None], a.astype(jnp.float32), b)
-        for a, b in ((posterior.mean, prior.mean), (posterior.log_variance, prior.log_variance))
+        for a, b in ((posterior.mean, prior_mean), (posterior.log_variance, prior_log_variance))
     )
-    distance = jnp.square(mean - prior.mean) * jnp.exp(-prior.log_variance)
-    each = 0.5 * jnp.sum(expm1_minus(log_variance - prior.log_variance) + distance, axis=-1)
+    distance = jnp.square(mean - prior_mean) * jnp.exp(-prior_log_variance)
+    each = 0.5 * jnp.sum(expm1_minus(log_variance - prior_log_variance) + distance, axis=-1)
     if form == "exact":
         return num_samples * jnp.sum(each, axis=-1)
     _, count = prior_atom(posterior.mask, prior, num_samples)
@@ -79,7 +80,7 @@ def kl_dirichlet(
 
     Args:
       posterior: S components.
-      prior: the same the posterior was made with.
+      prior: the same the posterior was made with; no gradient reaches it unless it is `trainable`.
       num_samples: K, as given to `sample`.
       form: "expected_count" or "exact".
 
@@ -88,7 +89,7 @@ def kl_dirichlet(
       atom of the truth, and its gradient by log_alpha within that of its largest entry.
 
     Raises:
-      ValueError: an unknown form, `num_samples < 1`, or shapes that do not fit.
+      ValueError: an unknown form, `num_samples < 1`, or arguments that do not fit.
 
     Source: expected_count, Henderson & Fehr (2023); exact is the KL of the same draws.
 
@@ -97,7 +98,7 @@ def kl_dirichlet(
     >>> print(kl_dirichlet(posterior, prior))
     [0.9114]
     """
-    _check(posterior, prior, num_samples, form)
+    posterior, prior, num_samples = _checked(posterior, prior, num_samples, form)
     present, log_alpha = _present(posterior)
     if form == "exact":
         log_b, count = prior_atom(present, prior, num_samples)
@@ -139,14 +140,16 @@ def vector_count(posterior: Posterior, *, num_samples: int = 1) -> jax.Array:
       float32, shape (B,).
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: `num_samples < 1`, or a posterior that does not fit.
 
     >>> x, alpha = jnp.zeros((1, 3, 4)), jnp.array([[2.0, 0.0, 0.1]])
     >>> mask, prior = jnp.ones((1, 3), bool), Prior.standard(4)
     >>> print(vector_count(make_posterior(x, x, jnp.log(alpha), mask, prior)))
     [2.]
     """
+    posterior = typed("posterior", posterior, Posterior)
     posterior.check()
+    num_samples = check_count("num_samples", num_samples)
     present, log_alpha = _present(posterior)
     count = num_samples * jnp.sum(posterior.mask, axis=-1).astype(jnp.float32)
     used = _expected_use(log_alpha, count, present)[:, 1:]
@@ -166,14 +169,14 @@ def _expected_use(log_alpha: jax.Array, count: jax.Array, present: jax.Array) ->
 
 def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:
     """Which components have a pseudo-count, and its log in float32, 0 where there is none."""
-    present = posterior.mask & ~jnp.isneginf(posterior.log_alpha)
-    return present, jnp.where(present, posterior.log_alpha, 0.0).astype(jnp.float32)
+    present = posterior.present
+    return present, jnp.where(present, posterior.log_alpha.astype(jnp.float32), 0.0)
 
 
-def _check(posterior: Posterior, prior: Prior, num_samples: int, form: str) -> None:
+def _checked(
+    posterior: Posterior, prior: Prior, num_samples: int, form: str
+) -> tuple[Posterior, Prior, int]:
     check_choice("form", form, FORMS)
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; wanted at least 1")
-    width = posterior.check()["D"]
-    if prior.mean.shape != (width,):
-        raise ValueError(f"prior.mean has shape {prior.mean.shape}; wanted [D] = ({width},)")
+    posterior = typed("posterior", posterior, Posterior)
+    prior = prior_of(prior, posterior.check()["D"])
+    return posterior, prior, check_count("num_samples", num_samples)

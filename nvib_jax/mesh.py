@@ -3,6 +3,10 @@
 The mesh is JAX's own context (`with jax.set_mesh(mesh)`). Where it has the three axes below, of
 type Auto, what is here lays arrays out over it; without a mesh, on one of yours, or inside your own
 `shard_map` it does nothing. What is left open the compiler decides.
+
+On a mesh of yours with *explicit* axes (what `jax.make_mesh` makes by default) the layout of an
+array is part of its type, and jax refuses operations whose result could be laid out in two ways.
+`alike`, `along`, `by_rows` and `per_part` say which one is meant, where the batch is divided.
 """
 
 import math
@@ -10,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -128,3 +133,77 @@ def gathered(x: jax.Array, axis: int, name: str) -> jax.Array:
     """
     axes = tuple(a for a in RULES[name] if a in jax.typeof(x).manual_axis_type.varying)
     return jax.lax.all_gather(x, axes, axis=axis, tiled=True) if axes else x
+
+
+# ---- explicit axes
+
+
+def divided(x: jax.Array) -> Any:
+    """The `NamedSharding` in an array's type where explicit axes divide it, otherwise None."""
+    sharding = jax.typeof(x).sharding
+    return sharding if any(entry is not None for entry in sharding.spec) else None
+
+
+def alike(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays, which have as many axes each, all divided as the first that is divided."""
+    found = next((d for a in arrays if (d := divided(a)) is not None), None)
+    return [a if found is None or divided(a) == found else reshard(a, found) for a in arrays]
+
+
+def along(like: jax.Array, *, before: int = 0, after: int = 0) -> Any:
+    """The layout of a new array with the axes of `like` and undivided ones before and after, or
+    None: what `jax.random` needs, so that each device draws its own part only.
+    """
+    sharding = divided(like)
+    if sharding is None:
+        return None
+    return NamedSharding(sharding.mesh, P(*[None] * before, *sharding.spec, *[None] * after))
+
+
+def by_rows(product: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`product` of x (B, ..., D) with all leading axes as one; its other axes are kept.
+
+    The same numbers. But the gradient of a product over two leading axes asks XLA for a transposed
+    copy of every activation, which on CPUs takes as long as the product; over one it does not.
+    """
+    sharding, leading = divided(x), x.shape[:-1]
+    out = product(x.reshape(-1, x.shape[-1]))
+    shape = (*leading, *out.shape[1:])
+    if sharding is None:
+        return out.reshape(shape)
+    # Which of the leading axes was divided cannot be read off the rows.
+    spec = P(*sharding.spec[:-1], *jax.typeof(out).sharding.spec[1:])
+    return jnp.reshape(out, shape, out_sharding=NamedSharding(sharding.mesh, spec))
+
+
+def per_part(
+    function: Callable[..., Any], arrays: Mapping[str, jax.Array], names: Mapping[str, Any]
+) -> Any:
+    """`function(**arrays)`, a sum over the batch, in a `shard_map` over the explicit axes of it.
+
+    Each device adds up its own part in its own loop, and the parts meet once.
+
+    Args:
+      function: of arrays by name; what it gives for parts of the batch adds up.
+      arrays: by name; where none with a batch is divided, the function is simply called.
+      names: of the axes of each array, as in `per_device`; only "batch" is divided here.
+    """
+    batches = [a for name, a in arrays.items() if names[name][0] == "batch"]
+    layouts = [found for a in batches if (found := divided(a)) is not None]
+    entries = {found.spec[0] for found in layouts} - {None}
+    if not entries:
+        return function(**arrays)
+    (entry,) = entries if len(entries) == 1 else (layouts[0].spec[0],)
+    mesh = layouts[0].mesh
+
+    def layout(name: str) -> P:
+        return P(entry) if names[name][0] == "batch" else P()
+
+    run = jax.shard_map(
+        lambda arrays: jax.lax.psum(function(**arrays), axes_in(entry)),
+        mesh=mesh,
+        in_specs=({name: layout(name) for name in arrays},),
+        out_specs=P(),
+        axis_names=set(axes_in(entry)),
+    )
+    return run(dict(arrays))

@@ -1,15 +1,30 @@
-"""`Posterior` -> `Mixture`: a draw, the mean, a prior draw, an interpolation.
+"""`Posterior` -> `Mixture`: a draw, the mean, either as evaluation reads it; a prior draw, a way.
 
-All four leave the same type, so attention never asks where a mixture is from.
+All five leave the same type, so attention never asks where a mixture is from.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from nvib_jax.attention.inputs import FORMS
+from nvib_jax.mesh import alike, along
 from nvib_jax.random import log_dirichlet, log_normalize
-from nvib_jax.shapes import check_choice, check_shapes
+from nvib_jax.shapes import (
+    check_choice,
+    check_count,
+    check_key,
+    check_number,
+    check_shapes,
+    concrete,
+)
 from nvib_jax.special import digamma_of_exp
-from nvib_jax.types import Mixture, Posterior, Prior
+from nvib_jax.types import WEIGHTS, Mixture, Posterior, Prior, prior_of, typed
+
+READS = (*FORMS, "drawn", "average")
+DRAWS = 8  # of form "average"
 
 
 def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mixture:
@@ -27,7 +42,7 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
       A `Mixture` of K S impulses, K blocks of S (so component 0 is a draw of the prior's).
 
     Raises:
-      ValueError: `num_samples < 1`, or shapes that do not fit.
+      ValueError: `num_samples < 1`, or arguments that do not fit.
 
     Source: Henderson & Fehr (2023). One draw from `Dir(alpha_i / K repeated)` is their two-stage
     draw, and differentiable.
@@ -40,9 +55,10 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
     >>> print(jnp.exp(mixture.log_weights).sum())
     1.0000
     """
+    check_key(key)
+    posterior = typed("posterior", posterior, Posterior)
     posterior.check()
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; wanted at least 1")
+    num_samples = check_count("num_samples", num_samples)
     weight_key, noise_key = jax.random.split(key)
     log_alpha = posterior.log_alpha.astype(jnp.float32) - jnp.log(jnp.float32(num_samples))
     log_alpha, mask = (jnp.tile(a, (1, num_samples)) for a in (log_alpha, posterior.mask))
@@ -50,7 +66,7 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
         jnp.tile(a.astype(jnp.float32), (1, num_samples, 1))
         for a in (posterior.mean, posterior.log_variance)
     )
-    noise = jax.random.normal(noise_key, mean.shape, jnp.float32)
+    noise = jax.random.normal(noise_key, mean.shape, jnp.float32, out_sharding=along(mean))
     return Mixture(
         mean=mean + jnp.exp(0.5 * log_variance) * noise,
         log_variance=None,
@@ -71,14 +87,14 @@ def expected(
       posterior: S components.
       log_weights: "mean" is `log E[pi_i] = log(alpha_i / alpha_0)`; "geometric" is
         `E[log pi_i] = psi(alpha_i) - psi(alpha_0)`, unnormalised, for form "expected_logit".
-      threshold: drop components whose pseudo-count is at most this. The largest component of a
-        row is always kept, so that no row is left empty.
+      threshold: drop components whose pseudo-count is at most this: one number, or one a row,
+        shape (B,). The largest component of a row is always kept, so that no row is left empty.
 
     Returns:
       A `Mixture` of S Gaussians; a dropped component has log weight -inf.
 
     Raises:
-      ValueError: an unknown `log_weights`, or shapes that do not fit.
+      ValueError: an unknown `log_weights`, or arguments that do not fit.
 
     Source: the mean, Henderson & Fehr (2023); the geometric weights are our own.
 
@@ -90,16 +106,10 @@ def expected(
     >>> print(jnp.exp(expected(posterior, threshold=0.1).log_weights))
     [[0.3333 0.6667 0.    ]]
     """
-    posterior.check()
-    check_choice("log_weights", log_weights, ("mean", "geometric"))
-    log_alpha = jnp.where(posterior.mask, posterior.log_alpha, -jnp.inf).astype(jnp.float32)
-    if threshold is not None:
-        # Compared in log space, where a pseudo-count cannot overflow; negative keeps everything.
-        bound = jnp.log(jnp.maximum(jnp.float32(threshold), 0.0))
-        largest = log_alpha == jnp.max(log_alpha, axis=-1, keepdims=True)
-        keep = (log_alpha > bound) | largest | (threshold < 0)
-        log_alpha = jnp.where(keep, log_alpha, -jnp.inf)
-    present = ~jnp.isneginf(log_alpha)
+    check_choice("log_weights", log_weights, WEIGHTS)
+    posterior = _above(posterior, threshold)
+    present = posterior.present
+    log_alpha = jnp.where(present, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
     if log_weights == "mean":
         weights = log_normalize(log_alpha)
     else:
@@ -107,7 +117,96 @@ def expected(
         log_total = jax.nn.logsumexp(log_alpha, axis=-1, keepdims=True, where=present)
         digamma = digamma_of_exp(log_alpha) - digamma_of_exp(log_total)
         weights = jnp.where(present, digamma, -jnp.inf)
-    return Mixture(posterior.mean, posterior.log_variance, weights, posterior.mask)
+    return Mixture(
+        posterior.mean, posterior.log_variance, weights, posterior.mask, weights_kind=log_weights
+    )
+
+
+def read(
+    posterior: Posterior,
+    form: str,
+    *,
+    threshold: float | jax.Array | None = None,
+    key: jax.Array | None = None,
+    num_samples: int = 1,
+) -> tuple[Mixture, str]:
+    """The mixture that evaluation reads, and the form of attention to read it with.
+
+        form              mixture                                       read with
+        exact             `expected(posterior)`                         exact
+        published         the same                                      published
+        simplified        the same                                      simplified
+        expected_logit    `expected(posterior, log_weights="geometric")`    expected_logit
+        drawn             `sample(key, posterior)`                      exact
+        average           eight of these, as one mixture                exact
+
+    Args:
+      posterior: S components.
+      form: one of the above (`nvib_jax.mixture.READS`).
+      threshold: drop components whose pseudo-count is at most this, before anything is drawn; as in
+        `expected`.
+      key: PRNG key, for "drawn" and "average" only; the others do not use it.
+      num_samples: K of each draw, as in `sample`; the others have no draws.
+
+    Returns:
+      (mixture, form): what `denoising_attention` and `make_memory` take.
+
+    Raises:
+      ValueError: an unknown form, a draw without a key, or arguments that do not fit.
+
+    >>> x, mask = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
+    >>> posterior = make_posterior(x, x, x[..., 0], mask, Prior.standard(4))
+    >>> mixture, form = read(posterior, "average", key=jax.random.key(0))
+    >>> mixture.mean.shape, form  # 8 draws of 2 + 1 impulses
+    ((1, 24, 4), 'exact')
+    >>> mixture, form = read(posterior, "expected_logit", threshold=0.1)
+    >>> memory = make_memory(mixture, key_kernel=jnp.ones((4, 1, 4)),
+    ...                      value_kernel=jnp.ones((4, 1, 4)), form=form)
+    """
+    check_read(form, key)
+    num_samples = check_count("num_samples", num_samples)
+    if form in FORMS:
+        weights = "geometric" if form == "expected_logit" else "mean"
+        return expected(posterior, log_weights=weights, threshold=threshold), form
+    assert key is not None
+    posterior = _above(posterior, threshold)
+    keys = [key] if form == "drawn" else jax.random.split(key, DRAWS)
+    drawn = [sample(k, posterior, num_samples=num_samples) for k in keys]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn), "exact"
+
+
+def check_read(form: str, key: jax.Array | None) -> None:
+    """ValueError for a form that is none, and for a draw without a key."""
+    check_choice("form", form, READS)
+    if form not in FORMS:
+        if key is None:
+            raise ValueError(f"form is {form!r} and key is None; a draw needs a key")
+        check_key(key)
+
+
+def _above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterior:
+    """The posterior without the components whose pseudo-count is at most a threshold."""
+    posterior = typed("posterior", posterior, Posterior)
+    rows = posterior.check()["B"]
+    if threshold is None:
+        return posterior
+    check_number("threshold", threshold)
+    if jnp.shape(threshold) not in ((), (rows,)):
+        raise ValueError(
+            f"threshold has shape {jnp.shape(threshold)}; wanted () or [B] = ({rows},)"
+        )
+    known = concrete(threshold)
+    if known is not None and np.isnan(known.astype(np.float32)).any():
+        raise ValueError("threshold is nan; wanted a number")
+    # One column, (1, 1) or (B, 1): a threshold of each row must not be read as one of components.
+    limit = jnp.reshape(jnp.asarray(threshold, jnp.float32), (-1, 1))
+    log_alpha = jnp.where(posterior.mask, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
+    # Compared in log space, where a pseudo-count cannot overflow; negative keeps everything.
+    small = log_alpha <= jnp.log(jnp.maximum(limit, 0.0))
+    largest = log_alpha == jnp.max(log_alpha, axis=-1, keepdims=True)
+    # What is small is dropped, not what is large kept: NaN is neither, and has to be seen.
+    dropped = small & ~largest & (limit >= 0)
+    return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))
 
 
 def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length: int) -> Mixture:
@@ -116,14 +215,15 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     Args:
       key: PRNG key.
       prior: the process.
-      lengths: number n of tokens each mixture stands for, int, shape (B,); S = n + 1.
+      lengths: number n of tokens each mixture stands for, int, shape (B,); S = n + 1. Lengths that
+        jit traces cannot be refused: they are clipped to 0 ... max_length.
       max_length: static bound on `lengths`; the result has max_length + 1 components.
 
     Returns:
       A `Mixture` of impulses, shape (B, max_length + 1, D), masked beyond n + 1.
 
     Raises:
-      ValueError: `max_length < 0` or `lengths` is not of shape (B,).
+      ValueError: `max_length < 0`; `lengths` not of shape (B,), no integers, or beyond its bounds.
 
     Source: the bounded process of Henderson & Fehr (2023).
 
@@ -134,18 +234,24 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     >>> print(drawn.mask.sum(-1))  # and one for the prior's component
     [2 4]
     """
-    sizes = check_shapes(lengths=(lengths, "B"))
-    if max_length < 0:
-        raise ValueError(f"max_length is {max_length}; wanted at least 0")
-    shape = (sizes["B"], max_length + 1)
-    lengths = jnp.asarray(lengths, jnp.int32)
+    check_key(key)
+    prior = prior_of(prior)
+    max_length = check_count("max_length", max_length, 0)
+    if isinstance(lengths, list | tuple):
+        lengths = jnp.asarray(lengths)
+    shape = (check_shapes(lengths=(lengths, "int B"))["B"], max_length + 1)
+    known = concrete(lengths)
+    if known is not None and (bad := known[(known < 0) | (known > max_length)]).size:
+        raise ValueError(f"lengths has {bad[0]}; wanted 0 to max_length, {max_length}")
+    lengths = jnp.clip(jnp.asarray(lengths, jnp.int32), 0, max_length)
     mask = jnp.arange(shape[1], dtype=jnp.int32)[None, :] <= lengths[:, None]
     atoms = (lengths + 1).astype(jnp.float32)
     log_alpha = prior.log_total(lengths) - jnp.log(atoms)
     weight_key, noise_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (*shape, prior.mean.shape[-1]), jnp.float32)
+    size, layout = (*shape, prior.mean.shape[-1]), along(lengths, after=2)
+    noise = jax.random.normal(noise_key, size, jnp.float32, out_sharding=layout)
     return Mixture(
-        mean=prior.mean + jnp.exp(0.5 * prior.log_variance) * noise,
+        mean=prior.mean[None, None] + jnp.exp(0.5 * prior.log_variance)[None, None] * noise,
         log_variance=None,
         log_weights=log_dirichlet(weight_key, jnp.broadcast_to(log_alpha[:, None], shape), mask),
         mask=mask,
@@ -162,10 +268,12 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
         leaves out the end that weighs nothing there.
 
     Returns:
-      A `Mixture` with S_a + S_b components. If only one side has variances, the other's are 0.
+      A `Mixture` with S_a + S_b components, float32. If only one side has variances, the other's
+      are 0.
 
     Raises:
-      ValueError: batch or width of `a` and `b` differ, or `t` is neither () nor (B,).
+      ValueError: batch, width or kind of weights of `a` and `b` differ, or `t` is neither () nor
+        (B,).
 
     Source: Henderson & Fehr (2023).
 
@@ -174,22 +282,39 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
     >>> print(jnp.exp(interpolate(point(-1.0), point(1.0), 0.25).log_weights))
     [[0.75 0.25]]
     """
+    a, b = typed("a", a, Mixture), typed("b", b, Mixture)
     a.check()
     b.check()
     check_shapes(**{"a.mean": (a.mean, "B Sa D"), "b.mean": (b.mean, "B Sb D")})
+    kinds = {m.weights_kind for m in (a, b)} - {None}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"a has {a.weights_kind} weights and b {b.weights_kind} ones; wanted the same kind"
+        )
+    check_number("t", t)
     if jnp.ndim(t) > 0:
         check_shapes(**{"a.mean": (a.mean, "B Sa D"), "t": (t, "B")})
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), a.mean.shape[:1])[:, None]
-    a_weight, b_weight = _log(1.0 - t), _log(t)
     log_variance = None
     if a.log_variance is not None or b.log_variance is not None:
-        log_variance = jnp.concatenate([_log_variance(a), _log_variance(b)], axis=1)
+        log_variance = _joined(_log_variance(a), _log_variance(b))
     return Mixture(
-        mean=jnp.concatenate([a.mean, b.mean], axis=1),
+        mean=_joined(a.mean, b.mean),
         log_variance=log_variance,
-        log_weights=jnp.concatenate([a.log_weights + a_weight, b.log_weights + b_weight], axis=1),
-        mask=jnp.concatenate([a.mask, b.mask], axis=1),
+        log_weights=_joined(
+            a.log_weights.astype(jnp.float32) + _log(1.0 - t),
+            b.log_weights.astype(jnp.float32) + _log(t),
+        ),
+        mask=_joined(a.mask, b.mask),
+        weights_kind=kinds.pop() if kinds else None,
     )
+
+
+def _joined(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The components of both, floats as float32."""
+    if a.dtype != jnp.bool_:
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return jnp.concatenate(alike(a, b), axis=1)
 
 
 def _log(x: jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from nvib_jax import dirichlet
 from nvib_jax.kl import prior_atom
 from nvib_jax.random import log_normalize
-from nvib_jax.shapes import check_choice, check_mask, check_shapes
-from nvib_jax.types import Mixture, Posterior, Prior
+from nvib_jax.shapes import check_choice, check_shapes
+from nvib_jax.types import Mixture, Posterior, Prior, prior_of, typed
 
 SCHEDULES = ("constant", "linear", "cosine", "cyclic")
 
@@ -28,14 +28,15 @@ def log_likelihood(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> ja
       float32 nats, shape (B,).
 
     Raises:
-      ValueError: shapes that do not fit, or a mask that is not boolean.
+      ValueError: shapes or dtypes that do not fit.
 
     >>> mask = jnp.array([[True, True, False]])
     >>> print(log_likelihood(jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), int), mask))  # 2 log 1/4
     [-2.7725887]
     """
-    check_mask("mask", mask)
-    check_shapes(logits=(logits, "B T V"), targets=(targets, "B T"), mask=(mask, "B T"))
+    check_shapes(
+        logits=(logits, "float B T V"), targets=(targets, "int B T"), mask=(mask, "bool B T")
+    )
     logits = logits.astype(jnp.float32)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     token = picked - jax.nn.logsumexp(logits, axis=-1)
@@ -52,14 +53,14 @@ def anneal(
       schedule: "constant" (always 1), "linear", "cosine", or "cyclic": a linear ramp of `steps`
         that starts again every `cycle` steps (Fu et al., 2019).
       start: steps at 0 before the ramp.
-      steps: length of the ramp.
+      steps: length of the ramp; without one the factor is 1 from `start` on.
       cycle: length of a cycle, for "cyclic" only.
 
     Returns:
       float32, the shape of `step`.
 
     Raises:
-      ValueError: an unknown schedule, or a cycle shorter than its ramp.
+      ValueError: an unknown schedule, negative `steps`, or a cycle shorter than its ramp.
 
     >>> steps = jnp.array([0, 10, 15, 20, 99])
     >>> print(anneal(steps, schedule="linear", start=10, steps=10))
@@ -68,11 +69,13 @@ def anneal(
     check_choice("schedule", schedule, SCHEDULES)
     if schedule == "cyclic" and cycle < max(steps, 1):
         raise ValueError(f"cycle is {cycle} steps; wanted at least the ramp's {max(steps, 1)}")
+    if steps < 0:
+        raise ValueError(f"steps is {steps}; wanted at least 0")
     step = jnp.asarray(step, jnp.float32) - start
     if schedule == "constant":
         return jnp.ones_like(step)
     inside = jnp.where(step >= 0, step % cycle, step) if schedule == "cyclic" else step
-    ramp = jnp.clip(inside / max(steps, 1), 0.0, 1.0)
+    ramp = jnp.clip(inside / steps, 0.0, 1.0) if steps else (inside >= 0).astype(jnp.float32)
     return 0.5 - 0.5 * jnp.cos(jnp.pi * ramp) if schedule == "cosine" else ramp
 
 
@@ -90,7 +93,7 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
     >>> print(published_scale(jnp.array([60.0]), jnp.array([3]), dim=4))
     [5.]
     """
-    return kl / (components.astype(jnp.float32) * (1 if dim is None else dim))
+    return kl.astype(jnp.float32) / (components.astype(jnp.float32) * (1 if dim is None else dim))
 
 
 def budget(
@@ -120,8 +123,10 @@ def budget(
     >>> print(budget(jnp.array([1.0, 9.0]), jnp.array([4, 4]), free=0.5))
     [2. 9.]
     """
-    tokens = tokens.astype(jnp.float32)
-    return jnp.maximum(kl, free * tokens) if capacity is None else jnp.abs(kl - capacity * tokens)
+    kl, tokens = kl.astype(jnp.float32), tokens.astype(jnp.float32)
+    if capacity is None:
+        return jnp.maximum(kl, jnp.asarray(free, jnp.float32) * tokens)
+    return jnp.abs(kl - jnp.asarray(capacity, jnp.float32) * tokens)
 
 
 def elbo_weights(lambda_gaussian: float, lambda_dirichlet: float, dim: int) -> tuple[float, float]:
@@ -179,13 +184,14 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     Args:
       mixture: impulses, shape (B, K S, D).
       posterior: what it was drawn from; K is read off the shapes.
-      prior: the prior.
+      prior: the prior; no gradient reaches it unless it is `trainable`.
 
     Returns:
       float32 nats, shape (B,).
 
     Raises:
-      ValueError: the mixture's components are no multiple of the posterior's.
+      ValueError: the mixture has variances, another batch or width, or a number of components that
+        is no multiple of the posterior's; or a prior that does not fit.
 
     >>> x, prior = jnp.zeros((1, 2, 4)), Prior.standard(4)
     >>> posterior = make_posterior(x, x - 2, x[..., 0], jnp.ones((1, 2), bool), prior)
@@ -193,7 +199,7 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     >>> log_density_ratio(drawn, posterior, prior).shape
     (1,)
     """
-    count, drawn = _drawn(mixture, posterior)
+    mixture, posterior, prior, count, drawn = _drawn(mixture, posterior, prior)
     log_alpha = jnp.where(drawn, jnp.tile(posterior.log_alpha, (1, count)), 0.0)
     present = drawn[:, : posterior.mask.shape[1]]
     return gaussian_log_density_ratio(mixture, posterior, prior) + dirichlet.log_density_ratio(
@@ -210,7 +216,7 @@ def gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Pr
     Args:
       mixture: impulses, shape (B, K S, D).
       posterior: what it was drawn from.
-      prior: the prior.
+      prior: as in `log_density_ratio`.
 
     Returns:
       float32 nats, shape (B,).
@@ -221,31 +227,45 @@ def gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Pr
     >>> print(gaussian_log_density_ratio(drawn, posterior, prior))  # drawn from the prior itself
     [0.]
     """
-    count, drawn = _drawn(mixture, posterior)
+    mixture, posterior, prior, count, drawn = _drawn(mixture, posterior, prior)
+    prior_mean, prior_log_variance = prior.mean[None, None], prior.log_variance[None, None]
 
     def tiled(array: jax.Array, fill: jax.Array) -> jax.Array:
         array = jnp.tile(array.astype(jnp.float32), (1, count, 1))
         return jnp.where(drawn[..., None], array, fill)  # before the arithmetic, for the gradient
 
-    z = jnp.where(drawn[..., None], mixture.mean, prior.mean)
-    log_variance = tiled(posterior.log_variance, prior.log_variance)
-    noise = (z - tiled(posterior.mean, prior.mean)) * jnp.exp(-0.5 * log_variance)
-    score = jnp.square(z - prior.mean) * jnp.exp(-prior.log_variance)
-    each = 0.5 * (jnp.square(noise) - score + log_variance - prior.log_variance)
+    z = jnp.where(drawn[..., None], mixture.mean.astype(jnp.float32), prior_mean)
+    log_variance = tiled(posterior.log_variance, prior_log_variance)
+    noise = (z - tiled(posterior.mean, prior_mean)) * jnp.exp(-0.5 * log_variance)
+    score = jnp.square(z - prior_mean) * jnp.exp(-prior_log_variance)
+    each = 0.5 * (jnp.square(noise) - score + log_variance - prior_log_variance)
     return jnp.sum(each, axis=(1, 2))
 
 
-def _drawn(mixture: Mixture, posterior: Posterior) -> tuple[int, jax.Array]:
-    """K, and which of the K S components are in the densities, (B, K S)."""
-    posterior.check()
+def _drawn(
+    mixture: Mixture, posterior: Posterior, prior: Prior
+) -> tuple[Mixture, Posterior, Prior, int, jax.Array]:
+    """The arguments, checked; K; and which of the K S components are in the densities, (B, K S)."""
+    mixture, posterior = (
+        typed("mixture", mixture, Mixture),
+        typed("posterior", posterior, Posterior),
+    )
+    sizes = posterior.check()
     mixture.check()
-    count, rest = divmod(mixture.mean.shape[1], posterior.mean.shape[1])
+    if mixture.log_variance is not None:
+        raise ValueError("mixture has variances; wanted impulses, as `sample` draws them")
+    shape = mixture.mean.shape
+    if (shape[0], shape[2]) != (sizes["B"], sizes["D"]):
+        raise ValueError(
+            f"mixture.mean has shape {shape}; wanted ({sizes['B']}, K S, {sizes['D']})"
+        )
+    count, rest = divmod(shape[1], sizes["S"])
     if rest or not count:
         raise ValueError(
-            f"mixture has {mixture.mean.shape[1]} components; wanted a multiple of the "
-            f"posterior's {posterior.mean.shape[1]}"
+            f"mixture has {shape[1]} components; wanted a multiple of the posterior's {sizes['S']}"
         )
-    return count, jnp.tile(posterior.mask & ~jnp.isneginf(posterior.log_alpha), (1, count))
+    drawn = jnp.tile(posterior.present, (1, count))
+    return mixture, posterior, prior_of(prior, sizes["D"]), count, drawn
 
 
 def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:

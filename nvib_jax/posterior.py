@@ -7,8 +7,9 @@ module owns their parameters); here is what is not a plain linear map.
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.shapes import check_choice, check_mask, check_shapes
-from nvib_jax.types import Posterior, Prior
+from nvib_jax.mesh import alike
+from nvib_jax.shapes import check_choice, check_kind, check_shapes, described, is_array
+from nvib_jax.types import Posterior, Prior, prior_of, typed
 
 PSEUDO_COUNT_MAPS = ("exp_linear", "exp_quadratic", "relu")
 
@@ -35,10 +36,12 @@ def log_pseudo_count(
       form: which map.
 
     Returns:
-      float32 log alpha, shape (...,); -inf with zero gradient where `relu` gives 0.
+      float32 log alpha, shape (...,); -inf with zero gradient where `relu` gives 0, NaN where a
+      state has one.
 
     Raises:
-      ValueError: an unknown form, a missing or surplus `quadratic`, shapes that do not fit.
+      ValueError: an unknown form, a missing or surplus `quadratic`, shapes or dtypes that do not
+        fit.
 
     Source: `exp_linear` and `relu`, Henderson & Fehr (2023); `exp_quadratic`, Fehr & Henderson
     (2024), arXiv 2312.00662.
@@ -51,12 +54,19 @@ def log_pseudo_count(
     if (quadratic is not None) != (form == "exp_quadratic"):
         given = "given" if quadratic is not None else "None"
         raise ValueError(f"quadratic is {given} with form={form!r}; exp_quadratic alone takes it")
-    width = jnp.shape(x)[-1:]
-    for name, weight in (("linear", linear), ("quadratic", quadratic)):
-        if weight is not None and jnp.shape(weight) != width:
-            raise ValueError(f"{name} has shape {jnp.shape(weight)}; wanted [D] = {width}")
-    if jnp.shape(bias) != ():
-        raise ValueError(f"bias has shape {jnp.shape(bias)}; wanted ()")
+    if not is_array(x) or not jnp.shape(x):
+        raise ValueError(f"x is {described(x)}; wanted an array [..., D]")
+    check_kind("x", x, "float")
+    width = x.shape[-1:]
+    weights = {"linear": linear} | ({} if quadratic is None else {"quadratic": quadratic})
+    for name, weight in weights.items():
+        check_shapes(**{name: (weight, "float D")})
+        if weight.shape != width:
+            raise ValueError(f"{name} has shape {weight.shape}; wanted [D] = {width}")
+    if not is_array(bias) or jnp.shape(bias) != ():
+        what = f"has shape {jnp.shape(bias)}" if is_array(bias) else f"is {described(bias)}"
+        raise ValueError(f"bias {what}; wanted ()")
+    check_kind("bias", bias, "float")
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
         # It reaches hundreds: no bfloat16 passes of a TPU's default float32 product.
@@ -68,9 +78,10 @@ def log_pseudo_count(
         value = value + dot(x * x, quadratic)
     if form != "relu":
         return value
-    positive = value > 0
+    # Asked so, because NaN is not removed: it has to reach the loss, where a run's guards see it.
+    removed = value <= 0
     # The inner where keeps log's gradient finite on the branch that is thrown away.
-    return jnp.where(positive, jnp.log(jnp.where(positive, value, 1.0)), -jnp.inf)
+    return jnp.where(removed, -jnp.inf, jnp.log(jnp.where(removed, 1.0, value)))
 
 
 def make_posterior(
@@ -84,7 +95,7 @@ def make_posterior(
       log_alpha: log pseudo-counts, shape (B, N).
       mask: bool, shape (B, N), True = a real token.
       prior: its mean, variance and alpha become component 0, which is never masked, so that no
-        softmax over components is ever empty.
+        softmax over components is ever empty. No gradient reaches it unless it is `trainable`.
 
     Returns:
       A `Posterior` with S = N + 1 components, float32.
@@ -100,18 +111,13 @@ def make_posterior(
     >>> print(posterior.log_alpha, posterior.mask)  # the prior's first, padding last
     [[0. 1. 1. 0.]] [[ True  True  True False]]
     """
-    check_mask("mask", mask)
     sizes = check_shapes(
-        mean=(mean, "B N D"),
-        log_variance=(log_variance, "B N D"),
-        log_alpha=(log_alpha, "B N"),
-        mask=(mask, "B N"),
-        **{
-            "prior.mean": (prior.mean, "D"),
-            "prior.log_variance": (prior.log_variance, "D"),
-            "prior.log_alpha": (prior.log_alpha, ""),
-        },
+        mean=(mean, "float B N D"),
+        log_variance=(log_variance, "float B N D"),
+        log_alpha=(log_alpha, "float B N"),
+        mask=(mask, "bool B N"),
     )
+    prior = prior_of(prior, sizes["D"])
     batch, dim = sizes["B"], sizes["D"]
 
     def prepend(first: jax.Array, rest: jax.Array, *shape: int) -> jax.Array:
@@ -120,7 +126,7 @@ def make_posterior(
             real = jnp.reshape(mask, (*mask.shape, *(1 for _ in shape)))
             rest = jnp.where(real, rest.astype(jnp.float32), 0.0)
         first = jnp.broadcast_to(first.astype(rest.dtype), (batch, 1, *shape))
-        return jnp.concatenate([first, rest], axis=1)
+        return jnp.concatenate(alike(first, rest), axis=1)
 
     return Posterior(
         mean=prepend(prior.mean, mean, dim),
@@ -138,10 +144,10 @@ def add_skip(log_alpha: jax.Array, previous: Posterior) -> jax.Array:
       previous: the posterior of the layer below, S = N + 1.
 
     Returns:
-      shape (B, N).
+      float32, shape (B, N).
 
     Raises:
-      ValueError: numbers of tokens that differ.
+      ValueError: numbers of tokens that differ, or `previous` is no `Posterior`.
 
     Source: Behjati et al. (2023), arXiv 2310.17284.
 
@@ -150,10 +156,12 @@ def add_skip(log_alpha: jax.Array, previous: Posterior) -> jax.Array:
     >>> print(add_skip(jnp.array([[0.5, -1.0]]), below))
     [[1.5 0. ]]
     """
+    previous = typed("previous", previous, Posterior)
+    previous.check()
     check_shapes(
         **{
-            "log_alpha": (log_alpha, "B N"),
+            "log_alpha": (log_alpha, "float B N"),
             "previous.log_alpha[:, 1:]": (previous.log_alpha[:, 1:], "B N"),
         }
     )
-    return log_alpha + previous.log_alpha[:, 1:]
+    return log_alpha.astype(jnp.float32) + previous.log_alpha[:, 1:].astype(jnp.float32)

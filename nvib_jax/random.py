@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from nvib_jax.gamma import LOG_SMALLEST_SHAPE, log_quantile
-from nvib_jax.shapes import check_mask
+from nvib_jax.mesh import along
+from nvib_jax.shapes import check_key, check_number
 from nvib_jax.special import LOG_TINY
 
 _HALF_STEP = 2.0**-24  # jax.random.uniform is a multiple of 2^-23
@@ -32,6 +33,9 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     Returns:
       float32 samples, the shape of `log_alpha`. Below alpha = exp(-80) they are those of exp(-80).
 
+    Raises:
+      ValueError: no key, or a `log_alpha` that is no float.
+
     Source: the quantile is Temme's (1992, see gamma.py), the powers of uniforms the well-known
     boost of small shapes (e.g. Marsaglia & Tsang 2000), twice.
 
@@ -42,12 +46,15 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     >>> print(slope)  # about 1: x grows with alpha
     1.0058
     """
-    log_alpha = jnp.asarray(log_alpha).astype(jnp.float32)
+    check_key(key)
+    check_number("log_alpha", log_alpha)
+    log_alpha = jnp.asarray(log_alpha, jnp.float32)
     empty = jnp.isneginf(log_alpha)
     log_alpha = jnp.maximum(jnp.where(empty, 0.0, log_alpha), LOG_TINY)
     # One call for all three: every call costs compile time. Half a step more, which is exact, keeps
     # them inside (0, 1) and symmetric.
-    uniforms = jax.random.uniform(key, (3, *log_alpha.shape), jnp.float32) + _HALF_STEP
+    shape, layout = (3, *log_alpha.shape), along(log_alpha, before=1)
+    uniforms = jax.random.uniform(key, shape, jnp.float32, out_sharding=layout) + _HALF_STEP
     return jnp.where(empty, -jnp.inf, _loggamma(log_alpha, uniforms))
 
 
@@ -116,7 +123,9 @@ def log_dirichlet(key: jax.Array, log_alpha: jax.Array, mask: jax.Array | None =
     >>> print(weights.sum(), weights[2])
     1.0000 0.0
     """
-    check_mask("mask", mask)
+    check_number("log_alpha", log_alpha)
+    if mask is not None:
+        check_number("mask", mask, "bool")
     if mask is not None and jnp.shape(mask) != jnp.shape(log_alpha):
         raise ValueError(
             f"mask has shape {jnp.shape(mask)}; wanted that of log_alpha, {jnp.shape(log_alpha)}"

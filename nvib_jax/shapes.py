@@ -1,33 +1,46 @@
-"""Shape checks: one sentence with the argument's name, the shape it has and the one it should have.
+"""Checks of arguments: one sentence with the name, what came and what was wanted.
 
-Every public function checks its arrays here, at trace time, so the check costs nothing under jit.
-The letters are those of `nvib_jax.types`.
+Every public function checks its arguments here, at trace time, so the check costs nothing under
+jit. The letters are those of `nvib_jax.types`.
 """
 
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_KINDS = {
+    "float": (jnp.floating, "a float dtype"),
+    "int": (jnp.integer, "an integer dtype"),
+    "bool": (jnp.bool_, "bool, True = valid"),
+}
 
 
 def check_shapes(**arguments: tuple[Any, str]) -> dict[str, int]:
     """Bind dimension letters to sizes over several arrays, or raise.
 
     Args:
-      **arguments: name -> (array or None, specification such as `"B S D"`). `None` is skipped.
-        A digit in a specification is a fixed size.
+      **arguments: name -> (array, specification). `"float B S D"` is a float array of three axes,
+        `"bool B S or None"` may be None, `"B 2"` has any dtype and a last axis of size 2.
 
     Returns:
       The size of every letter.
 
     Raises:
-      ValueError: naming the argument, its shape and the shape that was wanted.
+      ValueError: naming the argument, what it is and what was wanted.
     """
     sizes: dict[str, int] = {}
     for name, (array, spec) in arguments.items():
-        if array is None:
+        axes = spec.removesuffix(" or None").split()
+        kind = axes.pop(0) if axes and axes[0] in _KINDS else None
+        letters = f"[{', '.join(axes)}]"
+        if array is None and spec.endswith(" or None"):
             continue
-        axes, shape = spec.split(), jnp.shape(array)
+        if not is_array(array):
+            raise ValueError(f"{name} is {described(array)}; wanted an array {letters}")
+        shape = np.shape(array)
         fits = len(axes) == len(shape)
         for axis, size in zip(axes, shape, strict=False):
             wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, size) if fits else size
@@ -35,22 +48,90 @@ def check_shapes(**arguments: tuple[Any, str]) -> dict[str, int]:
         if not fits:
             known = ", ".join(str(sizes[a]) if a in sizes and not a.isdigit() else a for a in axes)
             known += "," if len(axes) == 1 else ""  # as Python writes a tuple
-            letters = f"[{', '.join(axes)}]"
             more = f" = ({known})" if known.rstrip(",") != ", ".join(axes) else ""
             raise ValueError(f"{name} has shape {tuple(shape)}; wanted {letters}{more}")
+        if kind is not None:
+            check_kind(name, array, kind)
     return sizes
 
 
-def check_mask(name: str, mask: Any) -> None:
-    """Masks are boolean, True = valid: a float or integer mask is refused, not guessed at."""
-    if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
-        raise ValueError(f"{name} has dtype {jnp.asarray(mask).dtype}; wanted bool, True = valid")
+def is_array(value: Any) -> bool:
+    """Whether it has a shape and a dtype, or is a Python number, which stands for a scalar."""
+    if isinstance(value, bool | int | float):
+        return True
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def check_kind(name: str, array: Any, kind: str) -> None:
+    """The dtype is a float, an integer or bool. Others are refused because a cast would guess."""
+    wanted, words = _KINDS[kind]
+    if isinstance(array, bool | int | float):
+        dtype: Any = type(array).__name__
+        fits = isinstance(array, bool) == (kind == "bool")
+        fits = fits and not (kind == "int" and isinstance(array, float))
+    else:
+        dtype = array.dtype
+        fits = jnp.issubdtype(dtype, wanted)
+    if not fits:
+        raise ValueError(f"{name} has dtype {dtype}; wanted {words}")
+
+
+def check_number(name: str, value: Any, kind: str = "float") -> None:
+    """A number or an array of any shape, of this kind."""
+    if not is_array(value):
+        raise ValueError(f"{name} is {described(value)}; wanted a number or an array")
+    check_kind(name, value, kind)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """An option out of a short list."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """A static whole number of at least `least`, as a Python int."""
+    try:
+        count = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:  # a float, a string, or a number that jit traces
+        count = None
+    if count is None:
+        what = "traced" if isinstance(value, jax.core.Tracer) else repr(value)
+        raise ValueError(f"{name} is {what}; wanted a whole number of at least {least}")
+    if count < least:
+        raise ValueError(f"{name} is {count}; wanted at least {least}")
+    return count
+
+
+def check_key(key: Any) -> None:
+    """A PRNG key, of `jax.random.key` or `jax.random.PRNGKey`."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.issubdtype(dtype, jnp.uint32)
+    ):
+        raise ValueError(f"key is {described(key)}; wanted a PRNG key, as of jax.random.key(0)")
+
+
+def described(value: Any) -> str:
+    """What an argument is that was wanted to be something else, in few words."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return "a PRNG key"
+        return f"an array of shape {np.shape(value)}"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def concrete(array: Any) -> np.ndarray | None:
+    """The numbers of an array that are known while Python runs; None of one that is traced."""
+    if isinstance(array, jax.core.Tracer):
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None  # the other processes of a run hold parts of it
+    return np.asarray(array)
 
 
 def varying(tree: Any) -> frozenset[str]:

@@ -16,19 +16,29 @@ Masks are boolean and True = valid. Weights live in log space; KLs are in nats.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nvib_jax.shapes import check_mask, check_shapes
-from nvib_jax.special import LOG_TINY
+from nvib_jax.shapes import check_choice, check_count, check_shapes, concrete, described
+
+T = TypeVar("T")
+WEIGHTS = ("mean", "geometric")  # log E[pi] and E[log pi]
+_LOG_SMALL = -40.0  # exp(40) times any number of tokens still fits float32
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prior:
     """The Dirichlet process `F ~ DP(N(mean, exp(log_variance)), exp(log_alpha))`.
+
+    Its arrays are leaves of a pytree, so an optimiser of a module that has a `Prior` as a field
+    would train them. It does not by default, because all functions here that take a prior
+    (`make_posterior`, `sample_prior`, the KLs, `objective.log_density_ratio`) take it as a
+    constant: gradients by the prior are 0. `trainable=True` gives them.
 
     Attributes:
       mean: base mean, shape (D,).
@@ -37,36 +47,44 @@ class Prior:
       alpha_delta: pseudo-counts that every real token adds to the total (the *conditional* prior,
         alpha_0^p + alpha_delta * n), shape (). 0 is the pure process, 1 gives each component one
         pseudo-count; it is the knob of the bottleneck.
+      trainable: whether gradients reach the four arrays; static, so no leaf.
 
     >>> prior = Prior.standard(4, alpha=1.0, alpha_delta=0.3)
     >>> prior.mean.shape
     (4,)
     >>> print(jnp.exp(prior.log_total(jnp.array([0, 10]))))  # pseudo-counts for 0 and 10 tokens
     [1. 4.]
+    >>> prior.check()
+    {'D': 4}
     """
 
     mean: jax.Array
     log_variance: jax.Array
     log_alpha: jax.Array
     alpha_delta: jax.Array
+    trainable: bool = field(default=False, kw_only=True, metadata={"static": True})
 
     @classmethod
-    def standard(cls, dim: int, *, alpha: float = 1.0, alpha_delta: float = 0.0) -> "Prior":
+    def standard(
+        cls, dim: int, *, alpha: float = 1.0, alpha_delta: float = 0.0, trainable: bool = False
+    ) -> "Prior":
         """The default prior: `N(0, 1)` in `dim` dimensions, total pseudo-count `alpha`.
 
         Raises:
-          ValueError: `dim < 1`, `alpha <= 0` or `alpha_delta < 0`.
+          ValueError: `dim < 1`, `alpha <= 0` or `alpha_delta < 0`, or one that is not finite.
         """
-        if dim < 1 or alpha <= 0 or alpha_delta < 0:
+        if not (dim >= 1 and 0 < alpha < math.inf and 0 <= alpha_delta < math.inf):
             raise ValueError(
                 f"dim, alpha, alpha_delta are {dim}, {alpha}, {alpha_delta}; "
                 "wanted dim >= 1, alpha > 0, alpha_delta >= 0"
             )
+        dim = check_count("dim", dim)
         return cls(  # two buffers, not one shared: a donated state may not hold an array twice
             mean=jnp.zeros((dim,), jnp.float32),
             log_variance=jnp.zeros((dim,), jnp.float32),
             log_alpha=jnp.float32(math.log(alpha)),
             alpha_delta=jnp.float32(alpha_delta),
+            trainable=trainable,
         )
 
     def log_total(self, lengths: jax.Array) -> jax.Array:
@@ -78,10 +96,75 @@ class Prior:
         Returns:
           float32, the shape of `lengths`.
         """
-        n = jnp.asarray(lengths).astype(jnp.float32)
+        log_alpha, delta = (jnp.asarray(a, jnp.float32) for a in (self.log_alpha, self.alpha_delta))
+        added = delta * jnp.asarray(lengths).astype(jnp.float32)
         # Pretrained priors have log_alpha > 88: exp(log_alpha) is not formed.
-        inverse = jnp.exp(-jnp.maximum(self.log_alpha, LOG_TINY))
-        return self.log_alpha + jnp.log1p(self.alpha_delta * n * inverse)
+        total = log_alpha + jnp.log1p(added * jnp.exp(-jnp.maximum(log_alpha, _LOG_SMALL)))
+        # Of an alpha so small that 1/alpha is not formed either, the logs are added.
+        tiny = (log_alpha < _LOG_SMALL) & (added > 0)
+        log_added = jnp.log(jnp.where(tiny, added, 1.0))
+        return jnp.where(tiny, jnp.logaddexp(log_alpha, log_added), total)
+
+    def check(self) -> dict[str, int]:
+        """Check shapes, dtypes and, where they are known, the numbers; returns the size of D.
+
+        Raises:
+          ValueError: naming the field, what it has and what was wanted.
+        """
+        arrays = {
+            "prior.mean": (self.mean, "float D"),
+            "prior.log_variance": (self.log_variance, "float D"),
+            "prior.log_alpha": (self.log_alpha, "float"),
+            "prior.alpha_delta": (self.alpha_delta, "float"),
+        }
+        sizes = check_shapes(**arrays)
+        for name, (array, _) in arrays.items():
+            values = concrete(array)
+            if values is not None and not np.isfinite(values.astype(np.float32)).all():
+                raise ValueError(f"{name} has a {_worst(values)}; wanted finite numbers")
+        delta = concrete(self.alpha_delta)
+        if delta is not None and delta < 0:
+            raise ValueError(f"prior.alpha_delta is {delta}; wanted at least 0")
+        return sizes
+
+
+def _worst(values: np.ndarray) -> float:
+    """A number that is not finite."""
+    values = values.astype(np.float32)
+    return float(values[~np.isfinite(values)][0])
+
+
+def prior_of(prior: Any, dim: int | None = None) -> Prior:
+    """A prior as every function reads it: checked, float32, and a constant unless trainable.
+
+    Args:
+      prior: a `Prior`, or what has its fields.
+      dim: the width it has to have, or None.
+
+    Raises:
+      ValueError: no prior, a field that does not fit, or another width.
+    """
+    prior = typed("prior", prior, Prior)
+    width = prior.check()["D"]
+    if dim is not None and width != dim:
+        raise ValueError(f"prior.mean has shape ({width},); wanted [D] = ({dim},)")
+    prior = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), prior)
+    return prior if prior.trainable else jax.lax.stop_gradient(prior)
+
+
+def typed(name: str, value: Any, kind: type[T]) -> T:
+    """`value` as a `kind`: itself, or one made of a value that has all of its fields.
+
+    Raises:
+      ValueError: something else.
+    """
+    if isinstance(value, kind):
+        return value
+    names = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
+    if isinstance(value, type) or not all(hasattr(value, n) for n in names):
+        what = f"the class {value.__name__}" if isinstance(value, type) else described(value)
+        raise ValueError(f"{name} is {what}; wanted a {kind.__name__}")
+    return kind(*(getattr(value, n) for n in names))
 
 
 @jax.tree_util.register_dataclass
@@ -107,16 +190,20 @@ class Posterior:
     mask: jax.Array
 
     def check(self) -> dict[str, int]:
-        """Check the shapes and the mask; returns the sizes of B, S and D."""
-        check_mask("posterior.mask", self.mask)
+        """Check shapes and dtypes; returns the sizes of B, S and D."""
         return check_shapes(
             **{
-                "posterior.mean": (self.mean, "B S D"),
-                "posterior.log_variance": (self.log_variance, "B S D"),
-                "posterior.log_alpha": (self.log_alpha, "B S"),
-                "posterior.mask": (self.mask, "B S"),
+                "posterior.mean": (self.mean, "float B S D"),
+                "posterior.log_variance": (self.log_variance, "float B S D"),
+                "posterior.log_alpha": (self.log_alpha, "float B S"),
+                "posterior.mask": (self.mask, "bool B S"),
             }
         )
+
+    @property
+    def present(self) -> jax.Array:
+        """Which components have a pseudo-count and are no padding, bool, shape (B, S)."""
+        return self.mask & ~jnp.isneginf(self.log_alpha)
 
 
 @jax.tree_util.register_dataclass
@@ -130,6 +217,9 @@ class Mixture:
       log_weights: log pi, shape (B, S); -inf where a component is empty. Attention normalises, so
         they need not sum to one.
       mask: bool, shape (B, S).
+      weights_kind: what `expected` made the weights to be: "mean", the logs of E[pi], or
+        "geometric", E[log pi], which only form "expected_logit" of attention reads. None of all
+        others, and of mixtures made by hand: any form may read them. Static, so no leaf.
 
     >>> mean = jnp.array([[[-1.0], [1.0]]])  # two points of R^1
     >>> points = Mixture(mean, None, jnp.log(jnp.array([[0.5, 0.5]])), jnp.ones((1, 2), bool))
@@ -141,15 +231,22 @@ class Mixture:
     log_variance: jax.Array | None
     log_weights: jax.Array
     mask: jax.Array
+    weights_kind: str | None = field(default=None, kw_only=True, metadata={"static": True})
 
     def check(self) -> dict[str, int]:
-        """Check the shapes and the mask; returns the sizes of B, S and D."""
-        check_mask("mixture.mask", self.mask)
+        """Check shapes and dtypes; returns the sizes of B, S and D."""
+        if self.weights_kind is not None:
+            check_choice("mixture.weights_kind", self.weights_kind, WEIGHTS)
         return check_shapes(
             **{
-                "mixture.mean": (self.mean, "B S D"),
-                "mixture.log_variance": (self.log_variance, "B S D"),
-                "mixture.log_weights": (self.log_weights, "B S"),
-                "mixture.mask": (self.mask, "B S"),
+                "mixture.mean": (self.mean, "float B S D"),
+                "mixture.log_variance": (self.log_variance, "float B S D or None"),
+                "mixture.log_weights": (self.log_weights, "float B S"),
+                "mixture.mask": (self.mask, "bool B S"),
             }
         )
+
+    @property
+    def present(self) -> jax.Array:
+        """Which components have a weight and are no padding, bool, shape (B, S)."""
+        return self.mask & ~jnp.isneginf(self.log_weights)

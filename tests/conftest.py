@@ -1,4 +1,4 @@
-"""Set up jax before anything imports it: 8 simulated devices, strict promotion, quick compiles."""
+"""Set up jax before anything imports it: 8 simulated devices, strict promotions, quick compiles."""
 
 import os
 from importlib.metadata import version
@@ -18,6 +18,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -294,11 +294,11 @@ def test_none_takes_the_fastest_that_can(monkeypatch):
     kind = jax.devices()[0].device_kind
     want = nvib.attend(q, memory)
     for name in ("cudnn", "pallas_gpu"):  # both refuse float32
-        monkeypatch.setattr(choice, "FASTEST", {kind: (choice.Rule(1, False, name),)})
+        monkeypatch.setattr(choice, "FASTEST", {kind: ((1, False, name),)})
         assert_close(nvib.attend(q, memory), want)
         with pytest.raises(NotImplementedError):
             nvib.attend(q, memory, implementation=name)
-    monkeypatch.setattr(choice, "FASTEST", {kind: (choice.Rule(1, False, "pallas_tpu"),)})
+    monkeypatch.setattr(choice, "FASTEST", {kind: ((1, False, "pallas_tpu"),)})
     taken = []
     monkeypatch.setattr(pallas_tpu, "attend", lambda q, *a, **k: taken.append(1) or q)
     nvib.attend(q, memory)

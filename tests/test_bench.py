@@ -242,7 +242,7 @@ def test_choose_prints_the_line_for_the_table(monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("    'cpu': (),\n")
     monkeypatch.setattr(choose_module, "fastest_right", lambda rows: "pallas")
     rules = choose_module.choose(options)
-    assert rules == tuple(choice.Rule(TINY.components, wide, "pallas") for wide in (False, True))
+    assert rules == tuple((TINY.components, wide, "pallas") for wide in (False, True))
     monkeypatch.setattr(choice, "FASTEST", {"here": rules})
     assert choice.fastest("here", TINY.components, wide=True) == "pallas"
     assert choice.fastest("here", TINY.components - 1, wide=True) == "xla"

@@ -23,7 +23,7 @@ def kl_dirichlet_of(log_alpha, log_p, form, num_samples):
         jnp.zeros((1, len(log_alpha), 1)), jnp.zeros((1, len(log_alpha), 1)), log_alpha[None],
         jnp.ones((1, len(log_alpha)), bool),
     )  # fmt: skip
-    standard = nvib.Prior(jnp.zeros(1), jnp.zeros(1), log_p, jnp.float32(0.0))
+    standard = nvib.Prior(jnp.zeros(1), jnp.zeros(1), log_p, jnp.float32(0.0), trainable=True)
     return nvib.kl_dirichlet(post, standard, form=form, num_samples=num_samples)[0]
 
 

@@ -55,7 +55,8 @@ def weights_of(mix):  # -inf - -inf is no number to compare
 
 def attention(form, implementation):
     def run(x):
-        mix = nvib.expected(post(x))
+        weights = "geometric" if form == "expected_logit" else "mean"
+        mix = nvib.expected(post(x), log_weights=weights)
         options = {"form": form, "implementation": implementation}
         return nvib.denoising_attention(x["query"], mix, **KERNELS, **options)
 

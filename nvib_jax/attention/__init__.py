@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from nvib_jax.attention import reference, xla
 from nvib_jax.attention.choice import fastest
-from nvib_jax.attention.inputs import FORMS, Memory, causal_mask, make_memory
+from nvib_jax.attention.inputs import FORMS, Memory, causal_mask, checked_mixture, make_memory
 from nvib_jax.attention.xla import attention_weights
 from nvib_jax.mesh import device, per_device
-from nvib_jax.shapes import check_choice, check_mask, check_shapes
-from nvib_jax.types import Mixture
+from nvib_jax.shapes import check_choice, check_shapes
+from nvib_jax.types import Mixture, typed
 
 __all__ = [
     "FORMS",
@@ -60,7 +60,7 @@ def attend(
       shape (B, T, H, E).
 
     Raises:
-      ValueError: naming the argument, the shape it has and the shape it should have.
+      ValueError: naming the argument, what it is and what it should be.
       NotImplementedError: a named implementation that cannot do what is asked.
 
     >>> lengths, kernel = jnp.array([3]), jnp.ones((8, 2, 4))
@@ -69,13 +69,13 @@ def attend(
     >>> attend(jnp.ones((1, 5, 2, 4)), memory).shape
     (1, 5, 2, 4)
     """
-    check_mask("mask", mask)
+    memory = typed("memory", memory, Memory)
     check_shapes(
         **{
-            "query": (query, "B T H E"),
-            "memory.key": (memory.key, "B H S E"),
-            "value_bias": (value_bias, "H E"),
-            "mask": (mask, "B T S"),
+            "query": (query, "float B T H E"),
+            "memory.key": (memory.key, "float B H S E"),
+            "value_bias": (value_bias, "float H E or None"),
+            "mask": (mask, "bool B T S or None"),
         }
     )
     if implementation is not None:
@@ -91,7 +91,7 @@ def attend(
         if implementation is not None:
             raise
         out = _on_mesh(xla.attend, query, memory, mask, causal)  # the fastest that can
-    return out if value_bias is None else out + value_bias.astype(out.dtype)
+    return out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
 
 
 def denoising_attention(
@@ -115,7 +115,7 @@ def denoising_attention(
     Args:
       query: projected but not scaled, shape (B, T, H, E).
       mixture: what is attended to, S components in R^D. For form "expected_logit" give it the
-        weights of `expected(posterior, log_weights="geometric")`.
+        weights of `expected(posterior, log_weights="geometric")`; `read` gives both.
       key_kernel: shape (D, H, E). A bias on the keys would cancel, so there is none.
       value_kernel: shape (D, H, E).
       value_bias: shape (H, E), or None.
@@ -135,7 +135,7 @@ def denoising_attention(
       shape (B, T, H, E), the query's dtype; softmax and biases are float32 throughout.
 
     Raises:
-      ValueError: naming the argument, the shape it has and the shape it should have.
+      ValueError: naming the argument, what it is and what it should be.
       NotImplementedError: a named implementation that cannot do what is asked.
 
     Source: Henderson & Fehr (2023), arXiv 2207.13529; `nvib_jax.attention.inputs` has the forms.
@@ -149,17 +149,15 @@ def denoising_attention(
     >>> print(out.ravel())
     [0.6298 0.3741]
     """
-    check_choice("form", form, FORMS)
-    check_mask("mask", mask)
-    mixture.check()
+    mixture = checked_mixture(mixture, form)
     check_shapes(
         **{
-            "query": (query, "B T H E"),
+            "query": (query, "float B T H E"),
             "mixture.mean": (mixture.mean, "B S D"),
-            "key_kernel": (key_kernel, "D H E"),
-            "value_kernel": (value_kernel, "D H E"),
-            "value_bias": (value_bias, "H E"),
-            "mask": (mask, "B T S"),
+            "key_kernel": (key_kernel, "float D H E"),
+            "value_kernel": (value_kernel, "float D H E"),
+            "value_bias": (value_bias, "float H E or None"),
+            "mask": (mask, "bool B T S or None"),
         }
     )
     kernels = {"key_kernel": key_kernel, "value_kernel": value_kernel}
@@ -168,7 +166,7 @@ def denoising_attention(
             seen = causal_mask(query.shape[1], mixture.mean.shape[1])[None]
             mask = seen if mask is None else seen & mask
         out = reference.attend(query, mixture, **kernels, mask=mask, form=form).astype(query.dtype)
-        return out if value_bias is None else out + value_bias.astype(out.dtype)
+        return out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
     kernels = {name: kernel.astype(query.dtype) for name, kernel in kernels.items()}
     return attend(
         query,

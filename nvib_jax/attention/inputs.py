@@ -29,8 +29,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.mesh import by_rows
 from nvib_jax.shapes import check_choice, check_shapes
-from nvib_jax.types import Mixture
+from nvib_jax.types import Mixture, typed
 
 FORMS = ("exact", "published", "simplified", "expected_logit")
 # Finite, so that no softmax and no gradient ever meets inf - inf; below any log weight that can be
@@ -71,13 +72,15 @@ def make_memory(
       mixture: S components.
       key_kernel: shape (D, H, E); its dtype is the compute dtype.
       value_kernel: shape (D, H, E).
-      form: one of `FORMS`; all four are the same for impulses.
+      form: one of `FORMS`; all four are the same for impulses. "expected_logit" reads the
+        "geometric" weights of `nvib_jax.expected`, the others its "mean" ones.
 
     Returns:
       A `Memory`; linear in S, nothing of it depends on the queries.
 
     Raises:
-      ValueError: an unknown form, or shapes that do not fit.
+      ValueError: an unknown form, one that does not go with the mixture's weights, or shapes or
+        dtypes that do not fit.
 
     >>> lengths = jnp.array([3, 1])
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(8), lengths, max_length=3)
@@ -86,20 +89,18 @@ def make_memory(
     >>> memory.key.shape, memory.bias.shape
     ((2, 2, 4, 4), (2, 4))
     """
-    check_choice("form", form, FORMS)
-    mixture.check()
+    mixture = checked_mixture(mixture, form)
     check_shapes(
         **{
             "mixture.mean": (mixture.mean, "B S D"),
-            "key_kernel": (key_kernel, "D H E"),
-            "value_kernel": (value_kernel, "D H E"),
+            "key_kernel": (key_kernel, "float D H E"),
+            "value_kernel": (value_kernel, "float D H E"),
         }
     )
     dtype, root = key_kernel.dtype, float(key_kernel.shape[-1]) ** 0.5
     f32 = accumulator(dtype)
     mean, variance = moments(mixture, f32)
-    valid = mixture.mask & ~jnp.isneginf(mixture.log_weights)
-    bias = jnp.where(valid, mixture.log_weights.astype(f32), MASK_VALUE)
+    bias = jnp.where(mixture.present, mixture.log_weights.astype(f32), MASK_VALUE)
 
     if mixture.log_variance is None or form == "expected_logit":
         bias = bias - jnp.sum(jnp.square(mean) + variance, axis=-1) / (2 * root)
@@ -125,9 +126,28 @@ def make_memory(
     )
 
 
+def checked_mixture(mixture: Mixture, form: str) -> Mixture:
+    """The mixture, if this form of attention may read it.
+
+    Raises:
+      ValueError: an unknown form, no mixture, or weights that belong to another form.
+    """
+    check_choice("form", form, FORMS)
+    mixture = typed("mixture", mixture, Mixture)
+    mixture.check()
+    wanted = "geometric" if form == "expected_logit" else "mean"
+    # Of impulses all forms are the same. Gaussians read with the other weights are off by a tenth.
+    if mixture.log_variance is not None and mixture.weights_kind not in (None, wanted):
+        raise ValueError(
+            f"mixture has {mixture.weights_kind!r} weights; form {form!r} wants {wanted!r} ones, "
+            f"those of nvib.expected(posterior, log_weights={wanted!r}) or nvib.read"
+        )
+    return mixture
+
+
 def _by_head(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(B, S, D) and (D, H, E) -> (B, H, S, E), by one product and one transposition."""
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)
+    flat = by_rows(lambda rows: rows @ kernel.reshape(kernel.shape[0], -1), x)
     return jnp.swapaxes(flat.reshape(*x.shape[:-1], *kernel.shape[1:]), 1, 2)
 
 
@@ -147,8 +167,9 @@ def causal_mask(
     Returns:
       bool, shape (rows, S).
     """
-    t = jnp.arange(queries if rows is None else rows)[:, None] + start
-    s = jnp.arange(components)[None]
+    t = jnp.arange(queries if rows is None else rows, dtype=jnp.int32)[:, None]
+    t = t + jnp.asarray(start, jnp.int32)
+    s = jnp.arange(components, dtype=jnp.int32)[None]
     return (s == 0) | (s <= t + (components - queries))
 
 

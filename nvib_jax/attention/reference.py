@@ -42,7 +42,7 @@ def attend(
     if form == "exact":
         logits = logits - 0.5 * jnp.einsum("bthd,bsd->bths", u * u, 1 / t, precision=highest)
 
-    valid = mixture.mask & ~jnp.isneginf(mixture.log_weights)
+    valid = mixture.present
     logits = logits + jnp.where(valid, offset, 0.0)[:, None, None, :]
     valid = valid[:, None, None, :]
     if mask is not None:

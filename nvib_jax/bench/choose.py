@@ -1,7 +1,7 @@
 """`nvib bench choose`: what `implementation=None` should take on the device at hand.
 
 Every implementation that runs here is timed in turns, forward and backward in bfloat16 (float32 on
-a CPU), and the fastest that is right becomes a `Rule` of `nvib_jax.attention.choice.FASTEST`: its
+a CPU), and the fastest that is right becomes a rule of `nvib_jax.attention.choice.FASTEST`: its
 error against float64 is at most twice that of "xla", and it is faster by more than the noise.
 """
 
@@ -61,7 +61,7 @@ def choose(options: Choose) -> tuple[Rule, ...]:
                 print(text(rows), end="\n\n", flush=True)
                 best = fastest_right(rows)
                 if best != taken:
-                    rules.append(Rule(SHAPES[shape].components, wide, best))
+                    rules.append((SHAPES[shape].components, wide, best))
                     taken = best
     print(f"    {kind!r}: {tuple(rules)!r},")
     return tuple(rules)

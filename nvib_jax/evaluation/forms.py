@@ -21,6 +21,7 @@ from nvib_jax.models.latent import READS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.text_model import TextModel
+from nvib_jax.types import Mixture
 
 THRESHOLDS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -106,19 +107,21 @@ def _attention(
     query = layer.latent_query(model.decoder_input(inputs))
     first, *keys = jax.random.split(key, draws + 1)
 
-    def out(form: str, key: jax.Array) -> jax.Array:
-        mixture, read = model.read(posterior, form=form, key=key)
-        attended = layer.latent_attention(query, layer.latent_attention.memory(mixture, read))
+    def out(mixture: Mixture, form: str) -> jax.Array:
+        attended = layer.latent_attention(query, layer.latent_attention.memory(mixture, form))
         return jnp.where(counted[..., None], attended.astype(jnp.float32), 0.0)
 
-    drawn = jax.lax.map(lambda k: out("drawn", k), jnp.stack(keys))
+    # As in training, where no threshold drops anything: these are what the decoder knows.
+    drawn = jax.lax.map(lambda k: out(model.draw(posterior, k), "exact"), jnp.stack(keys))
     mean = jnp.mean(drawn, axis=0)
 
     def squared(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(x), axis=(-2, -1))
 
     spread, size = (jnp.mean(squared(x), axis=0) for x in (drawn - mean, drawn))
-    off = [squared(out(form, first) - mean)[:, None] for form in forms]
+    off = [
+        squared(out(*model.read(posterior, form=form, key=first)) - mean)[:, None] for form in forms
+    ]
     return jnp.concatenate([jnp.zeros((len(tokens), 0)), *off], axis=-1), spread, size
 
 

@@ -17,12 +17,11 @@ from nvib_jax import mixture as mixtures
 from nvib_jax import objective
 from nvib_jax.attention import FORMS
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
+from nvib_jax.mixture import DRAWS, READS, check_read
 from nvib_jax.modules import NVIB
-from nvib_jax.shapes import check_choice
 from nvib_jax.types import Mixture, Posterior, Prior
 
-READS = (*FORMS, "drawn", "average")
-DRAWS = 8  # of form "average"
+__all__ = ["DRAWS", "READS", "DirichletLatent", "check_read"]
 
 
 class DirichletLatent(NVIB):
@@ -74,12 +73,10 @@ class DirichletLatent(NVIB):
         Raises:
           ValueError: an unknown form, or a draw without a key.
         """
-        if key is not None and form in ("drawn", "average"):
-            return draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
-        check_read(form, key)
-        weights = "geometric" if form == "expected_logit" else "mean"
         least = self.threshold if threshold is None else threshold
-        return mixtures.expected(posterior, log_weights=weights, threshold=least), form
+        return mixtures.read(
+            posterior, form, threshold=least, key=key, num_samples=self.num_samples
+        )
 
     def kl(
         self,
@@ -111,20 +108,6 @@ class DirichletLatent(NVIB):
         return mixtures.interpolate(a, b, t)
 
 
-def draws(posterior: Posterior, key: jax.Array, count: int) -> Mixture:
-    """The mean of `count` independently drawn mixtures, as one mixture of `count` S impulses."""
-    keys = [key] if count == 1 else jax.random.split(key, count)
-    drawn = [mixtures.sample(k, posterior) for k in keys]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn)
-
-
-def check_read(form: str, key: jax.Array | None) -> None:
-    """ValueError for a form that is none, and for a draw without a key."""
-    check_choice("form", form, READS)
-    if form in ("drawn", "average"):
-        raise ValueError(f"form is {form!r} and key is {key}; a draw needs a key")
-
-
 def form_of(mixture: Mixture, preferred: str) -> str:
     """The form of attention that reads a mixture's weights as what they are.
 
@@ -138,7 +121,7 @@ def form_of(mixture: Mixture, preferred: str) -> str:
     """
     if mixture.log_variance is None:
         return "exact"
-    kind = getattr(mixture, "weights_kind", None)  # of `nvib_jax.expected`; None of all others
+    kind = mixture.weights_kind  # of `nvib_jax.expected`; None of all others
     if kind == "geometric":
         return "expected_logit"
     fits = preferred in FORMS and not (kind == "mean" and preferred == "expected_logit")

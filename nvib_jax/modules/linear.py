@@ -1,17 +1,15 @@
 """The linear maps of every module here: Flax's, over rows, and laid out over a mesh."""
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 
-from nvib_jax.mesh import OPEN, constrain
+from nvib_jax.mesh import OPEN, by_rows, constrain
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` with all leading axes as one.
-
-    The same numbers. But the gradient of a product over two leading axes asks XLA for a transposed
-    copy of every activation, which on CPUs takes as long as the product; over one it does not.
-    """
+    """`nnx.Linear` with all leading axes as one (`nvib_jax.mesh.by_rows` says why)."""
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """x (B, ..., D) -> (B, ..., F)."""
@@ -26,7 +24,6 @@ class Linears(nnx.LinearGeneral):
         return _by_rows(super().__call__, x)
 
 
-def _by_rows(function, x: jax.Array) -> jax.Array:
-    out = function(x.reshape(-1, x.shape[-1]))
-    out = out.reshape(*x.shape[:-1], *out.shape[1:])
+def _by_rows(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    out = by_rows(function, x)
     return constrain(out, "batch", *[OPEN] * (out.ndim - 1))

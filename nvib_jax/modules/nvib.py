@@ -1,6 +1,5 @@
 """The NVIB layer: encoder states -> `Posterior` (Henderson & Fehr 2023, arXiv 2207.13529)."""
 
-import dataclasses
 import math
 import statistics
 from typing import Any
@@ -12,6 +11,8 @@ from flax import nnx
 from nvib_jax.modules.linear import Linear
 from nvib_jax.posterior import add_skip, log_pseudo_count, make_posterior
 from nvib_jax.types import Posterior, Prior
+
+PRIOR_ARRAYS = ("mean", "log_variance", "log_alpha", "alpha_delta")  # their names in checkpoints
 
 
 class Fixed(nnx.Variable):
@@ -37,15 +38,12 @@ class Gaussians(nnx.Module):
             bias_init=nnx.initializers.constant(math.log(initial_variance)),
             rngs=rngs,
         )
-        self.prior_values = nnx.data(
-            {f.name: Fixed(getattr(prior, f.name)) for f in dataclasses.fields(prior)}
-        )
+        self.prior_values = nnx.data({name: Fixed(getattr(prior, name)) for name in PRIOR_ARRAYS})
 
     @property
     def prior(self) -> Prior:
         """The prior, with no gradient."""
-        values = {name: jax.lax.stop_gradient(v[...]) for name, v in self.prior_values.items()}
-        return Prior(**values)
+        return Prior(*(jax.lax.stop_gradient(self.prior_values[n][...]) for n in PRIOR_ARRAYS))
 
 
 class NVIB(Gaussians):
