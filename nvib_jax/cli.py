@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import nvib_jax
+from nvib_jax.compilation_cache import use_compilation_cache
 
 USAGE = """usage: nvib COMMAND ...
 
@@ -80,6 +81,7 @@ def _run(command: str, arguments: list[str]) -> None:
         from nvib_jax.commands import COMMANDS
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}; pip install 'nvib-jax[train]' has it") from error
+    use_compilation_cache()
     COMMANDS[command](arguments)
 
 

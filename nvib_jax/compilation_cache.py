@@ -33,12 +33,9 @@ def use_compilation_cache() -> Path | None:
     """
     import jax
 
-    switch = os.environ.get(SWITCH, "on")
-    if switch not in ("on", "off"):
-        raise ValueError(f"{SWITCH} is {switch!r}; wanted 'on' or 'off'")
-    if switch == "off" or jax.config.read("jax_compilation_cache_dir"):
+    if not _switched_on() or jax.config.read("jax_compilation_cache_dir"):
         return None
-    root = Path(os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax").expanduser() / "compiled"
+    root = _root()
     folder = root / _machine()
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -51,6 +48,23 @@ def use_compilation_cache() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
+
+
+def where() -> str:
+    """The folder for a person to read, or why there is none."""
+    told = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return told or (str(_root()) if _switched_on() else f"not kept ({SWITCH}=off)")
+
+
+def _switched_on() -> bool:
+    switch = os.environ.get(SWITCH, "on")
+    if switch not in ("on", "off"):
+        raise ValueError(f"{SWITCH} is {switch!r}; wanted 'on' or 'off'")
+    return switch == "on"
+
+
+def _root() -> Path:
+    return Path(os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax").expanduser() / "compiled"
 
 
 def _machine() -> str:

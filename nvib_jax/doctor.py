@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import nvib_jax
+from nvib_jax import compilation_cache
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS, denoising_attention
 from nvib_jax.attention.choice import fastest
 from nvib_jax.types import Mixture
@@ -52,6 +53,7 @@ def lines() -> Iterator[str]:
         yield f"memory       {memory / 2**30:.1f} GiB each"
     cache = os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax"
     yield f"data cache   {cache}"
+    yield f"compiled     {compilation_cache.where()}"
     yield ""
     yield "attention    what runs here, and its largest error beside `reference`"
     for name in IMPLEMENTATIONS:

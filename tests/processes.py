@@ -26,8 +26,6 @@ def environment(devices: int = 1) -> dict[str, str]:
             r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"]
         ),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": tiny.compiled(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
 
