@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tiny
 
-from nvib_jax.training.checkpoint import FOLDER
 from nvib_jax.training.config import Config, to_json
+from nvib_jax.training.keep import FOLDER
 
 
 def environment(devices: int = 1) -> dict[str, str]:

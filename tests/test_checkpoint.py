@@ -13,10 +13,12 @@ import tiny
 from nvib_jax.data import prepare
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.checkpoint import FOLDER, Checkpoints, saved_steps
+from nvib_jax.training.checkpoint import Checkpoints
 from nvib_jax.training.config import from_json, to_json
 from nvib_jax.training.integrity import seal
+from nvib_jax.training.keep import FOLDER, saved_steps
 from nvib_jax.training.load import load_model
+from nvib_jax.training.reading import CheckpointReader
 from nvib_jax.training.state import TrainState, make_optimizer
 
 
@@ -47,11 +49,7 @@ def last_state(config):
     model = loop.open_model(config, prepare(config.data))
     optimizer = make_optimizer(config.train)
     state = TrainState.create(model.params, optimizer)
-    checkpoints = Checkpoints(config.train.run_dir, read_only=True)
-    try:
-        return checkpoints.restore(state, model)
-    finally:
-        checkpoints.close()
+    return CheckpointReader(config.train.run_dir).restore(state, model)
 
 
 def assert_same(a, b):
@@ -74,7 +72,7 @@ def test_save_and_restore_are_inverse(opened, tmp_path):
     assert saved_steps(tmp_path) == [7]
     start = jax.tree.map(jax.numpy.zeros_like, state)
     again = Checkpoints(tmp_path)
-    assert_same(again.restore(start, model), state)
+    assert_same(again.resume(start, model), state)
     again.close()
 
 
@@ -89,7 +87,7 @@ def test_restored_onto_any_placement(opened, tmp_path):
     spread = jax.device_put(
         jax.tree.map(jax.numpy.zeros_like, state), whole(make_mesh(MeshConfig()))
     )
-    restored = checkpoints.restore(spread, model)
+    restored = checkpoints.resume(spread, model)
     checkpoints.close()
     assert_same(restored, state)
     assert restored.params["output.kernel"].sharding.device_set == set(jax.devices())
@@ -256,11 +254,10 @@ def test_resume_with_another_config_names_the_fields():
 
 def test_resume_on_other_data_is_refused(opened):
     config, state, model = opened
-    checkpoints = Checkpoints(config.train.run_dir, read_only=True)
+    checkpoints = CheckpointReader(config.train.run_dir)
     other = dataclasses.replace(model, buckets=(8, 24))
     with pytest.raises(ValueError, match=r"is of other data: its buckets differ"):
         checkpoints.restore(state, other)
-    checkpoints.close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A run folder is one run's at a time: refusals, kills, other machines, locks that are missing."""
+"""A run folder is one run's at a time: refusals, kills, other machines, no locks at all."""
 
 import errno
 import fcntl
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_what_is_released_by_one_may_be_removed_under_another(monkeypatch, tmp_path):
-    """The last owner removes the file between its opening and its locking: a lock of nothing."""
+    """Between its opening and its locking, say: what is locked then is nobody's claim."""
     plain, removed = fcntl.flock, []
 
     def flock(file, how):

@@ -1,6 +1,7 @@
 """Checkpoints that something happened to: found out or harmless, never a silent wrong restore."""
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -15,9 +16,11 @@ import tiny
 from nvib_jax.data import prepare
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.checkpoint import DAMAGED, FOLDER, Checkpoints, saved_steps
+from nvib_jax.training.checkpoint import DAMAGED, Checkpoints
 from nvib_jax.training.integrity import Damaged, check_fingerprints, fingerprints
+from nvib_jax.training.keep import FOLDER, Keep, saved_steps
 from nvib_jax.training.load import load_model
+from nvib_jax.training.reading import CheckpointReader
 from nvib_jax.training.sharding import make_mesh, plan_state
 
 # Orbax's readers leave coroutines behind when one of them fails.
@@ -54,14 +57,15 @@ def opened():
     data = prepare(config.data)
     plan = plan_state(config, make_mesh(config.mesh), data.vocab_size, 24)
     model = loop.open_model(config, data)
-    return plan, model, restored(config.train.run_dir, plan, model, read_only=True)[0]
+    whole = CheckpointReader(config.train.run_dir).restore(plan.state, model)
+    return plan, model, jax.device_get(whole)
 
 
-def restored(run, plan, model, **options):
+def restored(run, plan, model):
     said = []
-    checkpoints = Checkpoints(run, say=said.append, **options)
+    checkpoints = Checkpoints(run, say=said.append)
     try:
-        return jax.device_get(checkpoints.restore(plan.state, model)), said
+        return jax.device_get(checkpoints.resume(plan.state, model)), said
     finally:
         checkpoints.close()
 
@@ -164,6 +168,104 @@ def test_loading_passes_a_damaged_one_over(tmp_path):
     assert other == 10
 
 
+def rename(run, *pairs):
+    """Folders of checkpoints under each other's names."""
+    for old, _ in pairs:
+        (run / FOLDER / old).rename(run / FOLDER / f"moving-{old}")
+    for old, new in pairs:
+        (run / FOLDER / f"moving-{old}").rename(run / FOLDER / new)
+
+
+def test_a_checkpoint_of_another_step_than_its_name_is_damaged(opened, tmp_path):
+    """Exchanged, step 10's weights were taken for step 20's, silently."""
+    run, said = copied(tmp_path), []
+    rename(run, ("10", "20"), ("20", "10"))
+    for which in ("best", "last"):
+        with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+            load_model(run, which=which, say=said.append)
+    assert len(said) == 4
+    assert "step 20 in" in said[-2]
+    assert "is damaged (it says that it is of step 10)" in said[-2]
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        restored(run, *opened[:2])
+
+
+@pytest.mark.usefixtures("short_end")
+def test_a_checkpoint_renamed_to_a_later_step_is_set_aside(opened, tmp_path):
+    """Training went on and ended in "there is one of a later step"."""
+    run = copied(tmp_path)
+    rename(run, ("20", "99"))
+    assert load_model(run, which="last", say=lambda _: None).config == opened[1].config
+    loop.train(tiny.with_train(tiny.trained()[0], run_dir=str(run)), resume=True)
+    assert saved_steps(run) == [10, 20]
+    assert (run / DAMAGED / "99.0").is_dir()
+    assert same(restored(run, *opened[:2])[0], opened[2])
+
+
+def test_a_checkpoint_of_another_step_is_never_the_best(tmp_path):
+    """Its objective would keep it for good, and the best one go."""
+    run = copied(tmp_path)
+    rename(run, ("20", "15"))
+    assert list(Keep(run / FOLDER, 1, 1, 0).objectives.values()).count(math.inf) == 1
+    assert Keep(run / FOLDER, 1, 1, 0).objectives[15] == math.inf
+
+
+@pytest.mark.parametrize("name", ["012", "²", "7 copy", "+5", "9" * 5000])
+def test_a_name_that_is_no_step(tmp_path, name):
+    (tmp_path / FOLDER).mkdir()
+    if len(name) < 256:
+        (tmp_path / FOLDER / name).mkdir()
+    (tmp_path / FOLDER / "3").write_text("a file")
+    (tmp_path / FOLDER / "5").mkdir()
+    assert saved_steps(tmp_path) == [5]
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "_CHECKPOINT_METADATA", "params/_METADATA"])
+@pytest.mark.parametrize("content", [b"[" * 10**5, b"[]", b"\xff"], ids=["deep", "list", "0xff"])
+def test_bad_meta_data_of_one_do_not_block_the_others(opened, tmp_path, name, content):
+    """Deep JSON ended `train --resume` and `sample` in a RecursionError, a whole one beside it."""
+    plan, model, whole = opened
+    run, said = copied(tmp_path), []
+    (run / FOLDER / "20" / name).write_bytes(content)
+    for which in ("last", "best"):
+        load_model(run, which=which, say=said.append)
+    state, more = restored(run, plan, model)
+    assert bool(said) == (int(state.step) == 10)
+    assert more or not said
+    assert same(state, whole) or said
+    assert name != "meta/metadata" or said
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_no_damage(tmp_path, monkeypatch):
+    """The run goes on, saves another and removes the one that is being read: that one is read."""
+    run, said = copied(tmp_path), []
+    later = tmp_path / "later"
+    (run / FOLDER / "20").rename(later)
+    plain = CheckpointReader._read_items
+
+    def read(self, step, shapes):
+        if step == 10:
+            later.rename(run / FOLDER / "20")
+            shutil.rmtree(run / FOLDER / "10")
+        return plain(self, step, shapes)
+
+    monkeypatch.setattr(CheckpointReader, "_read_items", read)
+    model = load_model(run, say=said.append)
+    wanted = load_model(tiny.trained()[0].train.run_dir, which="last")
+    assert same(model.params, wanted.params)
+    assert not said
+
+
+def test_a_reader_says_that_it_reads(tmp_path):
+    """A folder that nobody may read was said to be one that nobody can write."""
+    run, said = copied(tmp_path), []
+    for step in ("10", "20"):
+        shutil.rmtree(run / FOLDER / step / "params")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        load_model(run, say=said.append)
+    assert not any("written" in line for line in said)
+
+
 def test_none_is_whole(opened, tmp_path):
     run = copied(tmp_path)
     for step in ("10", "20"):
@@ -259,22 +361,36 @@ def mount(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.long
+@pytest.mark.parametrize("seen", [True, False], ids=["seen before", "met while writing"])
 @pytest.mark.usefixtures("short_end")
-def test_a_full_disk(mount, tmp_path):
+def test_a_full_disk(mount, tmp_path, monkeypatch, capfd, seen):
     """The first checkpoint fits, the second does not: one sentence, and the first is whole."""
+    usage = shutil.disk_usage("/")
+    free = usage._replace(free=0 if seen else 2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free if saved_steps(run) else usage)
+    run = tmp_path / "disk" / "run"
     disk = tmp_path / "disk"
     mount(disk, "-t", "tmpfs", "-o", "size=1500k", "tmpfs")
-    config = tiny.with_train(tiny.trained()[0], run_dir=str(disk / "run"))
-    with pytest.raises(OSError, match=r"cannot be written to .*disk/run/checkpoints: .*; the last"):
+    config = tiny.with_train(tiny.trained()[0], run_dir=str(run), steps=30)
+    reason = r"it takes .* MiB and 0.0 MiB are free" if seen else "No space left on device"
+    with pytest.raises(
+        OSError,
+        match=rf"the checkpoint of step 20 cannot be written to .*disk/run/checkpoints: {reason}; "
+        "the last good one is of step 10$",
+    ):
         loop.train(config)
+    out, err = capfd.readouterr()
+    assert "held-out     30" not in out  # it is found before the next save
+    assert err == ""  # neither Orbax nor tensorstore has more to say
+    monkeypatch.undo()
     assert saved_steps(disk / "run") == [10]
     wanted = load_model(tiny.trained()[0].train.run_dir, which="last")
     assert load_model(disk / "run", which="last").params.keys() == wanted.params.keys()
     for left in (disk / "run" / FOLDER).iterdir():
         assert left.name == "10" or "tmp" in left.name
     subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-    loop.train(config, resume=True)
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
+    loop.train(tiny.with_train(config, steps=20), resume=True, summary=False)
     assert same(load_model(disk / "run", which="last").params, wanted.params)
 
 

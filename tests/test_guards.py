@@ -9,7 +9,7 @@ import tiny
 
 from nvib_jax.data import prepare
 from nvib_jax.training import distributed, loop
-from nvib_jax.training.checkpoint import saved_steps
+from nvib_jax.training.keep import saved_steps
 from nvib_jax.training.sharding import make_mesh
 from nvib_jax.training.watchdog import Watchdog
 

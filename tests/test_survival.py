@@ -30,8 +30,8 @@ from processes import (
 
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.checkpoint import saved_steps
 from nvib_jax.training.config import MeshConfig
+from nvib_jax.training.keep import saved_steps
 
 KILLS = 30
 ONE = MeshConfig(data=1)

@@ -4,41 +4,60 @@ One Orbax step folder holds three items: `params` (a flat dict), `optimizer` (st
 mean of the loss) and `meta` (JSON: config, tokenizer, buckets, counts, versions, fingerprints). The
 data's position is the step: a batch is a function of (seed, step). Orbax writes to a temporary name
 and renames, so a folder that counts as a step was whole once; what has changed since is found by
-the fingerprints (`integrity.py`), and the one before it is read. Reading runs no code of a file.
+whoever reads it (`reading.py`), and the one before it is read.
 """
 
 import contextlib
-import json
+import errno
 import logging
 import math
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.compatible import check_same_run
 from nvib_jax.training.distributed import everywhere, is_first
-from nvib_jax.training.integrity import (
-    Damaged,
-    check_fingerprints,
-    check_no_links,
-    check_seal,
-    fingerprints,
-    seal,
-)
-from nvib_jax.training.keep import FOLDER, METRIC, Keep, saved_steps
+from nvib_jax.training.integrity import fingerprints, seal
+from nvib_jax.training.keep import METRIC, Keep, saved_steps
 from nvib_jax.training.logging import to_standard_error
-from nvib_jax.training.portable import FORMAT, describe
+from nvib_jax.training.portable import describe
+from nvib_jax.training.reading import CheckpointReader, optimizer_of, quiet_orbax
 from nvib_jax.training.state import TrainState
 
+_NOTES = "_CHECKPOINT_METADATA"
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    """Not of Orbax's writing: when one array fails, asyncio logs those that failed beside it."""
+    text = record.getMessage()
+    return "exception was never retrieved" not in text or "orbax-checkpoint" not in text
+
+
+@contextlib.contextmanager
+def _quiet_tensorstore() -> Iterator[None]:
+    """Without the traceback of each array that fails after the first one has closed the loop."""
+    plain = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            plain(kind, error, trace)
+
+    sys.excepthook = hook
+    try:
+        yield
+    finally:
+        sys.excepthook = plain
+
+
+logging.getLogger("asyncio").addFilter(_of_others)  # for good: it logs when the garbage goes
 DAMAGED = "damaged"  # where damaged ones are moved by a run that goes on
-T = TypeVar("T")
 
 
 class _Manager(ocp.CheckpointManager):
@@ -49,15 +68,14 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-class Checkpoints:
-    """The checkpoints of one run directory, which all processes of the run see.
+class Checkpoints(CheckpointReader):
+    """The checkpoints of a run that writes them, in a folder that all its processes see.
 
     Args:
       run_dir: the run.
       keep: how many of the last to keep.
       best: how many with the lowest objective to keep beside them.
       every: keep those at multiples of so many steps for good; 0 keeps none of them.
-      read_only: leave the folder as it is, whoever writes to it.
       say: told of a damaged checkpoint.
 
     Raises:
@@ -71,28 +89,44 @@ class Checkpoints:
         keep: int = 2,
         best: int = 1,
         every: int = 0,
-        read_only: bool = False,
         say: Callable[[str], None] = to_standard_error,
     ):
-        self.folder = (Path(run_dir) / FOLDER).absolute()
-        self._read_only, self._say = read_only, say
+        super().__init__(run_dir, say=say)
         self._keep = Keep(self.folder, max(keep, 1), best, every)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._keep,
-            read_only=read_only,
-            create=not read_only,
-            save_interval_steps=0 if read_only else 1,
+        self._saving: int | None = None  # the step that is being written in the background
+        self._failed = False
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(quiet_orbax())
+        self._quiet.enter_context(_quiet_tensorstore())
+        with self._writing():
+            try:
+                self._manager = self._open()
+            except OSError:
+                raise
+            except Exception:  # whatever Orbax makes of a file that it could do without
+                self._drop_step_metadata()
+                self._manager = self._open()
+
+    def _open(self) -> _Manager:
+        handler = ocp.StandardCheckpointHandler
+        return _Manager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._keep, create=True, save_interval_steps=1
+            ),
+            item_handlers={
+                "params": handler(),
+                "optimizer": handler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
-        with _without_warnings(), self._writing():  # that the folder is read-only, as was asked
-            self._manager = _Manager(
-                self.folder,
-                options=options,
-                item_handlers={
-                    "params": ocp.StandardCheckpointHandler(),
-                    "optimizer": ocp.StandardCheckpointHandler(),
-                    "meta": ocp.JsonCheckpointHandler(),
-                },
-            )
+
+    def _drop_step_metadata(self) -> None:
+        """Remove Orbax's own notes: its manager fails on damaged ones, nobody here reads them."""
+        for step in saved_steps(self.folder.parent) if is_first() else ():
+            (self.folder / str(step) / _NOTES).unlink(missing_ok=True)
+        everywhere(True)  # nobody opens the folder before process 0 has done so
+        self._say(f"a {_NOTES} in {self.folder} is damaged; they are removed, nothing needs them")
 
     def steps(self) -> list[int]:
         """Steps that are there, rising."""
@@ -112,17 +146,44 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        items = {"params": state.params, "optimizer": _optimizer(state)}
+        items = {"params": state.params, "optimizer": optimizer_of(state)}
         found = {name: fingerprints(tree) for name, tree in items.items()}
         meta = {**describe(model), METRIC: objective, "step": step, "fingerprints": found}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._keep.objectives[step] = float("inf") if objective is None else objective
-        with self._writing(step):
+        self._keep.objectives[step] = math.inf if objective is None else objective
+        self.wait()
+        self._saving = step
+        with self._writing():
+            self._check_space(items)
             if not self._manager.save(
                 step,
                 args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(seal(meta))),
             ):
                 raise OSError(f"there is one of a later step, {max(self.steps(), default=None)}")
+
+    def _check_space(self, items: Any) -> None:
+        """Refuse what does not fit: a writer that runs into the end of a disk wastes what is left.
+
+        Raises:
+          OSError: on all processes, if one of them sees too little space.
+        """
+        needed = sum(array.nbytes for array in jax.tree.leaves(items))
+        free = shutil.disk_usage(self.folder).free
+        if not everywhere(needed <= free):
+            raise OSError(
+                f"it takes {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free"
+            )
+
+    def check(self) -> None:
+        """Nothing, without waiting, unless the save in the background has failed.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        # `check_for_errors` would say nothing: Orbax's own thread has taken the error already.
+        with self._writing():
+            if self._saving is not None and not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()
 
     def wait(self) -> None:
         """Until the last save is whole.
@@ -133,106 +194,18 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
 
-    def restore(self, state: TrainState, model: TextModel) -> TrainState:
-        """The last state that is whole; damaged ones after it are moved out of the way.
-
-        Args:
-          state: of arrays, or of shapes with shardings: what comes back is like it.
-          model: what is to be continued.
+    def resume(self, state: TrainState, model: TextModel) -> TrainState:
+        """As `restore`; damaged ones after the last that is whole are moved out of the way.
 
         Raises:
           FileNotFoundError: nothing to resume from.
-          ValueError: the checkpoint is of another config than `model`, the fields that differ are
-            named, or of other data; or none is whole, and then none is moved.
+          OSError: a damaged one cannot be moved.
+          ValueError: as `restore`; if none is whole, none is moved.
         """
-        shapes = jax.tree.map(_abstract, state)
-        wanted = {"params": shapes.params, "optimizer": _optimizer(shapes)}
-        for step, meta in self.metas():
-            check_same_run(model, meta, self.folder)
-            items = self.read(step, meta, wanted)
-            if items is not None:
-                if not self._read_only:
-                    self._set_aside([other for other in self.steps() if other > step])
-                return TrainState(params=items["params"], **items["optimizer"])
-        raise ValueError(f"no checkpoint in {self.folder} is whole")
-
-    def metas(self, which: str = "last") -> Iterator[tuple[int, dict[str, Any]]]:
-        """(step, meta data) of the checkpoints whose meta data are whole, the wanted one first.
-
-        Args:
-          which: "last", or "best" for the lowest objective.
-
-        Raises:
-          FileNotFoundError: there is no checkpoint.
-        """
-        if not self._read_only:
-            self.wait()
-        steps = self.steps()[::-1]
-        if not steps:
-            raise FileNotFoundError(
-                f"{self.folder} has no finished checkpoint; the first is of step train.eval_every"
-            )
-        found = ((step, self._whole(step, partial(self._meta, step))) for step in steps)
-        whole = ((step, meta) for step, meta in found if meta is not None)
-        if which == "last":
-            return whole
-        return iter(sorted(whole, key=lambda pair: self._keep.objectives.get(pair[0], math.inf)))
-
-    def read(
-        self, step: int, meta: dict[str, Any], shapes: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """Items of a checkpoint as arrays; None, and a line that says so, where it is damaged.
-
-        Args:
-          step: one of `metas`.
-          meta: its meta data.
-          shapes: item -> tree of shapes with shardings.
-        """
-        items = self._whole(step, partial(self._read_items, step, shapes))
-        if items is None:
-            return None
-
-        def check() -> dict[str, Any]:
-            # All of them first: every process takes part in each, whatever it finds in one.
-            found = {name: fingerprints(tree) for name, tree in items.items()}
-            for name in found:
-                check_fingerprints(found[name], meta["fingerprints"][name])
-            return items
-
-        return self._whole(step, check)
-
-    def _read_items(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
-        """Not by the manager, which waits for all processes: one that fails would not come."""
-        folder = epath.Path(self.folder) / str(step)
-        return {
-            name: ocp.StandardCheckpointHandler().restore(
-                folder / name, args=ocp.args.StandardRestore(tree)
-            )
-            for name, tree in shapes.items()
-        }
-
-    def _meta(self, step: int) -> dict[str, Any]:
-        folder = self.folder / str(step)
-        check_no_links(folder)
-        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-        if not isinstance(meta, dict):
-            raise Damaged("its meta data are no JSON object")
-        if meta.get("format") == FORMAT:  # another version's is refused for that, not for its seal
-            check_seal(meta)
-        return meta
-
-    def _whole(self, step: int, read: Callable[[], T]) -> T | None:
-        """What was read; None, and a line that says so, if that failed on any process."""
-        result, reason = None, "another process could not read it"
-        try:
-            with _without_warnings():
-                result = read()
-        except Exception as error:  # whatever a reader makes of bytes that mean nothing
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        if everywhere(result is not None):
-            return result
-        self._say(f"the checkpoint of step {step} in {self.folder} is damaged ({reason})")
-        return None
+        self.wait()
+        state = self.restore(state, model)
+        self._set_aside([step for step in self.steps() if step > int(state.step)])
+        return state
 
     def _set_aside(self, steps: list[int]) -> None:
         """Out of the way of their steps' next saves, for a person to look at."""
@@ -258,40 +231,36 @@ class Checkpoints:
         Raises:
           OSError: it cannot be written.
         """
-        with self._writing():
-            try:
-                self._manager.wait_until_finished()
-            finally:
-                self._manager.close()
+        said = self._failed
+        try:
+            with self._writing():
+                try:
+                    self._manager.wait_until_finished()
+                finally:
+                    self._manager.close()
+        except OSError:
+            if not said:  # the same error, which has ended the run already
+                raise
+        finally:
+            self._quiet.close()
 
     @contextlib.contextmanager
-    def _writing(self, step: int | None = None) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of the file system, or of Orbax about it
-            reason = " ".join(str(error).split())[:300]
+            self._failed = True
+            step = self._saving
             name = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            last = max(saved_steps(self.folder.parent), default=None)
+            last = max((s for s in saved_steps(self.folder.parent) if s != step), default=None)
             kept = "there is none yet" if last is None else f"the last good one is of step {last}"
-            raise OSError(f"{name} cannot be written to {self.folder}: {reason}; {kept}") from error
+            raise OSError(
+                f"{name} cannot be written to {self.folder}: {_reason(error)}; {kept}"
+            ) from error
 
 
-def _optimizer(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in vars(state).items() if name != "params"}
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    if not isinstance(x, jax.ShapeDtypeStruct):
-        x = jnp.asarray(x)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _reason(error: Exception) -> str:
+    """What the system said, where it is known; otherwise the beginning of what Orbax says of it."""
+    text = " ".join(str(error).split())
+    known = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return next((reason for reason in known if reason in text), text[:300])

@@ -1,16 +1,15 @@
 """A folder that holds a model -> the model: a run, or what `nvib export` wrote."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.checkpoint import Checkpoints
 from nvib_jax.training.compatible import check_shapes
 from nvib_jax.training.keep import FOLDER
 from nvib_jax.training.logging import to_standard_error
 from nvib_jax.training.portable import WEIGHTS, load_exported, model_of
+from nvib_jax.training.reading import CheckpointReader
 
 
 def load_model(
@@ -39,11 +38,11 @@ def load_with_step(
         runs = sorted(str(p.parent) for p in Path(path).parent.glob(f"*/{FOLDER}"))[:5]
         hint = f"; there are {', '.join(runs)}" if runs else "; nvib train makes one"
         raise FileNotFoundError(f"{path} is no run: it has no folder {FOLDER}{hint}")
-    with contextlib.closing(Checkpoints(path, read_only=True, say=say)) as checkpoints:
-        for step, meta in checkpoints.metas(which):
-            model = model_of(meta, folder)
-            check_shapes(model, meta, folder)
-            items = checkpoints.read(step, meta, {"params": model.params})
-            if items is not None:
-                return dataclasses.replace(model, params=items["params"]), step
+    checkpoints = CheckpointReader(path, say=say)
+    for step, meta in checkpoints.metas(which):
+        model = model_of(meta, folder)
+        check_shapes(model, meta, folder)
+        items = checkpoints.read(step, meta, {"params": model.params})
+        if items is not None:
+            return dataclasses.replace(model, params=items["params"]), step
     raise ValueError(f"no checkpoint in {folder} is whole")

@@ -20,12 +20,13 @@ from nvib_jax.models.structure import structure
 from nvib_jax.objective import elbo_weights
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.bad_steps import BadSteps
-from nvib_jax.training.checkpoint import Checkpoints, saved_steps
+from nvib_jax.training.checkpoint import Checkpoints
 from nvib_jax.training.claim import CLAIM, Claim
 from nvib_jax.training.config import Config, to_json
 from nvib_jax.training.distributed import check_same, is_first
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.interrupt import Interrupt
+from nvib_jax.training.keep import saved_steps
 from nvib_jax.training.logging import TrainingBar, open_writer, to_standard_error
 from nvib_jax.training.replicas import make_agree
 from nvib_jax.training.sharding import batch_placer, check_fits, make_mesh, plan_state, whole
@@ -158,7 +159,7 @@ def _fit(
         empty = TextModel.create(
             config, data.tokenizer, buckets, data.length_distribution, plan.state.params
         )
-        state = checkpoints.restore(plan.state, empty)
+        state = checkpoints.resume(plan.state, empty)
         bar.print(f"resumed at step {int(state.step)}")
     else:
         state = plan.create()
@@ -210,6 +211,7 @@ def _fit(
             if step % settings.log_every == 0 or evaluating:
                 values = means(window)  # waits for the device, so that the clock is right
                 bad.check()
+                checkpoints.check()
                 speeds.append(float(window["cross_entropy"][1]) / (time.monotonic() - since))
                 values["tokens_per_second"] = speeds[-1]
                 writer.write(step, "train", values)
