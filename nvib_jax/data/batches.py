@@ -88,11 +88,7 @@ class Batches:
             raise ValueError(f"rows must be of [0, {batch_size}), got {self._rows.tolist()}")
         # Every split shares the training data's buckets, so that no split adds shapes to compile.
         self.buckets = tuple(buckets) or default_buckets(data)
-        if lengths.max() > self.buckets[-1]:
-            raise ValueError(
-                f"the longest sentence of {split!r} has {lengths.max()} tokens, "
-                f"more than the longest bucket: buckets={self.buckets}"
-            )
+        check_buckets(self.buckets, int(lengths.max()), f"sentence of {split!r}")
         self.batch_size = batch_size
         self.seed = seed
         self._data, self._split, self._shuffle = data, split, shuffle
@@ -160,6 +156,20 @@ class Batches:
             lengths.append(np.full(count, bucket))
         batches = rng.permutation(len(self)) if self._shuffle else np.arange(len(self))
         return _Plan(np.concatenate(rows)[batches], np.concatenate(lengths)[batches])
+
+
+def check_buckets(buckets: Sequence[int], longest: int, what: str = "sentence") -> None:
+    """That the longest sentence has a bucket.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if longest > buckets[-1]:
+        raise ValueError(
+            f"the longest {what} has {longest} tokens, more than the longest bucket of "
+            f"data.buckets, {tuple(buckets)}; wanted --data.buckets with one as long, none of them "
+            "for buckets that follow the data, or a smaller --data.clean.max-tokens"
+        )
 
 
 def default_buckets(data: PreparedData) -> tuple[int, ...]:

@@ -125,7 +125,8 @@ class Cleaner:
 
     def sentences(self, documents: Iterable[str]) -> tuple[list[str], Dropped]:
         """Sentences of documents (lines or paragraphs), empty ones left out, and what was lost."""
-        dropped, raw = Dropped(), []
+        dropped = Dropped()
+        raw: list[str] = []
         for document in documents:
             if self._config.drop_headings and is_heading(document):
                 dropped.headings += 1
