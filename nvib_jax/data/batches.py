@@ -9,6 +9,7 @@ read before, so that a resumed run needs only its step, and all processes agree 
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nvib_jax.data.config import Split
 from nvib_jax.data.prepared import PreparedData
 
 _DEFAULT_BUCKETS = 4
+_HANDED_OVER = 4096  # sentences
 # No run is this long; grain wants an end.
 _NO_END = 1 << 40
 
@@ -118,14 +120,23 @@ class Batches:
 
         Args:
           start_step: the first step.
-          prefetch: batches made ahead by background threads; 0 makes each when it is asked for.
+          prefetch: how far background threads are ahead, in batches of 4,096 sentences or more; 0
+            makes each when it is asked for.
         """
+        if not prefetch:
+            return map(self.__getitem__, itertools.count(start_step))
         import grain
 
-        steps = grain.MapDataset.range(start_step, _NO_END)
-        threads = min(prefetch, 2)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-        return iter(steps.map(self.__getitem__).to_iter_dataset(options))
+        # Handing a small batch from thread to thread takes longer than making it: many go at once.
+        together = max(1, _HANDED_OVER // self.batch_size)
+
+        def several(group: int) -> list[Batch]:
+            first = start_step + group * together
+            return [self[step] for step in range(first, first + together)]
+
+        groups = grain.MapDataset.range(_NO_END // together).map(several)
+        options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
+        return itertools.chain.from_iterable(groups.to_iter_dataset(options))
 
     def _place(self, step: int) -> tuple[_Plan, int]:
         if step < 0:
