@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny
+import tiny  # noqa: F401 (it sets where processes find compiled code)
 
 from nvib_jax.training.config import Config, to_json
 from nvib_jax.training.keep import FOLDER

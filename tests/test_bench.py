@@ -177,7 +177,7 @@ def test_the_command_writes_json_and_its_table(tmp_path, capsys, monkeypatch):
     [
         (
             [],
-            "no suite was given; wanted one of attention, train, generate, sampler, scaling, ch",
+            "no suite was given; wanted one of attention, train, generate, sampler, scaling, data",
         ),
         (["atention"], "there is no suite 'atention'; wanted one of attention, train, generate"),
         (["table"], "wanted one file, as in: nvib bench table bench.json"),

@@ -11,7 +11,7 @@ import tiny
 from tolerance import assert_close
 
 import nvib_jax as nvib
-from nvib_jax.bench import attention, generate, plain, sampler, train
+from nvib_jax.bench import attention, data, generate, plain, sampler, train
 from nvib_jax.bench.timing import Row, measure
 from nvib_jax.models.nvae import EOS, NVAE, PAD
 from nvib_jax.models.params import merge, split
@@ -258,3 +258,17 @@ def test_sampler_rows_and_the_saturated_gradient():
         assert ours < 0.03 < theirs
     with pytest.raises(ValueError, match="shape is '3by4'; wanted whole numbers as in 64x51"):
         next(sampler.Sampler(shape=("3by4",)).groups())
+
+
+# ---- data
+
+
+def test_data_rows_are_the_batches_of_their_corpus():
+    options = data.Data(tokens=(20_000,), batch_size=(16,))
+    rows = measure(next(options.groups()), rounds=1)
+    assert [row.implementation for row in rows] == ["indexed", "iterated"]
+    assert all(row.per_second for row in rows)
+    (case, _) = next(options.groups())
+    call = case.prepare().function
+    found = np.mean([call()["mask"].sum() for _ in range(300)])
+    assert found == pytest.approx(case.amount, rel=0.1)

@@ -11,6 +11,7 @@ import tyro
 from nvib_jax.bench import report, tables
 from nvib_jax.bench.attention import Attention
 from nvib_jax.bench.choose import Choose, choose
+from nvib_jax.bench.data import Data
 from nvib_jax.bench.device import Peak, machine
 from nvib_jax.bench.generate import Generate
 from nvib_jax.bench.sampler import Sampler
@@ -34,6 +35,7 @@ SUITES: dict[str, type[Suite]] = {
     "generate": Generate,
     "sampler": Sampler,
     "scaling": Scaling,
+    "data": Data,
 }
 
 

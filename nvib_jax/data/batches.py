@@ -9,6 +9,7 @@ read before, so that a resumed run needs only its step, and all processes agree 
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nvib_jax.data.config import Split
 from nvib_jax.data.prepared import PreparedData
 
 _DEFAULT_BUCKETS = 4
+_HANDED_OVER = 4096  # sentences
 # No run is this long; grain wants an end.
 _NO_END = 1 << 40
 
@@ -88,11 +90,7 @@ class Batches:
             raise ValueError(f"rows must be of [0, {batch_size}), got {self._rows.tolist()}")
         # Every split shares the training data's buckets, so that no split adds shapes to compile.
         self.buckets = tuple(buckets) or default_buckets(data)
-        if lengths.max() > self.buckets[-1]:
-            raise ValueError(
-                f"the longest sentence of {split!r} has {lengths.max()} tokens, "
-                f"more than the longest bucket: buckets={self.buckets}"
-            )
+        check_buckets(self.buckets, int(lengths.max()), f"sentence of {split!r}")
         self.batch_size = batch_size
         self.seed = seed
         self._data, self._split, self._shuffle = data, split, shuffle
@@ -122,14 +120,23 @@ class Batches:
 
         Args:
           start_step: the first step.
-          prefetch: batches made ahead by background threads; 0 makes each when it is asked for.
+          prefetch: how far background threads are ahead, in batches of 4,096 sentences or more; 0
+            makes each when it is asked for.
         """
+        if not prefetch:
+            return map(self.__getitem__, itertools.count(start_step))
         import grain
 
-        steps = grain.MapDataset.range(start_step, _NO_END)
-        threads = min(prefetch, 2)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-        return iter(steps.map(self.__getitem__).to_iter_dataset(options))
+        # Handing a small batch from thread to thread takes longer than making it: many go at once.
+        together = max(1, _HANDED_OVER // self.batch_size)
+
+        def several(group: int) -> list[Batch]:
+            first = start_step + group * together
+            return [self[step] for step in range(first, first + together)]
+
+        groups = grain.MapDataset.range(_NO_END // together).map(several)
+        options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
+        return itertools.chain.from_iterable(groups.to_iter_dataset(options))
 
     def _place(self, step: int) -> tuple[_Plan, int]:
         if step < 0:
@@ -160,6 +167,20 @@ class Batches:
             lengths.append(np.full(count, bucket))
         batches = rng.permutation(len(self)) if self._shuffle else np.arange(len(self))
         return _Plan(np.concatenate(rows)[batches], np.concatenate(lengths)[batches])
+
+
+def check_buckets(buckets: Sequence[int], longest: int, what: str = "sentence") -> None:
+    """That the longest sentence has a bucket.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if longest > buckets[-1]:
+        raise ValueError(
+            f"the longest {what} has {longest} tokens, more than the longest bucket of "
+            f"data.buckets, {tuple(buckets)}; wanted --data.buckets with one as long, none of them "
+            "for buckets that follow the data, or a smaller --data.clean.max-tokens"
+        )
 
 
 def default_buckets(data: PreparedData) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nvib_jax.data import cache_folder, sources
+from nvib_jax.data.batches import check_buckets
 from nvib_jax.data.build import Progress, build, described
 from nvib_jax.data.cache_folder import Claim, building_folder, discard, remove_abandoned
 from nvib_jax.data.config import DataConfig, cache_root
@@ -63,7 +64,8 @@ def prepare(
         data = _open(root / digest, report)
         if data is None:
             data = _build_once(config, digest, root, report, workers)
-    _check_buckets(config, data)
+    if config.buckets:
+        check_buckets(config.buckets, data.max_tokens)
     return data
 
 
@@ -162,12 +164,3 @@ def _build_once(
         ) from error
     report(f"prepared {root / digest}")
     return PreparedData.load(root / digest)
-
-
-def _check_buckets(config: DataConfig, data: PreparedData) -> None:
-    if config.buckets and data.max_tokens > config.buckets[-1]:
-        raise ValueError(
-            f"data.buckets is {config.buckets}, and the longest sentence has {data.max_tokens} "
-            "tokens; wanted a last bucket of at least that (--data.buckets), none for buckets "
-            "that follow the data, or a smaller --data.clean.max-tokens"
-        )

@@ -1,5 +1,6 @@
 """Batches as a function of (seed, step), of which a process reads some rows."""
 
+import hashlib
 import itertools
 import threading
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from nvib_jax.data.batches import Batches, choose_buckets
 from nvib_jax.data.config import DataConfig
 from nvib_jax.data.prepare import prepare
+from nvib_jax.data.token_file import TokenFile
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,43 @@ def test_buckets_pad_less_than_one_shape(data):
         for batches in [make(data, buckets=choose_buckets(data.lengths["train"], count))]
     }
     assert padded[4] < 0.65 * padded[1]
+
+
+# SHA-256 of batches as 0.1.0 made them, one sentence at a time out of array_record.
+BY_0_1_0 = {
+    ("train", True): "38b26816f1ac5e71",
+    ("train", False): "df4763f158572c3a",
+    ("validation", True): "2e1aee4af7c3a827",
+    ("validation", False): "4574ce8d02c27498",
+    ("test", True): "f3d893a7eca6b5cb",
+    ("test", False): "ea052cdca33dfaa5",
+}
+
+
+def digest(batches, count):
+    found = hashlib.sha256()
+    for step in range(count):
+        for key in ("tokens", "mask", "index"):
+            array = batches[step][key]
+            found.update(str((array.shape, array.dtype)).encode() + array.tobytes())
+    return found.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("split", "shuffle"), BY_0_1_0)
+def test_batches_are_those_of_0_1_0(data, split, shuffle):
+    batches = make(data, split, shuffle=shuffle)
+    assert digest(batches, 2 * len(batches) + 3) == BY_0_1_0[split, shuffle]
+
+
+def test_rows_in_given_buckets_are_those_of_0_1_0(data):
+    assert data.fingerprint == 529066900
+    assert digest(make(data, buckets=(8, 14, 24), rows=range(4, 8)), 50) == "cd6d438340bc2126"
+
+
+def test_a_batch_reads_no_sentence_by_itself(data, monkeypatch):
+    """A loop over rows, or a thread for each batch, is what starved the accelerator."""
+    monkeypatch.setattr(TokenFile, "rows", None)
+    assert make(data)[0]["mask"].any()
 
 
 def test_seed_and_epoch_name_the_order(data):
@@ -174,7 +213,7 @@ def test_errors(data):
     with pytest.raises(ValueError, match=r"rows must be of \[0, 16\), got \[15, 16\]"):
         make(data, rows=[15, 16])
     longest = data.lengths["train"].max()
-    message = rf"longest sentence of 'train' has {longest} tokens, .* buckets=\(4, 8\)"
+    message = rf"longest sentence of 'train' has {longest} tokens, .* \(4, 8\); .*--data.buckets"
     with pytest.raises(ValueError, match=message):
         make(data, buckets=(4, 8))
     with pytest.raises(ValueError, match="no split 'dev'"):

@@ -259,7 +259,7 @@ def test_buckets_too_short_are_refused_by_prepare(text_config):
     longest = prepare(text_config).max_tokens
     fitting = dataclasses.replace(text_config, buckets=(4, longest))
     assert prepare(fitting).max_tokens == longest
-    message = rf"data.buckets is \(4, {longest - 1}\), .* has {longest} tokens; .*--data.buckets"
+    message = rf"longest sentence has {longest} tokens, .*\(4, {longest - 1}\); .*--data.buckets"
     with pytest.raises(ValueError, match=message):
         prepare(dataclasses.replace(text_config, buckets=(4, longest - 1)))
 
