@@ -1,5 +1,7 @@
 """The NVAE's rivals: which vectors they keep, that their attention is plain, what they cost."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,3 +196,19 @@ def test_a_plain_autoencoder_has_no_variances():
     from nvib_jax.models.params import split
 
     assert not any("log_variance.kernel" in name for name in split(tiny.model(kind="T"))[1])
+
+
+@pytest.mark.parametrize("kind", list(LATENTS))
+def test_methods_are_abstract_or_final(kind):
+    """Who reads a method need not look for a subclass that does something else."""
+    classes = [c for c in LATENTS[kind].__mro__ if c.__module__.startswith("nvib_jax")]
+    for i, cls in enumerate(classes):
+        for name, thing in vars(cls).items():
+            function = thing.fget if isinstance(thing, property) else thing
+            if name == "__init__" or not inspect.isfunction(function):
+                continue
+            for base in classes[i + 1 :]:
+                over = vars(base).get(name)
+                if over is not None:
+                    over = over.fget if isinstance(over, property) else over
+                    assert "raise NotImplementedError" in inspect.getsource(over), (cls, name)

@@ -17,8 +17,8 @@ delta = sum_e dout out, which is sum_s p dp here too,
     dk = ds^T q      dv = p^T dout              dbias = sum_{h,t} ds
     dshared_key = sum_h ds^T (u*u)              dshared_value = sum_h p^T (g*u)
 
-`query_kernel` (tpu_kernels.py) does the second line and the gradients of W_k and W_v, `key_kernel`
-the last two.
+`query_gradient_kernel` (tpu_kernels.py) does the second line and the gradients of W_k and W_v,
+`key_gradient_kernel` the last two.
 """
 
 import functools
@@ -34,7 +34,12 @@ from jax.sharding import ManualAxisType
 
 from nvib_jax.attention.blocks import LANES, Blocks, choose_blocks
 from nvib_jax.attention.inputs import MASK_VALUE, Memory
-from nvib_jax.attention.tpu_kernels import Plan, forward_kernel, key_kernel, query_kernel
+from nvib_jax.attention.tpu_kernels import (
+    Plan,
+    forward_kernel,
+    key_gradient_kernel,
+    query_gradient_kernel,
+)
 from nvib_jax.shapes import vary_alike, varying
 
 Arrays = dict[str, jax.Array]
@@ -72,7 +77,16 @@ def attend(
         )
     if blocks is None:
         blocks = choose_blocks(query, memory)
-    plan = Plan(length, components, blocks.within(length, components), causal, interpret)
+    plan = Plan(
+        queries=length,
+        keys=components,
+        blocks=blocks.within(length, components),
+        causal=causal,
+        masked=mask is not None,
+        moves=memory.shared_key is not None,
+        keeps=memory.shared_value is not None,
+        interpret=interpret,
+    )
     more_q, more_k = (-length % plan.blocks.queries, -components % plan.blocks.keys)
 
     def pad(x: jax.Array, axis: int, by: int, value: float = 0) -> jax.Array:
@@ -86,13 +100,13 @@ def attend(
         "bias": pad(memory.bias[:, None], -1, more_k, MASK_VALUE),
     }
     if memory.shared_key is not None:
-        arrays["pk"] = pad(memory.shared_key, 1, more_k)
+        arrays["shared_key"] = pad(memory.shared_key, 1, more_k)
     if memory.shared_value is not None:
         assert memory.key_kernel is not None
         assert memory.value_kernel is not None
-        arrays["pv"] = pad(memory.shared_value, 1, more_k)
-        arrays["wk"] = jnp.transpose(memory.key_kernel, (1, 2, 0))
-        arrays["wv"] = jnp.transpose(memory.value_kernel, (1, 0, 2))
+        arrays["shared_value"] = pad(memory.shared_value, 1, more_k)
+        arrays["key_kernel"] = jnp.transpose(memory.key_kernel, (1, 2, 0))
+        arrays["value_kernel"] = jnp.transpose(memory.value_kernel, (1, 0, 2))
     hidden = None
     if mask is not None:
         hidden = pad(pad(mask.astype(jnp.int8), 1, more_q), 2, more_k)
@@ -109,8 +123,8 @@ def _forward(plan: Plan, arrays: Arrays, mask: jax.Array | None) -> tuple[jax.Ar
     q, v = arrays["q"], arrays["v"]
     rows, dim = plan.blocks.queries, _dim(arrays)
     scratch = {"m": (rows, LANES), "l": (rows, LANES), "acc": (rows, v.shape[-1])}
-    scratch |= {"u": (rows, dim)} if "pk" in arrays else {}
-    scratch |= {"kept": (rows, dim)} if "pv" in arrays else {}
+    scratch |= {"u": (rows, dim)} if plan.moves else {}
+    scratch |= {"kept": (rows, dim)} if plan.keeps else {}
     found = _call(
         plan,
         forward_kernel,
@@ -130,35 +144,38 @@ def _backward(plan: Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None]
     arrays, mask, found = saved
     f32, rows, cols, dim = jnp.float32, plan.blocks.queries, plan.blocks.keys, _dim(arrays)
     delta = jnp.sum(d_out.astype(f32) * found["out"].astype(f32), axis=-1)[:, :, None]
-    inputs = arrays | {"do": d_out, "top": found["top"], "sum": found["sum"], "delta": delta}
+    inputs = arrays | {"d_out": d_out, "top": found["top"], "sum": found["sum"], "delta": delta}
     inputs |= {} if mask is None else {"mask": mask}
 
-    def like(*names: str, **others: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        shapes = {n: arrays[n] for n in names if n in arrays}
-        return {"d" + n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in shapes.items()} | {
-            "d" + n: jax.ShapeDtypeStruct(shape, f32) for n, shape in others.items()
-        }
+    def like(*names: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Gradients of these arrays, of those that there are."""
+        found = {name: arrays[name] for name in names if name in arrays}
+        return {f"d_{n}": jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in found.items()}
 
+    # Kernels are shared by the batch: each sentence has a gradient of its own, summed below.
+    kernels = [name for name in ("key_kernel", "value_kernel") if plan.keeps]
     batch = arrays["q"].shape[:1]
-    weights = {n: (*batch, *arrays[n].shape) for n in ("wk", "wv") if n in arrays}
-    wide = {n: (rows, dim) for n in ("u", "g", "kept") if "pv" in arrays}
-    wide |= {"moved": (rows, dim)} if "pk" in arrays else {}
+    outputs = like("q") | {
+        f"d_{name}": jax.ShapeDtypeStruct((*batch, *arrays[name].shape), f32) for name in kernels
+    }
+    scratch = {"d_q_acc": (rows, arrays["q"].shape[-1])}
+    scratch |= {name: (rows, dim) for name in ("u", "g", "kept") if plan.keeps}
+    scratch |= {"moved": (rows, dim)} if plan.moves else {}
     grads = _call(
-        plan,
-        query_kernel,
-        inputs,
-        outputs=like("q", **weights),
-        scratch={"dq_acc": (rows, arrays["q"].shape[-1]), **wide},
-        keys_last=True,
+        plan, query_gradient_kernel, inputs, outputs=outputs, scratch=scratch, keys_last=True
     )
-    scratch = {n + "_acc": (cols, arrays[n[1:]].shape[-1]) for n in ("dk", "dv")}
-    scratch |= {"dbias_acc": (cols, LANES)}
-    scratch |= {f"d{n}_acc": (cols, dim) for n in ("pk", "pv") if n in arrays}
-    outputs = like("k", "v", "bias", "pk", "pv")
-    grads |= _call(plan, key_kernel, inputs, outputs=outputs, scratch=scratch, keys_last=False)
-    for name in weights:
-        grads["d" + name] = jnp.sum(grads["d" + name], axis=0).astype(arrays[name].dtype)
-    return {name: grads["d" + name] for name in arrays}, None
+
+    outputs = like("k", "v", "bias", "shared_key", "shared_value")
+    scratch = {f"d_{name}_acc": (cols, arrays[name].shape[-1]) for name in ("k", "v")}
+    scratch |= {"d_bias_acc": (cols, LANES)}
+    scratch |= {"d_shared_key_acc": (cols, dim)} if plan.moves else {}
+    scratch |= {"d_shared_value_acc": (cols, dim)} if plan.keeps else {}
+    grads |= _call(
+        plan, key_gradient_kernel, inputs, outputs=outputs, scratch=scratch, keys_last=False
+    )
+    for name in kernels:
+        grads[f"d_{name}"] = jnp.sum(grads[f"d_{name}"], axis=0).astype(arrays[name].dtype)
+    return {name: grads[f"d_{name}"] for name in arrays}, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -168,7 +185,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _dim(arrays: Arrays) -> int:
-    return arrays["pv"].shape[-1] if "pv" in arrays else 0
+    return arrays["shared_value"].shape[-1] if "shared_value" in arrays else 0
 
 
 def _call(
@@ -222,25 +239,44 @@ def _call(
     return dict(zip(outputs, found, strict=True))
 
 
+# For every array of the kernels, what its axes are: a letter each, b batch, h head, t queries, s
+# keys, "1" a single one, "." all of the axis. A kernel sees one b, one h, and blocks of t and s.
+_AXES = {
+    "q": "bht.",
+    "d_q": "bht.",
+    "out": "bht.",
+    "d_out": "bht.",
+    "top": "bh1t",  # the maximum of each row of logits, their sum, and delta, queries along lanes
+    "sum": "bh1t",
+    "delta": "bh1t",
+    "k": "bhs.",
+    "d_k": "bhs.",
+    "v": "bhs.",
+    "d_v": "bhs.",
+    "bias": "b1s",
+    "d_bias": "b1s",
+    "shared_key": "bs.",
+    "d_shared_key": "bs.",
+    "shared_value": "bs.",
+    "d_shared_value": "bs.",
+    "mask": "bts",
+    "key_kernel": "h..",
+    "value_kernel": "h..",
+    "d_key_kernel": "bh..",
+    "d_value_kernel": "bh..",
+}
+
+
 def _layout(
     name: str, shape: tuple[int, ...], blocks: Blocks
 ) -> tuple[tuple[int | None, ...], Callable[..., tuple]]:
     """Block shape (None: one, and no axis in the kernel) and block index by (b, h, i, j)."""
-    rows, cols, width = blocks.queries, blocks.keys, shape[-1]
-    match name.removeprefix("d") if name not in ("do", "delta") else name:
-        case "q" | "o" | "do" | "out":
-            return (None, None, rows, width), lambda b, h, i, j: (b, h, i, 0)
-        case "top" | "sum" | "delta":
-            return (None, None, 1, rows), lambda b, h, i, j: (b, h, 0, i)
-        case "k" | "v":
-            return (None, None, cols, width), lambda b, h, i, j: (b, h, j, 0)
-        case "bias":
-            return (None, 1, cols), lambda b, h, i, j: (b, 0, j)
-        case "pk" | "pv":
-            return (None, cols, width), lambda b, h, i, j: (b, j, 0)
-        case "mask":
-            return (None, rows, cols), lambda b, h, i, j: (b, i, j)
-        case _ if len(shape) == 3:
-            return (None, *shape[1:]), lambda b, h, i, j: (h, 0, 0)
-        case _:
-            return (None, None, *shape[2:]), lambda b, h, i, j: (b, h, 0, 0)
+    axes = _AXES[name]
+    sizes = {"b": None, "h": None, "t": blocks.queries, "s": blocks.keys, "1": 1}
+    block = tuple(sizes.get(axis, size) for axis, size in zip(axes, shape, strict=True))
+
+    def index(b: Any, h: Any, i: Any, j: Any) -> tuple:
+        place = {"b": b, "h": h, "t": i, "s": j}
+        return tuple(place.get(axis, 0) for axis in axes)
+
+    return block, index

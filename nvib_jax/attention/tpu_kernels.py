@@ -1,7 +1,9 @@
 """The bodies of the TPU kernels: a block of queries against a block of keys.
 
-Enters references to blocks in vector memory, which have no batch or head axis and go by the names
-of `pallas_tpu`, where the equations stand. A form without a term has no reference for it.
+`r` holds references to blocks in vector memory, which have no batch or head axis. They go by the
+names of `pallas_tpu`, where the equations and the table of all names stand. `plan` says which of
+the terms of a form there are: `plan.moves` the one of u*u in the logits (exact), `plan.keeps` the
+one of u in the values (exact and published). Only the references of terms that there are exist.
 """
 
 import functools
@@ -21,12 +23,26 @@ LOWEST = float(jnp.finfo(jnp.float32).min)  # where a running maximum starts; be
 
 @dataclass(frozen=True)
 class Plan:
-    """What is static: true sizes, blocks, causality, how to run."""
+    """What is static.
+
+    Attributes:
+      queries: T, without the padding to whole blocks.
+      keys: S, without it.
+      blocks: their sizes.
+      causal: whether query t sees component 0 and components up to t + S - T only.
+      masked: whether there is a mask.
+      moves: whether logits have the term u*u . shared_key; then `keeps` holds too.
+      keeps: whether values have the term W_v (shared_value * u).
+      interpret: how to run without a TPU.
+    """
 
     queries: int
     keys: int
     blocks: Blocks
     causal: bool
+    masked: bool
+    moves: bool
+    keeps: bool
     interpret: Any
 
     def visible(self, i: jax.Array, j: jax.Array) -> jax.Array:
@@ -43,16 +59,17 @@ def forward_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, *
     @pl.when(j == 0)
     def _start():
         r.m[...] = jnp.full_like(r.m, LOWEST)
-        for name in ("l", "acc", "kept"):
-            _zero(r, name)
-        if hasattr(r, "u"):
-            r.u[...] = _dot(r.q[...], r.wk[...])
+        _zero(r.l, r.acc)
+        if plan.keeps:
+            _zero(r.kept)
+        if plan.moves:
+            r.u[...] = _dot(r.q[...], r.key_kernel[...])
 
     @pl.when(plan.visible(i, j))
     def _block():
         logits = _dot(r.q[...], r.k[...], 1, 1) + r.bias[...]
-        if hasattr(r, "pk"):
-            logits = logits + _dot(jnp.square(r.u[...]), r.pk[...], 1, 1)
+        if plan.moves:
+            logits = logits + _dot(jnp.square(r.u[...]), r.shared_key[...], 1, 1)
         logits = _hide(plan, r, logits, i, j)
         m = jnp.maximum(r.m[...], jnp.max(logits, axis=1, keepdims=True))
         shrink = jnp.exp(r.m[...] - m)[:, :1]
@@ -60,69 +77,76 @@ def forward_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, *
         r.l[...] = r.l[...] * shrink + jnp.sum(p, axis=1, keepdims=True)
         r.m[...] = m
         r.acc[...] = r.acc[...] * shrink + _dot(p.astype(r.v.dtype), r.v[...])
-        if hasattr(r, "pv"):
-            r.kept[...] = r.kept[...] * shrink + _dot(p.astype(r.pv.dtype), r.pv[...])
+        if plan.keeps:
+            r.kept[...] = r.kept[...] * shrink + _dot(
+                p.astype(r.shared_value.dtype), r.shared_value[...]
+            )
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _finish():
         scale = 1 / r.l[...][:, :1]
         out = r.acc[...] * scale
-        if hasattr(r, "pv"):
-            u = r.u[...] if hasattr(r, "u") else _dot(r.q[...], r.wk[...])
-            out = out + _dot((r.kept[...] * scale * u).astype(r.wv.dtype), r.wv[...])
+        if plan.keeps:
+            u = r.u[...] if plan.moves else _dot(r.q[...], r.key_kernel[...])
+            out = out + _dot(
+                (r.kept[...] * scale * u).astype(r.value_kernel.dtype), r.value_kernel[...]
+            )
         r.out[...] = out.astype(r.out.dtype)
         r.top[...], r.sum[...] = _as_row(r.m[...]), _as_row(r.l[...])
 
 
-def query_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, **_) -> None:
+def query_gradient_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, **_) -> None:
     """dq and the gradients of W_k and W_v; keys vary fastest."""
 
     @pl.when(j == 0)
     def _start():
-        for name in ("dq_acc", "kept", "moved"):
-            _zero(r, name)
-        if hasattr(r, "pv"):
-            r.u[...] = _dot(r.q[...], r.wk[...])
-            r.g[...] = _dot(r.do[...], r.wv[...], 1, 1)
+        _zero(r.d_q_acc)
+        if plan.moves:
+            _zero(r.moved)
+        if plan.keeps:
+            _zero(r.kept)
+            r.u[...] = _dot(r.q[...], r.key_kernel[...])
+            r.g[...] = _dot(r.d_out[...], r.value_kernel[...], 1, 1)
 
     @pl.when(plan.visible(i, j))
     def _block():
         logits = _dot(r.q[...], r.k[...], 1, 1) + r.bias[...]
-        dp = _dot(r.do[...], r.v[...], 1, 1)
-        if hasattr(r, "pk"):
-            logits = logits + _dot(jnp.square(r.u[...]), r.pk[...], 1, 1)
-        if hasattr(r, "pv"):
-            dp = dp + _dot((r.g[...] * r.u[...]).astype(r.pv.dtype), r.pv[...], 1, 1)
+        dp = _dot(r.d_out[...], r.v[...], 1, 1)
+        if plan.moves:
+            logits = logits + _dot(jnp.square(r.u[...]), r.shared_key[...], 1, 1)
+        if plan.keeps:
+            dp = dp + _dot(
+                (r.g[...] * r.u[...]).astype(r.shared_value.dtype), r.shared_value[...], 1, 1
+            )
         p = jnp.exp(_hide(plan, r, logits, i, j) - _as_column(r.top[...]))
         p = p / _as_column(r.sum[...])
         ds = p * (dp - _as_column(r.delta[...]))
-        r.dq_acc[...] += _dot(ds.astype(r.k.dtype), r.k[...])
-        if hasattr(r, "pv"):
-            r.kept[...] += _dot(p.astype(r.pv.dtype), r.pv[...])
-        if hasattr(r, "pk"):
-            r.moved[...] += _dot(ds, r.pk[...])
+        r.d_q_acc[...] += _dot(ds.astype(r.k.dtype), r.k[...])
+        if plan.keeps:
+            r.kept[...] += _dot(p.astype(r.shared_value.dtype), r.shared_value[...])
+        if plan.moves:
+            r.moved[...] += _dot(ds, r.shared_key[...])
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _finish():
-        dq = r.dq_acc[...]
-        if hasattr(r, "pv"):
+        dq = r.d_q_acc[...]
+        if plan.keeps:
             u, kept = r.u[...], r.kept[...]
             du = r.g[...] * kept
-            if hasattr(r, "pk"):
+            if plan.moves:
                 du = du + 2 * u * r.moved[...]
-            dq = dq + _dot(du.astype(r.wk.dtype), r.wk[...], 1, 1)
+            dq = dq + _dot(du.astype(r.key_kernel.dtype), r.key_kernel[...], 1, 1)
 
             @pl.when(i == 0)
             def _first():
-                _zero(r, "dwk")
-                _zero(r, "dwv")
+                _zero(r.d_key_kernel, r.d_value_kernel)
 
-            r.dwk[...] += _dot(r.q[...].astype(jnp.float32), du, 0, 0)
-            r.dwv[...] += _dot(kept * u, r.do[...].astype(jnp.float32), 0, 0)
-        r.dq[...] = dq.astype(r.dq.dtype)
+            r.d_key_kernel[...] += _dot(r.q[...].astype(jnp.float32), du, 0, 0)
+            r.d_value_kernel[...] += _dot(kept * u, r.d_out[...].astype(jnp.float32), 0, 0)
+        r.d_q[...] = dq.astype(r.d_q.dtype)
 
 
-def key_kernel(
+def key_gradient_kernel(
     plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, *, h: jax.Array, heads: int
 ) -> None:
     """dk, dv, dbias and the shared ones; queries, then heads, vary fastest.
@@ -133,51 +157,52 @@ def key_kernel(
 
     @pl.when(first_query)
     def _start_head():
-        _zero(r, "dk_acc")
-        _zero(r, "dv_acc")
+        _zero(r.d_k_acc, r.d_v_acc)
 
     @pl.when(first_query & (h == 0))
     def _start():
-        for name in ("dbias_acc", "dpk_acc", "dpv_acc"):
-            _zero(r, name)
+        _zero(r.d_bias_acc)
+        if plan.moves:
+            _zero(r.d_shared_key_acc)
+        if plan.keeps:
+            _zero(r.d_shared_value_acc)
 
     @pl.when(plan.visible(i, j))
     def _block():
         logits = _dot(r.k[...], r.q[...], 1, 1) + _as_column(r.bias[...])
-        dp = _dot(r.v[...], r.do[...], 1, 1)
-        if hasattr(r, "pv"):
-            u = _dot(r.q[...], r.wk[...])
-            gu = (_dot(r.do[...], r.wv[...], 1, 1) * u).astype(r.pv.dtype)
-            dp = dp + _dot(r.pv[...], gu, 1, 1)
-            if hasattr(r, "pk"):
-                logits = logits + _dot(r.pk[...], jnp.square(u), 1, 1)
+        dp = _dot(r.v[...], r.d_out[...], 1, 1)
+        if plan.keeps:
+            u = _dot(r.q[...], r.key_kernel[...])
+            gu = (_dot(r.d_out[...], r.value_kernel[...], 1, 1) * u).astype(r.shared_value.dtype)
+            dp = dp + _dot(r.shared_value[...], gu, 1, 1)
+            if plan.moves:
+                logits = logits + _dot(r.shared_key[...], jnp.square(u), 1, 1)
         p = jnp.exp(_hide(plan, r, logits, i, j, transposed=True) - r.top[...]) / r.sum[...]
         ds = p * (dp - r.delta[...])
-        r.dk_acc[...] += _dot(ds.astype(r.q.dtype), r.q[...])
-        r.dv_acc[...] += _dot(p.astype(r.do.dtype), r.do[...])
-        r.dbias_acc[...] += jnp.sum(ds, axis=1, keepdims=True)
-        if hasattr(r, "pv"):
-            r.dpv_acc[...] += _dot(p.astype(gu.dtype), gu)
-            if hasattr(r, "pk"):
-                r.dpk_acc[...] += _dot(ds, jnp.square(u))
+        r.d_k_acc[...] += _dot(ds.astype(r.q.dtype), r.q[...])
+        r.d_v_acc[...] += _dot(p.astype(r.d_out.dtype), r.d_out[...])
+        r.d_bias_acc[...] += jnp.sum(ds, axis=1, keepdims=True)
+        if plan.keeps:
+            r.d_shared_value_acc[...] += _dot(p.astype(gu.dtype), gu)
+            if plan.moves:
+                r.d_shared_key_acc[...] += _dot(ds, jnp.square(u))
 
     @pl.when(last_query)
     def _finish_head():
-        r.dk[...] = r.dk_acc[...].astype(r.dk.dtype)
-        r.dv[...] = r.dv_acc[...].astype(r.dv.dtype)
+        r.d_k[...] = r.d_k_acc[...].astype(r.d_k.dtype)
+        r.d_v[...] = r.d_v_acc[...].astype(r.d_v.dtype)
 
     @pl.when(last_query & (h == heads - 1))
     def _finish():
-        r.dbias[...] = _as_row(r.dbias_acc[...])
-        for name in ("dpk", "dpv"):
-            if hasattr(r, name):
-                target = getattr(r, name)
-                target[...] = getattr(r, name + "_acc")[...].astype(target.dtype)
+        r.d_bias[...] = _as_row(r.d_bias_acc[...])
+        if plan.moves:
+            r.d_shared_key[...] = r.d_shared_key_acc[...].astype(r.d_shared_key.dtype)
+        if plan.keeps:
+            r.d_shared_value[...] = r.d_shared_value_acc[...].astype(r.d_shared_value.dtype)
 
 
-def _zero(r: SimpleNamespace, name: str) -> None:
-    if hasattr(r, name):
-        ref = getattr(r, name)
+def _zero(*references: Any) -> None:
+    for ref in references:
         ref[...] = jnp.zeros_like(ref)
 
 
@@ -203,7 +228,7 @@ def _hide(
     transposed: bool = False,
 ) -> jax.Array:
     """MASK_VALUE where a query may not see a key."""
-    if hasattr(r, "mask"):
+    if plan.masked:
         seen = r.mask[...].astype(jnp.float32)
         logits = jnp.where((seen.T if transposed else seen) > 0, logits, MASK_VALUE)
     if plan.causal:

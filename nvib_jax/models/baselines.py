@@ -27,14 +27,16 @@ from nvib_jax.attention.inputs import MASK_VALUE
 from nvib_jax.kl import kl_gaussian
 from nvib_jax.models.latent import DRAWS, DirichletLatent, check_read
 from nvib_jax.modules.linear import Linear
-from nvib_jax.modules.nvib import Gaussians
+from nvib_jax.modules.nvib import log_variance_map, mean_map, restored, stored
 from nvib_jax.objective import gaussian_log_density_ratio
 from nvib_jax.posterior import make_posterior
 from nvib_jax.types import Mixture, Posterior, Prior
 
+Vectors = tuple[jax.Array, jax.Array, jax.Array]
 
-class GaussianLatent(Gaussians):
-    """VTV: a Gaussian per vector, all kept; the other rivals are cases of it.
+
+class VectorLatent(nnx.Module):
+    """What the rivals have in common; each says which vectors there are and what noise they have.
 
     What is said of the methods of `DirichletLatent` holds of these.
 
@@ -43,43 +45,58 @@ class GaussianLatent(Gaussians):
       rngs: parameter RNGs.
     """
 
-    variational = True
+    variational: bool  # whether it has a density, so that there is a bound
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
-        variance, prior = config.initial_variance, Prior.standard(config.dim)
-        super().__init__(config.dim, prior=prior, initial_variance=variance, rngs=rngs)
         self.config, self.num_samples = config, config.num_samples
+        self.mean = mean_map(config.dim, rngs=rngs)
+        self.prior_values = stored(Prior.standard(config.dim))
 
-    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """States (B, N, D) -> M vectors (B, M, D), where they are padding, and which are kept."""
-        return x, mask, mask
+    def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
+        """States (B, N, D) -> M vectors (B, M, D), where they are real, and which are kept."""
+        raise NotImplementedError
+
+    def spread(self, x: jax.Array) -> jax.Array:
+        """Vectors (B, M, D) -> their log variances."""
+        raise NotImplementedError
+
+    def draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
+        """`count` draws of each vector."""
+        raise NotImplementedError
+
+    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
+        """(KL_G, 0) in nats, each (B,); there are no other forms and no pseudo-counts."""
+        raise NotImplementedError
+
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """From a (t = 0) to b (t = 1)."""
+        raise NotImplementedError
+
+    # ---- the same for all
+
+    @property
+    def prior(self) -> Prior:
+        """The prior of the vectors, with no gradient."""
+        return restored(self.prior_values)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> Posterior:
         """Encoder states (B, N, D) to posterior; what is not kept has no pseudo-count."""
         x, mask, kept = self.vectors(x.astype(jnp.float32), mask)
         log_alpha = jnp.where(kept, 0.0, -jnp.inf)
-        return make_posterior(self.mean(x), self._spread(x), log_alpha, mask, self.prior)
-
-    def _spread(self, x: jax.Array) -> jax.Array:
-        return self.log_variance(x)
+        return make_posterior(self.mean(x), self.spread(x), log_alpha, mask, self.prior)
 
     def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
         """K draws of each vector."""
-        return self._draws(posterior, key, self.num_samples)
+        return self.draws(posterior, key, self.num_samples)
 
     def read(
         self, posterior: Posterior, form: str, key: jax.Array | None = None
     ) -> tuple[Mixture, str]:
         """The means whatever the form, but for "drawn" and "average"."""
         if key is not None and form in ("drawn", "average"):
-            return self._draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
+            return self.draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
         check_read(form, key)
-        return self._attended(posterior.mean, _kept(posterior), posterior.mask), "exact"
-
-    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
-        """(KL_G, 0) in nats, each (B,); there are no other forms and no pseudo-counts."""
-        kl = kl_gaussian(posterior, self.prior, num_samples=self.num_samples, form="exact")
-        return kl, jnp.zeros_like(kl)
+        return self.attended(posterior.mean, _kept(posterior), posterior.mask), "exact"
 
     def log_density_ratio(self, mixture: Mixture, posterior: Posterior) -> jax.Array:
         """`log p(z) - log q(z | x)` of a mixture that `draw` made, nats, (B,)."""
@@ -88,52 +105,97 @@ class GaussianLatent(Gaussians):
     def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
         """Draws of the prior with these numbers of vectors (B,), `most` at most."""
         drawn = mixtures.sample_prior(key, self.prior, counts, max_length=most)
-        return self._attended(drawn.mean, drawn.mask.at[:, 0].set(False), drawn.mask)
+        return self.attended(drawn.mean, drawn.mask.at[:, 0].set(False), drawn.mask)
 
-    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """The vectors of both, attended to in the proportion (1 - t) : t."""
-        return mixtures.interpolate(a, b, t)
-
-    def _draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
-        mean, log_variance = (
-            jnp.tile(a, (1, count, 1)) for a in (posterior.mean, posterior.log_variance)
-        )
-        kept, mask = (jnp.tile(a, (1, count)) for a in (_kept(posterior), posterior.mask))
-        z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, jnp.float32)
-        return self._attended(z, kept, mask)
-
-    def _attended(self, z: jax.Array, kept: jax.Array, mask: jax.Array) -> Mixture:
+    def attended(self, z: jax.Array, kept: jax.Array, mask: jax.Array) -> Mixture:
         """Impulses whose weights undo the norms of the logits: plain attention."""
         root = (self.config.dim / self.config.latent_heads) ** 0.5
         norm = jnp.sum(jnp.square(z), axis=-1) / (2 * root)
         return Mixture(z, None, jnp.where(kept, norm, -jnp.inf), mask)
 
+    def between(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """`(1 - t) z_a + t z_b` for each vector, where both ends have as many."""
+        t = jnp.broadcast_to(t, a.mean.shape[:1])[:, None, None]
+        z = (1 - t) * a.mean + t * b.mean
+        return self.attended(z, ~jnp.isneginf(a.log_weights), a.mask)
 
-class PlainLatent(GaussianLatent):
+
+class PlainLatent(VectorLatent):
     """T: every vector as it is. It has no density, so no likelihood; prior draws mean nothing."""
 
     variational = False
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        del self.log_variance
+        # The keys of the variances that it does not have: it starts from the decoder of its rivals.
+        rngs.params(), rngs.params()
 
-    def _spread(self, x: jax.Array) -> jax.Array:
+    def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
+        """All states."""
+        return x, mask, mask
+
+    def spread(self, x: jax.Array) -> jax.Array:
+        """Zeros, which nothing reads."""
         return jnp.zeros_like(x)
+
+    def draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
+        """The vectors, once."""
+        return self.attended(posterior.mean, _kept(posterior), posterior.mask)
 
     def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
         """Zeros."""
         zeros = jnp.zeros(posterior.mean.shape[:1], jnp.float32)
         return zeros, zeros
 
-    def _draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
-        return self._attended(posterior.mean, _kept(posterior), posterior.mask)
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """The vectors of both, attended to in the proportion (1 - t) : t."""
+        return mixtures.interpolate(a, b, t)
 
 
-class StridedLatent(GaussianLatent):
+class NoisyLatent(VectorLatent):
+    """A Gaussian for each vector; which vectors there are is left to say."""
+
+    variational = True
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.log_variance = log_variance_map(config.dim, config.initial_variance, rngs=rngs)
+
+    def spread(self, x: jax.Array) -> jax.Array:
+        """A linear map of the vectors."""
+        return self.log_variance(x)
+
+    def draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
+        """`count` draws of each vector, side by side."""
+        mean, log_variance = (
+            jnp.tile(a, (1, count, 1)) for a in (posterior.mean, posterior.log_variance)
+        )
+        kept, mask = (jnp.tile(a, (1, count)) for a in (_kept(posterior), posterior.mask))
+        z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, jnp.float32)
+        return self.attended(z, kept, mask)
+
+    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
+        """The Gaussians' exact KL."""
+        kl = kl_gaussian(posterior, self.prior, num_samples=self.num_samples, form="exact")
+        return kl, jnp.zeros_like(kl)
+
+
+class GaussianLatent(NoisyLatent):
+    """VTV: a Gaussian per vector, all kept."""
+
+    def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
+        """All states."""
+        return x, mask, mask
+
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """The vectors of both, attended to in the proportion (1 - t) : t."""
+        return mixtures.interpolate(a, b, t)
+
+
+class StridedLatent(NoisyLatent):
     """VTS: of n vectors, `stride_share` n of them, rounded and at least one, evenly spaced."""
 
-    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
         """All states; which are kept depends on the length alone."""
         n = jnp.sum(mask, axis=-1, keepdims=True)
         count = jnp.round(self.config.stride_share * n.astype(jnp.float32)).astype(n.dtype)
@@ -142,21 +204,15 @@ class StridedLatent(GaussianLatent):
         steps = (place + 1) * count // jnp.maximum(n, 1) - place * count // jnp.maximum(n, 1)
         return x, mask, mask & (steps > 0)
 
-
-class _FixedCount(GaussianLatent):
-    """Always as many vectors, so that a way between two texts is a line for each."""
-
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """`(1 - t) z_a + t z_b` for each vector."""
-        t = jnp.broadcast_to(t, a.mean.shape[:1])[:, None, None]
-        z = (1 - t) * a.mean + t * b.mean
-        return self._attended(z, ~jnp.isneginf(a.log_weights), a.mask)
+        """The vectors of both, attended to in the proportion (1 - t) : t."""
+        return mixtures.interpolate(a, b, t)
 
 
-class PooledLatent(_FixedCount):
+class PooledLatent(NoisyLatent):
     """VTP: one vector, the `pool` of the states."""
 
-    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
         """One vector, (B, 1, D)."""
         real, some = mask[..., None], jnp.any(mask, axis=-1, keepdims=True)
         if self.config.pool == "first":
@@ -169,8 +225,12 @@ class PooledLatent(_FixedCount):
             pooled = jnp.sum(jnp.where(real, x, 0.0), axis=1) / count
         return pooled[:, None], some, some
 
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """A line for the vector."""
+        return self.between(a, b, t)
 
-class QueriesLatent(_FixedCount):
+
+class QueriesLatent(NoisyLatent):
     """VTQ: `latent_queries` learned queries attend to the states."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
@@ -179,7 +239,7 @@ class QueriesLatent(_FixedCount):
         self.queries = nnx.Param(init(rngs.params(), shape))
         self.key_value = Linear(config.dim, 2 * config.dim, rngs=rngs)
 
-    def vectors(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
         """k vectors, (B, k, D)."""
         heads, some = self.config.heads, jnp.any(mask, axis=-1, keepdims=True)
         key, value = (
@@ -193,6 +253,10 @@ class QueriesLatent(_FixedCount):
         vectors = out.reshape(x.shape[0], -1, x.shape[-1])
         there = jnp.broadcast_to(some, vectors.shape[:2])
         return vectors, there, there
+
+    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
+        """A line for each vector."""
+        return self.between(a, b, t)
 
 
 LATENTS: dict[str, type[Any]] = {

@@ -13,11 +13,14 @@ from jax.sharding import PartitionSpec as P
 from nvib_jax.mesh import spec
 
 Params = dict[str, jax.Array]
-# The names of a parameter's axes (`nvib_jax.mesh.RULES`) by the end of its own; the first that fits
-# holds. Vectors and scalars without an entry are small and lie whole on every device.
+# The names of a parameter's axes (`nvib_jax.mesh.RULES`), by its own name, or by its module's and
+# its own where that is a general one. Vectors and scalars that are not here are small and lie whole
+# on every device.
 AXES: dict[str, tuple[str | None, ...]] = {
-    "_embedding": ("vocab", "embed"),
-    "_position": (None, "embed"),
+    "encoder_embedding": ("vocab", "embed"),
+    "decoder_embedding": ("vocab", "embed"),
+    "encoder_position": (None, "embed"),
+    "decoder_position": (None, "embed"),
     "qkv.kernel": ("embed", None, "heads"),
     "qkv.bias": (None, "heads"),
     "query.kernel": ("embed", "heads"),
@@ -25,14 +28,14 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "key_kernel": ("embed", "heads", None),
     "value_kernel": ("embed", "heads", None),
     "value_bias": ("heads", None),
-    "attention.out.kernel": ("heads", "embed"),
+    "out.kernel": ("heads", "embed"),
     "up.kernel": ("embed", "mlp"),
     "up.bias": ("mlp",),
     "down.kernel": ("mlp", "embed"),
-    "latent.mean.kernel": ("embed", None),
-    "latent.log_variance.kernel": ("embed", None),
-    "latent.key_value.kernel": ("embed", None),
-    "latent.queries": (None, "embed"),
+    "mean.kernel": ("embed", None),
+    "log_variance.kernel": ("embed", None),
+    "key_value.kernel": ("embed", None),
+    "queries": (None, "embed"),
     "output.kernel": ("embed", "vocab"),
     "output.bias": ("vocab",),
 }
@@ -44,9 +47,10 @@ def axes_of(name: str, ndim: int) -> tuple[str | None, ...]:
     Raises:
       ValueError: a matrix that `AXES` does not know.
     """
-    for end, axes in AXES.items():
-        if name.endswith(end):
-            return axes
+    *_, module, own = ["", *name.split(".")]
+    for known in (own, f"{module}.{own}"):  # no entry is a general name, so one at most is there
+        if known in AXES:
+            return AXES[known]
     if ndim > 1:
         raise ValueError(f"parameter {name} has {ndim} axes; wanted their names in AXES")
     return (None,) * ndim

@@ -6,7 +6,8 @@ dropout), no shared references, no state written during a call.
 
 from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
 from nvib_jax.modules.nvib import NVIB
-from nvib_jax.modules.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer
+from nvib_jax.modules.stacks import Decoder, Encoder
+from nvib_jax.modules.transformer import DecoderLayer, EncoderLayer
 
 __all__ = [
     "NVIB",

@@ -66,20 +66,21 @@ class NVIB(linen.Module):
         return self.layer(x, mask, previous)
 
 
-class _NVIB(nvib.NVIB):
-    """With a prior that is no variable: in Linen it would be what was saved, not what is asked."""
+class _NVIB(nvib.PosteriorMaps):
+    """The maps with a prior that is rebuilt from two constants.
+
+    As a Linen variable it would be restored from a checkpoint, and override the `alpha_delta` that
+    the caller passes.
+    """
 
     def __init__(self, dim: int, *, made: tuple[float, float], rngs: nnx.Rngs, **options: Any):
-        alpha, alpha_delta = made
-        prior = Prior.standard(dim, alpha=alpha, alpha_delta=alpha_delta)
-        super().__init__(dim, prior=prior, rngs=rngs, **options)
-        del self.prior_values
-        self.made = made
+        self.dim, self.made = dim, made
+        super().__init__(dim, prior=self.prior, rngs=rngs, **options)
 
     @property
     def prior(self) -> Prior:
         alpha, alpha_delta = self.made
-        return Prior.standard(self.mean.kernel.shape[0], alpha=alpha, alpha_delta=alpha_delta)
+        return Prior.standard(self.dim, alpha=alpha, alpha_delta=alpha_delta)
 
 
 class DenoisingAttention(linen.Module):

@@ -19,34 +19,101 @@ class Fixed(nnx.Variable):
     """Saved in the checkpoint, never trained: the prior."""
 
 
-class Gaussians(nnx.Module):
-    """Linear maps from states to means and log variances, and the prior of both.
+def mean_map(dim: int, *, rngs: nnx.Rngs) -> Linear:
+    """States to means."""
+    return Linear(dim, dim, rngs=rngs)
+
+
+def log_variance_map(dim: int, variance: float, *, rngs: nnx.Rngs) -> Linear:
+    """States to log variances, the same for all states before training."""
+    return Linear(
+        dim,
+        dim,
+        kernel_init=nnx.initializers.zeros_init(),
+        bias_init=nnx.initializers.constant(math.log(variance)),
+        rngs=rngs,
+    )
+
+
+def stored(prior: Prior) -> Any:
+    """A prior as variables of a module, by the names of its fields."""
+    return nnx.data({name: Fixed(getattr(prior, name)) for name in PRIOR_ARRAYS})
+
+
+def restored(values: Any) -> Prior:
+    """The inverse of `stored`, with no gradient."""
+    return Prior(**{name: jax.lax.stop_gradient(values[name][...]) for name in PRIOR_ARRAYS})
+
+
+class PosteriorMaps(nnx.Module):
+    """What `NVIB` learns: three maps of states. Where the prior is kept, a subclass says.
 
     Args:
       dim: D.
-      prior: kept with the parameters and never trained.
-      initial_variance: variance of every component before training.
+      prior: the Dirichlet process.
+      pseudo_count, initial_alpha, initial_kept, initial_variance: as in `NVIB`.
       rngs: parameter RNGs.
     """
 
-    def __init__(self, dim: int, *, prior: Prior, initial_variance: float = 0.1, rngs: nnx.Rngs):
-        self.mean = Linear(dim, dim, rngs=rngs)
-        self.log_variance = Linear(
-            dim,
-            dim,
-            kernel_init=nnx.initializers.zeros_init(),
-            bias_init=nnx.initializers.constant(math.log(initial_variance)),
-            rngs=rngs,
+    def __init__(
+        self,
+        dim: int,
+        *,
+        prior: Prior,
+        pseudo_count: str,
+        initial_alpha: float | None,
+        initial_kept: float,
+        initial_variance: float,
+        rngs: nnx.Rngs,
+    ):
+        if initial_alpha is not None and initial_alpha <= 0:
+            raise ValueError(f"initial_alpha is {initial_alpha}; wanted more than 0")
+        self.mean = mean_map(dim, rngs=rngs)
+        self.log_variance = log_variance_map(dim, initial_variance, rngs=rngs)
+        # The prior may be traced: made inside `jax.jit` it has no number to read.
+        delta = prior.alpha_delta
+        alpha = jnp.where(delta > 0, delta, 1.0) if initial_alpha is None else initial_alpha
+        start: Any = jnp.log(jnp.float32(alpha))
+        spread: Any = 1.0
+        if pseudo_count == "relu":
+            start, spread = (alpha * x for x in rectified_normal(initial_kept))
+        init = nnx.initializers.normal(spread * dim**-0.5)
+        self.pseudo_count = pseudo_count
+        self.alpha_linear = nnx.Param(init(rngs.params(), (dim,), jnp.float32))
+        self.alpha_bias = nnx.Param(jnp.float32(start))
+        self.alpha_quadratic = (
+            nnx.Param(jnp.zeros((dim,), jnp.float32)) if pseudo_count == "exp_quadratic" else None
         )
-        self.prior_values = nnx.data({name: Fixed(getattr(prior, name)) for name in PRIOR_ARRAYS})
 
     @property
     def prior(self) -> Prior:
-        """The prior, with no gradient."""
-        return Prior(*(jax.lax.stop_gradient(self.prior_values[n][...]) for n in PRIOR_ARRAYS))
+        """The prior of component 0. Abstract."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, previous: Posterior | None = None
+    ) -> Posterior:
+        """Encoder states to posterior.
+
+        Args:
+          x: shape (B, N, D).
+          mask: bool, shape (B, N), True = a real token.
+          previous: the posterior of the NVIB layer below, whose log pseudo-counts are added.
+
+        Returns:
+          A float32 `Posterior` with S = N + 1 components.
+        """
+        x = x.astype(jnp.float32)
+        quadratic = None if self.alpha_quadratic is None else self.alpha_quadratic[...]
+        log_alpha = log_pseudo_count(
+            x, self.alpha_linear[...], self.alpha_bias[...], quadratic, form=self.pseudo_count
+        )
+        if previous is not None:
+            log_alpha = add_skip(log_alpha, previous)
+        return make_posterior(self.mean(x), self.log_variance(x), log_alpha, mask, self.prior)
 
 
-class NVIB(Gaussians):
+class NVIB(PosteriorMaps):
     """Linear maps from encoder states to means, log variances and pseudo-counts.
 
     Args:
@@ -80,45 +147,21 @@ class NVIB(Gaussians):
         initial_variance: float = 0.1,
         rngs: nnx.Rngs,
     ):
-        super().__init__(dim, prior=prior, initial_variance=initial_variance, rngs=rngs)
-        if initial_alpha is not None and initial_alpha <= 0:
-            raise ValueError(f"initial_alpha is {initial_alpha}; wanted more than 0")
-        # The prior may be traced: made inside `jax.jit` it has no number to read.
-        delta = prior.alpha_delta
-        alpha = jnp.where(delta > 0, delta, 1.0) if initial_alpha is None else initial_alpha
-        start: Any = jnp.log(jnp.float32(alpha))
-        spread: Any = 1.0
-        if pseudo_count == "relu":
-            start, spread = (alpha * x for x in rectified_normal(initial_kept))
-        init = nnx.initializers.normal(spread * dim**-0.5)
-        self.pseudo_count = pseudo_count
-        self.alpha_linear = nnx.Param(init(rngs.params(), (dim,), jnp.float32))
-        self.alpha_bias = nnx.Param(jnp.float32(start))
-        self.alpha_quadratic = (
-            nnx.Param(jnp.zeros((dim,), jnp.float32)) if pseudo_count == "exp_quadratic" else None
+        super().__init__(
+            dim,
+            prior=prior,
+            pseudo_count=pseudo_count,
+            initial_alpha=initial_alpha,
+            initial_kept=initial_kept,
+            initial_variance=initial_variance,
+            rngs=rngs,
         )
+        self.prior_values = stored(prior)
 
-    def __call__(
-        self, x: jax.Array, mask: jax.Array, previous: Posterior | None = None
-    ) -> Posterior:
-        """Encoder states to posterior.
-
-        Args:
-          x: shape (B, N, D).
-          mask: bool, shape (B, N), True = a real token.
-          previous: the posterior of the NVIB layer below, whose log pseudo-counts are added.
-
-        Returns:
-          A float32 `Posterior` with S = N + 1 components.
-        """
-        x = x.astype(jnp.float32)
-        quadratic = None if self.alpha_quadratic is None else self.alpha_quadratic[...]
-        log_alpha = log_pseudo_count(
-            x, self.alpha_linear[...], self.alpha_bias[...], quadratic, form=self.pseudo_count
-        )
-        if previous is not None:
-            log_alpha = add_skip(log_alpha, previous)
-        return make_posterior(self.mean(x), self.log_variance(x), log_alpha, mask, self.prior)
+    @property
+    def prior(self) -> Prior:
+        """The prior, with no gradient."""
+        return restored(self.prior_values)
 
 
 def rectified_normal(share: float) -> tuple[float, float]:

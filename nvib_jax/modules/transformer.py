@@ -1,4 +1,7 @@
-"""Transformer encoder and decoder; the decoder's cross-attention reads a mixture."""
+"""The layers of encoder and decoder; the decoder's cross-attention reads a mixture.
+
+`stacks.py` makes an encoder and a decoder of them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,6 @@ from nvib_jax.mesh import constrain
 from nvib_jax.modules.attention import Cache, DenoisingAttention, SelfAttention
 from nvib_jax.modules.linear import Linear
 from nvib_jax.shapes import check_choice
-from nvib_jax.types import Mixture
 
 NORMS = ("pre", "post")
 
@@ -44,7 +46,17 @@ class LayerNorm(nnx.LayerNorm):
 class _Block(nnx.Module):
     """What both layers share: the residual with its norm (before or after) and the MLP."""
 
-    def __init__(self, dim, hidden, sublayers, *, norm, dropout_rate, dtype, rngs):
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        sublayers: int,
+        *,
+        norm: str,
+        dropout_rate: float,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         check_choice("norm", norm, NORMS)
         self.norm, self.dropout_rate = norm, dropout_rate
         self.norms = nnx.List([LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(sublayers)])
@@ -153,80 +165,3 @@ class DecoderLayer(_Block):
         x = self.residual(0, x, attention, keys[0])
         x = self.residual(1, x, lambda h: self.latent_attention(h, memory), keys[1])
         return self.residual(2, x, self.mlp, keys[2])
-
-
-class _Stack(nnx.Module):
-    """Layers of one kind, with a last norm where they are pre-norm."""
-
-    def __init__(self, kind, layers, dim, *args, norm, dtype, rngs, remat=False, **kw):
-        self.remat = remat
-        self.layers = nnx.List(
-            [kind(dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw) for _ in range(layers)]
-        )
-        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
-
-    def run(self, layer, *inputs):
-        """A layer; with remat, what it computes is thrown away and done again for the gradient."""
-        return jax.checkpoint(layer.__call__)(*inputs) if self.remat else layer(*inputs)
-
-
-class Encoder(_Stack):
-    """A stack of `EncoderLayer`."""
-
-    def __init__(
-        self, layers: int, dim: int, *args, norm: str = "pre", dtype=jnp.float32, rngs, **kw
-    ):
-        super().__init__(EncoderLayer, layers, dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
-
-    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """x (B, N, D), mask (B, N) -> (B, N, D)."""
-        for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
-            x = self.run(layer, x, mask, layer_key)
-        return x if self.norm is None else self.norm(x)
-
-
-class Decoder(_Stack):
-    """A stack of `DecoderLayer`, all reading the same mixture with projections of their own."""
-
-    def __init__(
-        self, layers: int, dim: int, *args, norm: str = "pre", dtype=jnp.float32, rngs, **kw
-    ):
-        super().__init__(DecoderLayer, layers, dim, *args, norm=norm, dtype=dtype, rngs=rngs, **kw)
-
-    def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
-        """One memory a layer, computed once for a mixture."""
-        return tuple(layer.latent_attention.memory(mixture, form) for layer in self.layers)
-
-    def __call__(
-        self, x: jax.Array, memories: tuple[Memory, ...], key: jax.Array | None = None
-    ) -> jax.Array:
-        """x (B, T, D) -> (B, T, D), causal."""
-        keys = split_key(key, len(self.layers))
-        for layer, memory, layer_key in zip(self.layers, memories, keys, strict=True):
-            x = self.run(layer, x, memory, layer_key)
-        return x if self.norm is None else self.norm(x)
-
-    def step(
-        self,
-        x: jax.Array,
-        memories: tuple[Memory, ...],
-        caches: tuple[Cache, ...],
-        position: jax.Array,
-    ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """One position of `__call__`, of K sentences a memory.
-
-        x (B, K, D) and caches of B*K rows: the output and the caches, longer by one.
-        """
-        new = []
-        for layer, memory, cache in zip(self.layers, memories, caches, strict=True):
-            x, cache = layer.step(x, memory, cache, position)
-            new.append(cache)
-        return x if self.norm is None else self.norm(x), tuple(new)
-
-    def weights(self, x: jax.Array, memories: tuple[Memory, ...]) -> jax.Array:
-        """Latent attention of every layer, float32, shape (layers, B, H, T, S)."""
-        seen = []
-        for layer, memory in zip(self.layers, memories, strict=True):
-            x, weights = layer.weights(x, memory)
-            seen.append(weights)
-        return jnp.stack(seen)
