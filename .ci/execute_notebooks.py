@@ -1,6 +1,6 @@
 """Run the notebooks of `colab/` and keep what they show, so that the web shows it too.
 
-    python .ci/execute_notebooks.py                  # all four: about ten minutes on two idle cores
+    python .ci/execute_notebooks.py                  # all four; README.md says how long
     python .ci/execute_notebooks.py colab/01_*.ipynb
 
 Each runs from top to bottom in a kernel of this Python, in an empty folder. Stored are pictures of
@@ -55,6 +55,9 @@ def execute(path: Path) -> None:
         client.execute(env=environment)
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            said = "".join(output.get("text", "") for output in cell.outputs)
+            if "%pip" in cell.source and "ERROR" in said:  # pip's errors do not end a cell
+                raise RuntimeError(f"{path.name}: pip could not install: {said}")
             cell.metadata.pop("execution", None)  # when it ran
             cell.outputs = [] if "%pip" in cell.source else list(map(_small, cell.outputs))
     notebook.metadata["nvib"] = {"code": code_hash(notebook)}

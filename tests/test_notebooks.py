@@ -132,3 +132,29 @@ def test_what_a_machine_says_of_itself_is_left_out():
     said += "train  100  loss 4.59  kept 0.927  tokens/s 2,727\n"
     left = "the run is nvib-9c_h/middle\nprepared 5fb5ed517a158701\n"
     assert TOOL._bare(said) == left + "train  100  loss 4.59  kept 0.927\n"
+
+
+@pytest.mark.long
+def test_the_tool_keeps_what_a_notebook_shows_and_nothing_of_one_that_fails(tmp_path):
+    import nbformat
+
+    path = tmp_path / "small.ipynb"
+    code = "from nvib_jax import plots\nprint('the run is /tmp/nvib-1/a')\nprint('b')\n"
+    code += "plots.kl_per_dimension([('run', [0.1, 2.5])])"
+    good = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbformat.write(good, path)
+    TOOL.execute(path)
+    kept = json.loads(path.read_text())
+    said, shown = kept["cells"][0]["outputs"]
+    assert "".join(said["text"]) == "the run is nvib-1/a\nb\n"
+    picture = base64.b64decode("".join(shown["data"]["image/png"]))
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 10_000
+    assert kept["metadata"]["nvib"]["code"] == TOOL.code_hash(kept)
+
+    good.cells.append(nbformat.v4.new_code_cell("raise ValueError('no')"))
+    nbformat.write(good, path)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="raise ValueError"):
+        TOOL.execute(path)
+    assert path.read_bytes() == before

@@ -443,3 +443,9 @@ def test_words_of_a_long_sentence_wrap():
     assert "<table" not in table
     assert table.count('<div class="token">') == 50
     assert ".tokens{display:flex;flex-wrap:wrap" in _CSS
+
+
+def test_one_run_has_no_plane_and_the_page_says_why(tmp_path):
+    page = report(tmp_path, write_run(tmp_path / "run", evaluation()))
+    assert "Rate and distortion are shown for two settings or more." in page.text
+    assert "for want of data" not in page.text

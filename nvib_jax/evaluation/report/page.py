@@ -65,6 +65,9 @@ def _header(settings: Sequence[Setting], empty: Sequence[str]) -> str:
     ):
         if these:
             parts.append(f"Without evaluation.json, {what}: {', '.join(these)}.")
+    if len(settings) == 1 and runs[0].part("scores") and "Rate and distortion" in empty:
+        empty = [heading for heading in empty if heading != "Rate and distortion"]
+        parts.append("Rate and distortion are shown for two settings or more.")
     if empty:
         parts.append(f"Left out for want of data: {', '.join(empty)}.")
     return html.paragraph(" ".join(parts))
