@@ -24,7 +24,7 @@ def example(dtype=jnp.float32):
 
 def whole(states, kernel, bias, targets, mask):
     logits = jnp.einsum("btd,dv->btv", states, kernel.astype(states.dtype))
-    logits = logits if bias is None else logits.astype(jnp.float32) + bias
+    logits = logits if bias is None else logits.astype(jnp.float32) + bias[None, None]
     return -jnp.sum(log_likelihood(logits, targets, mask))
 
 
@@ -70,6 +70,20 @@ def test_bfloat16_products_add_up_in_float32():
     got = jax.value_and_grad(lambda args: cross_entropy(*args, targets, mask))(low)
     jax.tree.map(assert_as_good_as, got, plain, truth)
     assert [g.dtype for g in got[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+def test_each_gradient_has_the_dtype_of_its_argument():
+    """A float32 bias of a bfloat16 kernel is not rounded to bfloat16."""
+    (states, kernel, bias), targets, mask = example()
+    low = kernel.astype(jnp.bfloat16)
+    got, want = (
+        jax.grad(lambda *args: cross_entropy(*args, targets, mask), argnums=(0, 1, 2))(
+            states, k, bias
+        )
+        for k in (low, low.astype(jnp.float32))
+    )
+    assert [g.dtype for g in got] == [jnp.float32, jnp.bfloat16, jnp.float32]
+    assert_close(got[2], want[2], 1e-6)
 
 
 @pytest.mark.parametrize("positions", [1000, 4])

@@ -1,5 +1,7 @@
 """Beside other people's modules: Flax Linen through the wrappers, Equinox through plain arrays."""
 
+import dataclasses
+
 import chex
 import equinox as eqx
 import jax
@@ -72,12 +74,12 @@ def test_linen_attention_is_the_function(form):
     layer = linen.DenoisingAttention(D, H, use_bias=True, form=form)
     variables = layer.init(KEY, X, mixture)
     p = variables["params"]["layer"] = jax.tree.map(lambda a: a + 0.1, variables["params"]["layer"])
-    query = (X @ p["query"]["kernel"] + p["query"]["bias"]).reshape(3, 5, H, -1)
+    query = (X @ p["query"]["kernel"] + p["query"]["bias"][None, None]).reshape(3, 5, H, -1)
     out = nvib.denoising_attention(
         query, mixture, form=form, key_kernel=p["key_kernel"], value_kernel=p["value_kernel"],
         value_bias=p["value_bias"],
     )  # fmt: skip
-    want = out.reshape(X.shape) @ p["out"]["kernel"] + p["out"]["bias"]
+    want = out.reshape(X.shape) @ p["out"]["kernel"] + p["out"]["bias"][None, None]
     np.testing.assert_allclose(layer.apply(variables, X, mixture), want, atol=1e-5)
     memory = layer.apply(variables, mixture, method="memory")
     np.testing.assert_array_equal(
@@ -137,12 +139,15 @@ class Bottleneck(eqx.Module):
     def __call__(self, x, mask, key):
         mean = jax.vmap(jax.vmap(self.mean))(x)
         log_alpha = nvib.log_pseudo_count(x, self.alpha, jnp.float32(0))
-        prior = jax.lax.stop_gradient(self.prior)
-        posterior = nvib.make_posterior(mean, 0 * mean - 2, log_alpha, mask, prior)
-        return nvib.sample(key, posterior), nvib.kl_dirichlet(posterior, prior)
+        posterior = nvib.make_posterior(mean, 0 * mean - 2, log_alpha, mask, self.prior)
+        kls = [kl(posterior, self.prior) for kl in (nvib.kl_gaussian, nvib.kl_dirichlet)]
+        return nvib.sample(key, posterior), sum(kls)
 
 
-def test_in_an_equinox_module():
+@pytest.mark.parametrize("trainable", [False, True])
+def test_in_an_equinox_module(trainable):
+    """Its prior is a field like any other, and yet a constant, unless it is asked to learn."""
+
     @eqx.filter_jit
     @eqx.filter_grad
     def gradient(model):
@@ -151,7 +156,12 @@ def test_in_an_equinox_module():
             jnp.sum(jnp.square(mixture.mean) * jnp.exp(mixture.log_weights)[..., None]) + kl.sum()
         )
 
-    found = gradient(Bottleneck(KEY))
+    model = Bottleneck(KEY)
+    model = eqx.tree_at(
+        lambda m: m.prior, model, dataclasses.replace(model.prior, trainable=trainable)
+    )
+    found = gradient(model)
     assert jnp.abs(found.mean.weight).max() > 0
     assert jnp.abs(found.alpha).max() > 0
-    chex.assert_trees_all_equal(found.prior, jax.tree.map(jnp.zeros_like, found.prior))
+    moved = [float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(found.prior)]
+    assert moved == [trainable] * 4

@@ -72,13 +72,14 @@ def test_top_level_import_is_light():
 # name -> (positional, {keyword-only: default}): what is promised to users.
 REQUIRED = inspect.Parameter.empty
 SIGNATURES = {
-    "Prior": ("mean log_variance log_alpha alpha_delta", {}),
-    "Prior.standard": ("dim", {"alpha": 1.0, "alpha_delta": 0.0}),
+    "Prior": ("mean log_variance log_alpha alpha_delta", {"trainable": False}),
+    "Prior.standard": ("dim", {"alpha": 1.0, "alpha_delta": 0.0, "trainable": False}),
     "Posterior": ("mean log_variance log_alpha mask", {}),
-    "Mixture": ("mean log_variance log_weights mask", {}),
+    "Mixture": ("mean log_variance log_weights mask", {"weights_kind": None}),
     "make_posterior": ("mean log_variance log_alpha mask prior", {}),
     "sample": ("key posterior", {"num_samples": 1}),
     "expected": ("posterior", {"log_weights": "mean", "threshold": None}),
+    "read": ("posterior form", {"threshold": None, "key": None, "num_samples": 1}),
     "sample_prior": ("key prior lengths", {"max_length": REQUIRED}),
     "interpolate": ("a b t", {}),
     "kl_gaussian": ("posterior prior", {"num_samples": 1, "form": "expected_count"}),

@@ -1,5 +1,6 @@
 """The two KLs and their gradients against mpmath, and at the edges."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
-from examples import normal, posterior, prior
+from examples import normal, posterior, prior, statistics
 
 import nvib_jax as nvib
+from nvib_jax import objective
 from nvib_jax.kl import _expected_use, vector_count
 
 mp.mp.dps = 35
@@ -133,7 +135,7 @@ def both_kls(log_alpha, log_p, form):
     """Summed, with their gradients."""
     post, base = posterior(), prior()
     changed = nvib.Posterior(post.mean, post.log_variance, log_alpha, post.mask)
-    other = nvib.Prior(base.mean, base.log_variance, log_p, base.alpha_delta)
+    other = dataclasses.replace(base, log_alpha=log_p, trainable=True)
     kls = [f(changed, other, form=form) for f in (nvib.kl_gaussian, nvib.kl_dirichlet)]
     return jnp.sum(sum(kls))
 
@@ -159,7 +161,8 @@ def test_kl_gaussian_against_float64(form, num_samples, near):
     post, base = posterior(zeros=True), prior()
     if near:
         post = nvib.Posterior(
-            base.mean + 1e-3 * post.mean, base.log_variance + 1e-3 * post.log_variance,
+            base.mean[None, None] + 1e-3 * post.mean,
+            base.log_variance[None, None] + 1e-3 * post.log_variance,
             post.log_alpha, post.mask,
         )  # fmt: skip
     got = nvib.kl_gaussian(post, base, num_samples=num_samples, form=form)
@@ -204,6 +207,61 @@ def test_conditional_prior_total():
         value, slope = jax.value_and_grad(total)(jnp.float32(0.0), jnp.float32(log_alpha))
         assert value == log_alpha
         assert np.isfinite(slope)
+
+
+@pytest.mark.parametrize("log_alpha", [-300.0, -100.0, -81.0, -45.0, -39.0, 0.0, 50.0, 300.0])
+@pytest.mark.parametrize("delta", [0.0, 1e-30, 1e-6, 0.3, 1.0])
+def test_conditional_prior_total_against_float64(log_alpha, delta):
+    base = dataclasses.replace(nvib.Prior.standard(2), log_alpha=jnp.float32(log_alpha))
+    base = dataclasses.replace(base, alpha_delta=jnp.float32(delta))
+    n = np.array([0, 1, 7, 10_000])
+    with np.errstate(divide="ignore"):
+        added = np.log(np.float64(np.float32(delta)) * n)
+    got = base.log_total(jnp.asarray(n))
+    np.testing.assert_allclose(got, np.logaddexp(log_alpha, added), rtol=2e-6, atol=1e-6)
+    slopes = jax.vmap(jax.grad(lambda a, n: dataclasses.replace(base, log_alpha=a).log_total(n)),
+                      in_axes=(None, 0))(jnp.float32(log_alpha), jnp.asarray(n))  # fmt: skip
+    want = 1 / (1 + np.exp(np.minimum(added - log_alpha, 700)))
+    np.testing.assert_allclose(slopes, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_atom_has_nothing_to_lose(form):
+    """Its weight is 1 under both Dirichlets: 0 nats and gradient 0 at any size, not 5e-4."""
+    log_alpha = np.linspace(-80, 80, 161)
+    for log_p in (-7.0, 0.0, 3.3, 18.0, 80.0):
+        values, by_alpha, by_p = evaluate(log_alpha[:, None], np.full(161, log_p), form)
+        assert not values.any()
+        assert not by_alpha.any()
+        assert not by_p.any()
+    alone, base = jnp.ones((1, 0, 2)), nvib.Prior.standard(2, alpha=3.7)
+    post = nvib.make_posterior(alone, alone, alone[..., 0], jnp.ones((1, 0), bool), base)
+    assert not nvib.kl_dirichlet(post, base, form=form).any()
+    draw = nvib.sample(jax.random.key(0), post)
+    assert not objective.log_density_ratio(draw, post, base).any()
+    nan = dataclasses.replace(post, log_alpha=post.log_alpha * jnp.nan)
+    assert np.isnan(nvib.kl_dirichlet(nan, base, form=form)).all()
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_prior_is_a_constant_unless_it_is_to_be_trained(trainable):
+    """One rule for all that takes a prior: gradients by all four arrays, or by none."""
+    mean, log_variance, log_alpha, mask = statistics()
+
+    def losses(base):
+        post = nvib.make_posterior(mean, log_variance, log_alpha, mask, base)
+        draw = nvib.sample(jax.random.key(0), post)
+        drawn = nvib.sample_prior(jax.random.key(1), base, jnp.array([1, 3]), max_length=3)
+        found = [f(posterior(), base) for f in (nvib.kl_gaussian, nvib.kl_dirichlet)]
+        found += [post.mean, post.log_variance, post.log_alpha, drawn.mean]
+        found += [objective.log_density_ratio(draw, post, base), jnp.exp(drawn.log_weights)]
+        return [jnp.sum(jnp.sin(x)) for x in found]
+
+    base = dataclasses.replace(prior(), trainable=trainable)
+    slopes = jax.tree.map(np.asarray, jax.jacrev(losses)(base))
+    reached = [[bool(np.any(g)) for g in jax.tree.leaves(slope)] for slope in slopes]
+    assert all(any(r) == trainable for r in reached)
+    assert [any(column) for column in zip(*reached, strict=True)] == [trainable] * 4
 
 
 def test_padding_of_any_kind_leaves_the_kls_alone():

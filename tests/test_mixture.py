@@ -1,5 +1,7 @@
 """A draw, the mean, a prior draw, an interpolation."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,11 @@ from scipy import special
 from tolerance import assert_close
 
 import nvib_jax as nvib
+from nvib_jax import objective
+from nvib_jax.mixture import DRAWS, READS
 
 KEY = jax.random.key(3)
-attention = jax.jit(nvib.denoising_attention)
+attention = jax.jit(nvib.denoising_attention, static_argnames="form")
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -108,6 +112,87 @@ def test_threshold_never_empties_a_row(log_weights):
     np.testing.assert_array_equal(many[1], got.log_weights)
     # Without the rule, a threshold above every count leaves nothing.
     assert not (np.exp(post.log_alpha) > 1e3).any()
+
+
+def test_one_threshold_a_row():
+    """Also where there are as many rows as components: it is never read along the components."""
+    post = posterior(batch=6)
+    assert post.mask.shape == (6, 6)
+    limits = np.float32([0.0, 0.3, 1.0, 2.0, 4.0, 9.0])
+    got = np.asarray(nvib.expected(post, threshold=jnp.asarray(limits)).log_weights)
+    for row, limit in enumerate(limits):
+        want = nvib.expected(post, threshold=float(limit)).log_weights[row]
+        np.testing.assert_array_equal(got[row], want)
+    across = nvib.Posterior(*(jnp.swapaxes(a, 0, 1) for a in jax.tree.leaves(post)))
+    assert not np.array_equal(got.T, nvib.expected(across, threshold=limits).log_weights)  # power
+
+
+@pytest.mark.parametrize("form", READS)
+def test_read(form):
+    """Every form with its weights; a threshold drops the same components under all of them."""
+    post, threshold, num_samples = posterior(), 0.5, 3
+    mix, attended = nvib.read(post, form, threshold=threshold, key=KEY, num_samples=num_samples)
+    kept = nvib.expected(post, threshold=threshold).present
+    assert 0 < kept.sum() < post.mask.sum()
+    copies = {"drawn": num_samples, "average": DRAWS * num_samples}.get(form, 1)
+    np.testing.assert_array_equal(mix.present, jnp.tile(kept, (1, copies)))
+    out = attention(query(), mix, **kernels(), form=attended)
+    assert np.isfinite(out).all()
+    if copies == 1:
+        weights = "geometric" if form == "expected_logit" else "mean"
+        want = nvib.expected(post, log_weights=weights, threshold=threshold)
+        chex.assert_trees_all_equal(mix, want)
+        assert attended == form
+    else:
+        assert attended == "exact"
+        assert mix.log_variance is None
+        weights = jnp.sum(jnp.exp(mix.log_weights), -1)
+        np.testing.assert_allclose(weights, copies / num_samples, rtol=1e-5)  # each draw's are 1
+
+
+def test_read_without_a_threshold_is_the_draw_itself():
+    post = posterior()
+    chex.assert_trees_all_equal(nvib.read(post, "drawn", key=KEY)[0], nvib.sample(KEY, post))
+    average = nvib.read(post, "average", key=KEY)[0]
+    first = nvib.sample(jax.random.split(KEY, DRAWS)[0], post)
+    np.testing.assert_array_equal(average.mean[:, :6], first.mean)
+    for form in ("drawn", "average"):
+        with pytest.raises(ValueError, match=f"form is '{form}' and key is None; a draw needs a"):
+            nvib.read(post, form)
+    with pytest.raises(ValueError, match="form is 'mean'; wanted one of 'exact', 'published'"):
+        nvib.read(post, "mean")
+
+
+@pytest.mark.parametrize("field", ["mean", "log_variance", "log_alpha"])
+def test_what_is_no_number_stays_none(field):
+    """NaN in a component that is there is NaN in all that is made of its row, and nowhere else."""
+    post, base = posterior(), prior()
+    value = getattr(post, field)
+    bad = dataclasses.replace(post, **{field: value.at[1, 2].set(jnp.nan)})
+
+    def rows(post):
+        found = {f"read {f}": read_rows(post, f) for f in READS}
+        for form in ("expected_count", "exact"):
+            found[f"gaussian {form}"] = nvib.kl_gaussian(post, base, form=form)
+            found[f"dirichlet {form}"] = nvib.kl_dirichlet(post, base, form=form)
+        draw = nvib.sample(KEY, post)
+        found["ratio"] = objective.log_density_ratio(draw, post, base)
+        found["count"] = nvib.vector_count(post)
+        return found
+
+    def read_rows(post, form):
+        mix, attended = nvib.read(post, form, key=KEY, threshold=0.1)
+        return jnp.sum(attention(query(), mix, **kernels(), form=attended), axis=(1, 2, 3))
+
+    found, clean = rows(bad), rows(post)
+    blind = {
+        "mean": {"dirichlet expected_count", "dirichlet exact", "count"},
+        "log_variance": {"dirichlet expected_count", "dirichlet exact", "count"},
+        "log_alpha": {"gaussian exact"},
+    }[field]
+    for name, value in found.items():
+        assert np.isnan(value[1]) == (name not in blind), name
+        np.testing.assert_array_equal(value[jnp.array([0, 2])], clean[name][jnp.array([0, 2])])
 
 
 def test_sample_prior():

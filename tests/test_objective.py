@@ -133,7 +133,10 @@ ANNEALING = [
         {"schedule": "cyclic", "start": 3, "steps": 5, "cycle": 10},
         {0: 0.0, 2: 0.0, 7: 0.8, 13: 0.0},
     ),
-    ({"schedule": "linear", "start": 4}, {4: 0.0, 5: 1.0, 3: 0.0}),
+    # Without a ramp, 1 from the start on, as the docstring says of start + steps.
+    ({"schedule": "linear", "start": 4}, {3: 0.0, 4: 1.0, 5: 1.0}),
+    ({"schedule": "cosine"}, {0: 1.0, 5: 1.0}),
+    ({"schedule": "cyclic", "start": 3, "cycle": 2}, {2: 0.0, 3: 1.0, 4: 1.0}),
 ]
 
 
@@ -149,6 +152,8 @@ def test_anneal(options, want):
 def test_anneal_errors():
     with pytest.raises(ValueError, match="schedule is 'nope'; wanted one of 'constant', 'linear'"):
         objective.anneal(0, schedule="nope")
+    with pytest.raises(ValueError, match="steps is -1; wanted at least 0"):
+        objective.anneal(0, schedule="linear", steps=-1)
     with pytest.raises(ValueError, match="cycle is 4 steps; wanted at least the ramp's 5"):
         objective.anneal(0, schedule="cyclic", steps=5, cycle=4)
 

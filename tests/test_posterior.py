@@ -111,6 +111,25 @@ def test_log_pseudo_count_maps():
     assert nvib.log_pseudo_count(x.astype(low), w.astype(low), b.astype(low)).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("form", ["exp_linear", "exp_quadratic", "relu"])
+def test_no_number_is_no_pseudo_count_of_zero(form):
+    """NaN in a state is NaN in its pseudo-count, in the loss and in the gradient: guards see it."""
+    mean, log_variance, _, mask = statistics()
+    quadratic = normal(4, 8) if form == "exp_quadratic" else None
+
+    def loss(w):
+        x = normal(5, 3, 5, 8).at[0, 1, 3].set(jnp.nan)
+        log_alpha = nvib.log_pseudo_count(x, w, jnp.float32(0.1), quadratic, form=form)
+        post = nvib.make_posterior(mean, log_variance, log_alpha, mask, prior())
+        return jnp.sum(nvib.kl_dirichlet(post, prior())), log_alpha
+
+    (value, log_alpha), grads = jax.value_and_grad(loss, has_aux=True)(normal(6, 8))
+    assert np.isnan(log_alpha[0, 1])
+    assert np.isfinite(np.exp(log_alpha)).sum() == log_alpha.size - 1
+    assert np.isnan(value)
+    assert np.isnan(grads).any()
+
+
 def test_add_skip_leaves_the_prior_component_out():
     below = posterior(zeros=True)
     log_alpha = normal(3, 3, 5)
@@ -143,6 +162,8 @@ def test_errors():
         nvib.log_pseudo_count(x, w[:7], b)
     with pytest.raises(ValueError, match=r"bias has shape \(1,\); wanted \(\)"):
         nvib.log_pseudo_count(x, w, b[None])
+    with pytest.raises(ValueError, match=r"quadratic has shape \(7,\); wanted \[D\] = \(8,\)"):
+        nvib.log_pseudo_count(x, w, b, w[:7], form="exp_quadratic")
     for options in ({"dim": 0}, {"dim": 2, "alpha": 0.0}, {"dim": 2, "alpha_delta": -1.0}):
         with pytest.raises(ValueError, match=r"wanted dim >= 1, alpha > 0, alpha_delta >= 0"):
             nvib.Prior.standard(**options)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from nvib_jax.attention import reference, xla
 from nvib_jax.attention.choice import fastest
+from nvib_jax.attention.home import runs_on, simulated
 from nvib_jax.attention.inputs import FORMS, Memory, causal_mask, checked_mixture, make_memory
 from nvib_jax.attention.xla import attention_weights
 from nvib_jax.mesh import device, per_device
@@ -221,13 +222,22 @@ def _primitive(name: str) -> Any:
     if name == "pallas_tpu":
         from nvib_jax.attention import pallas_tpu
 
-        return pallas_tpu.attend
+        return pallas_tpu.attend if simulated() else _at_home(pallas_tpu.attend, "TPUs", name)
     if name == "pallas_gpu":
         from nvib_jax.attention import pallas_gpu
 
-        return pallas_gpu.attend
+        return _at_home(pallas_gpu.attend, "GPUs", name)
     if name == "cudnn":
         from nvib_jax.attention import cudnn
 
         return cudnn.attend
     return xla.attend
+
+
+def _at_home(function: Any, home: str, name: str) -> Any:
+    """A kernel that says where it runs when it is compiled for a CPU."""
+
+    def run(query: jax.Array, *others: Any, **options: Any) -> jax.Array:
+        return function(runs_on(query, home, name), *others, **options)
+
+    return run
