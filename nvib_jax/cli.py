@@ -35,6 +35,8 @@ _NAMES = (
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
     *("export", "evaluate", "sweep", "report", "bench", "doctor"),
 )
+# RuntimeError: of the libraries of files and devices, whose errors have no class of their own.
+_SAID = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,10 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nvib {command}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+    except _SAID as error:
         if debug:
             raise
-        print(f"nvib {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(str(error).split()) or type(error).__name__
+        # A library's, of a disk or a device: where it comes from is not in its words.
+        more = "; --debug shows where" if type(error) in (RuntimeError, RecursionError) else ""
+        print(f"nvib {command}: {said[:1000]}{more}", file=sys.stderr)
         return 1
     return 0
 

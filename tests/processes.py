@@ -73,7 +73,7 @@ def said(config: Config) -> str:
 
 def finish(config: Config, group: list[subprocess.Popen], status: int = 0) -> None:
     """Wait for all of them to end with this status."""
-    ends = [process.wait(timeout=300) for process in group]
+    ends = [process.wait(timeout=1200) for process in group]
     assert ends == [status] * len(group), said(config)[-3000:]
 
 
@@ -99,7 +99,7 @@ def assert_same_losses(run: str, other: str, rtol: float) -> None:
     )
 
 
-def wait_for(happened, seconds: float = 120, every: float = 0.002) -> None:
+def wait_for(happened, seconds: float = 600, every: float = 0.002) -> None:
     """Until something has happened."""
     end = time.monotonic() + seconds
     while not happened():

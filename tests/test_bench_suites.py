@@ -12,6 +12,7 @@ from tolerance import assert_close
 
 import nvib_jax as nvib
 from nvib_jax.bench import attention, data, generate, plain, sampler, train
+from nvib_jax.bench import run as bench
 from nvib_jax.bench.timing import Row, measure
 from nvib_jax.models.nvae import EOS, NVAE, PAD
 from nvib_jax.models.params import merge, split
@@ -272,3 +273,38 @@ def test_data_rows_are_the_batches_of_their_corpus():
     call = case.prepare().function
     found = np.mean([call()["mask"].sum() for _ in range(300)])
     assert found == pytest.approx(case.amount, rel=0.1)
+
+
+@pytest.mark.parametrize("suite", ["attention", "train", "generate", "sampler"])
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--rounds", "0", "rounds is 0; wanted at least 1"),
+        ("--rounds", "-3", "rounds is -3; wanted at least 1"),
+        ("--seconds", "-1", "seconds is -1.0; wanted at least 0"),
+        ("--seconds", "nan", "seconds is nan; wanted a finite number"),
+    ],
+)
+def test_counts_of_nothing_are_refused(suite, option, value, said, monkeypatch):
+    """`--rounds 0` ran, for as many rounds as fit."""
+    monkeypatch.setattr(bench, "run", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        bench.main([suite, f"{option}={value}"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["train", f"--{name}=0"] for name in ("batch-size", "batches", "buckets", "dim")),
+        *(["generate", f"--{name}=-1"] for name in ("sentences", "length", "vocab-size", "seed")),
+        ["scaling", "--devices=0"],
+        ["choose", "--seconds=-1"],
+    ],
+    ids=" ".join,
+)
+def test_sizes_of_nothing_are_refused(arguments, monkeypatch):
+    monkeypatch.setattr(bench, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(bench, "choose", lambda *_: pytest.fail("it ran"))
+    name = arguments[1].removeprefix("--").partition("=")[0].replace("-", "_")
+    with pytest.raises(ValueError, match=rf"{name} is -?\d[.0]*; wanted at least [01]"):
+        bench.main(arguments)

@@ -1,14 +1,18 @@
 """What a run does when a step goes bad or nothing moves, and how processes find each other."""
 
 import re
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
+from processes import wait_for
 
 from nvib_jax.data import prepare
 from nvib_jax.training import distributed, loop
+from nvib_jax.training import watchdog as watchdogs
 from nvib_jax.training.keep import saved_steps
 from nvib_jax.training.sharding import make_mesh
 from nvib_jax.training.watchdog import Watchdog
@@ -96,31 +100,62 @@ def test_skipping_without_end_stops(bad_from, tmp_path, eval_every):
 # ---- the watchdog
 
 
-def test_the_watchdog_says_where_nothing_moves():
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only the test moves; told to, it waits until the watchdog has looked at it."""
+    now, looks = [0.0], [0]
+
+    def monotonic():
+        looks[0] += threading.current_thread().name == "watchdog"
+        return now[0]
+
+    def forward(seconds):
+        now[0] += seconds
+        before = looks[0]
+        wait_for(lambda: looks[0] > before + 2)  # the first may have read the time before
+
+    monkeypatch.setattr(watchdogs, "time", SimpleNamespace(monotonic=monotonic))
+    return forward
+
+
+def test_the_watchdog_says_where_nothing_moves(clock):
     said = []
-    with Watchdog(0.2, said.append) as watchdog:
+    with Watchdog(0.04, said.append) as watchdog:
         for step in range(6):  # moving
             watchdog.at(f"step {step} was begun")
-            time.sleep(0.05)
+            clock(0.03)
         assert not said
-        time.sleep(1.0)
-    assert 2 <= len(said) <= 3  # after 0.2, 0.4 and 0.8 s: its patience doubles
-    assert re.match(
-        r"nothing has moved for 0 s since step 5 was begun; it is in test_the_w", said[0]
-    )
-    assert __file__ in said[0]
-
-
-def test_a_watchdog_that_moves_again_is_quiet():
-    said = []
-    with Watchdog(0.2, said.append) as watchdog:
-        time.sleep(0.3)
-        watchdog.at("the checkpoint of step 7")
-        time.sleep(0.1)
+        clock(0.02)
         assert len(said) == 1
-        time.sleep(0.3)
+        clock(0.02)
+        assert len(said) == 1  # its patience doubles
+        clock(0.02)
+        assert len(said) == 2
+    assert re.match(
+        r"nothing has moved for 0 s since step 5 was begun; it is in \w+, .*\.py:\d+$", said[0]
+    )
+
+
+def test_a_watchdog_that_moves_again_is_quiet(clock):
+    said = []
+    with Watchdog(0.04, said.append) as watchdog:
+        clock(0.05)
+        watchdog.at("the checkpoint of step 7")
+        clock(0.03)
+        assert len(said) == 1
+        clock(0.03)
     assert "since the start" in said[0]
     assert "since the checkpoint of step 7" in said[1]
+
+
+def test_the_longest_patience_that_there_is(monkeypatch):
+    """More seconds than a lock can wait ended the watchdog in an OverflowError."""
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    with Watchdog(1e300, print) as watchdog:
+        watchdog._thread.join(0.3)
+        assert watchdog._thread.is_alive()
+    assert not failed
 
 
 def test_no_watchdog():

@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -346,9 +348,10 @@ def test_lines_are_plain_where_there_is_no_terminal(capsys):
 
 @pytest.mark.long
 def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
-    """A slow evaluation between two log lines is not in tokens/s."""
-    import time
-
+    """A slow evaluation between two log lines is not in tokens/s; an hour by a clock of ours."""
+    late = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
+    monkeypatch.setattr(loop, "time", clock)
     config = tiny.with_train(
         tiny.trained()[0], run_dir=str(tmp_path / "run"), steps=8, log_every=4, eval_every=6
     )
@@ -356,7 +359,7 @@ def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "summarize", lambda *a, **k: "")
 
     def slow(params):
-        time.sleep(3)
+        late[0] += 3600
         return {"loss": 1.0}
 
     monkeypatch.setattr(loop, "make_validation", lambda *a: slow)
@@ -365,4 +368,4 @@ def test_speed_is_of_tokens_and_training_time_alone(monkeypatch, tmp_path):
     batches = loop.open_batches(config, prepare(config.data), make_mesh(config.mesh), "train")
     seen = [batches[i] for i in range(4, 8)]
     tokens = sum(int(b["mask"].sum() + (b["index"] >= 0).sum()) for b in seen)
-    assert tokens / second["tokens_per_second"] < 3
+    assert tokens / second["tokens_per_second"] < 1800

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(
     reason="the stand-in for a TPU VM needs Linux, bash and git",
 )
 
+PATIENCE = 300  # seconds for what takes one or two: a busy machine is no failure
+
 
 class Cloud:
     """A checkout of the scripts in a folder with a space, and a cloud that does as `plan` says."""
@@ -67,7 +69,7 @@ class Cloud:
 
     def __call__(self, script, *arguments, status=0, **settings):
         with self.popen(script, *arguments, **settings) as process:
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == status, out + err
         return out, err
 
@@ -110,7 +112,7 @@ class Cloud:
     def touch(self, name):
         (self.state / name).touch()
 
-    def wait(self, what, seconds=20):
+    def wait(self, what, seconds=PATIENCE):
         end = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < end, "waited in vain"
@@ -799,7 +801,7 @@ def test_one_crash_is_survived(cloud):
     with cloud.popen("loop", MAX_RESTARTS="1") as process:
         cloud.wait(lambda: len(cloud.starts) == 4)
         (cloud.state / "hold").unlink()
-        err = process.communicate(timeout=20)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0, err
     assert "restart 1 of 1" in err, err
     assert sorted(cloud.starts) == ["worker-0 0"] * 2 + ["worker-1 0"] * 2
@@ -817,7 +819,7 @@ def test_progress_starts_the_count_anew(cloud):
             cloud.wait((cloud.home() / "nvib_run" / "exit").exists)
             cloud.brake(99 if death == 3 else death + 1)
             cloud.wait(lambda death=death: len(cloud.starts) > death)
-        err = process.communicate(timeout=20)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0, err
     assert err.count("restart 1 of 1") == 3, err
 
@@ -846,7 +848,7 @@ def test_an_interrupted_loop_leaves_the_slice(cloud, sent, status):
         cloud.wait(lambda: cloud.starts)
         time.sleep(0.2)
         os.killpg(process.pid, sent)
-        err = process.communicate(timeout=10)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == status
     assert "interrupted. Slice nvib is left as it is" in err
     assert "tpu_scripts/delete.sh" in err
@@ -862,7 +864,7 @@ def test_looks_that_fail_now_and_then_do_not_end_the_loop(cloud):
     with cloud.popen("loop", MAX_RESTARTS="0") as process:
         cloud.wait(lambda: cloud.count("objects", "list") > 5)
         cloud.brake(99)
-        err = process.communicate(timeout=20)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0, err
     assert err.count("503 the service is unavailable") == 3
     assert cloud.starts == ["worker-0 0"]

@@ -1,5 +1,6 @@
 """`nvib bench SUITE ...`: arguments -> rows on standard output, and a JSON file if asked for."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nvib_jax.bench.sampler import Sampler
 from nvib_jax.bench.scaling import Scaling
 from nvib_jax.bench.timing import Case, Row, measure
 from nvib_jax.bench.train import Train
+from nvib_jax.fields import check_fields
 from nvib_jax.files import write_whole
 from nvib_jax.options import parse
 
@@ -45,14 +47,10 @@ class Timing:
 
     seconds: float = 2.0
     """Time for each row, beyond compiling and five rounds."""
-    rounds: int = 0
-    """Exactly so many rounds; 0 means as many as fit."""
+    rounds: int | None = None
+    """Exactly so many rounds; None means as many as fit."""
     output: Path | None = None
     """A JSON file to write."""
-
-    def __post_init__(self) -> None:
-        if self.seconds < 0 or self.rounds < 0:
-            raise ValueError(f"seconds, rounds are {self.seconds}, {self.rounds}; wanted 0 or more")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -72,7 +70,9 @@ def main(arguments: Sequence[str]) -> None:
         print("\nRows that are compared are timed in turns; each can be run alone by its options.")
         raise SystemExit(0)
     if name == "choose":
-        choose(parse(Choose, rest, prog="nvib bench choose"))
+        options = parse(Choose, rest, prog="nvib bench choose")
+        check_counts(options)
+        choose(options)
         return
     if name == "table":
         if len(rest) != 1:
@@ -82,10 +82,27 @@ def main(arguments: Sequence[str]) -> None:
     if name not in SUITES:
         raise ValueError(f"there is no suite {name!r}; {wanted}")
     suite, timing = _parse(name, rest)
+    check_counts(suite)
+    check_counts(timing)
     found = run(suite, timing, ["nvib", "bench", *arguments])
     if timing.output is not None:
         timing.output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(timing.output, json.dumps(found, indent=1) + "\n")
+
+
+def check_counts(options: Any) -> None:
+    """That whole numbers are counts, at least 1, but for seeds; and that no number is below 0.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    check_fields(options, "")
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            least = 1 if isinstance(part, int) and field.name != "seed" else 0
+            if isinstance(part, int | float) and not isinstance(part, bool) and part < least:
+                raise ValueError(f"{field.name} is {part}; wanted at least {least}")
 
 
 def run(suite: Suite, timing: Timing, command: Sequence[str]) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def run(suite: Suite, timing: Timing, command: Sequence[str]) -> dict[str, Any]:
         new = measure(
             group,
             seconds=timing.seconds,
-            rounds=timing.rounds,
+            rounds=timing.rounds or 0,
             peak=peak,
             yardstick=peak.yardstick,
         )

@@ -28,6 +28,7 @@ from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batch
 from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.keep import saved_steps
 from nvib_jax.training.logging import TrainingBar, open_writer, to_standard_error
+from nvib_jax.training.memory import check_memory, memory_explained
 from nvib_jax.training.replicas import make_agree
 from nvib_jax.training.sharding import batch_placer, check_fits, make_mesh, plan_state, whole
 from nvib_jax.training.state import TrainState, add_metrics, make_train_step, means
@@ -101,6 +102,10 @@ def _train(
     summary: bool,
 ) -> dict[str, float]:
     settings, run_dir = config.train, Path(config.train.run_dir)
+    length = buckets_of(config, data)[-1]
+    shapes = structure(config, data.vocab_size, length)[1]
+    check_fits(config, mesh, shapes)
+    check_memory(config, mesh, shapes, length)
     _check_batches(config, data, mesh)
     texts = data.sentences(data_split(data), settings.eval_sentences)
     samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
@@ -119,7 +124,7 @@ def _train(
         every=settings.keep_every,
         say=bar.print,
     )
-    with contextlib.closing(checkpoints):
+    with contextlib.closing(checkpoints), memory_explained(config, shapes, length):
         model, speed = _fit(config, data, mesh, checkpoints, bar, resume=bool(saved))
 
     scores: dict[str, float] = {}
@@ -133,7 +138,7 @@ def _train(
         page = summarize(model, texts, scores, untrained, seed=settings.seed)
         if is_first():
             write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
-    if is_first():
+    if is_first() and not _longer_is_finished(run_dir, settings.steps):
         finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
         write_whole(run_dir / FINISHED, json.dumps(finished) + "\n")
     if summary:
@@ -244,6 +249,15 @@ def _fit(
     return model, float(np.median(speeds)) if speeds else 0.0
 
 
+def _longer_is_finished(run_dir: Path, steps: int) -> bool:
+    """Whether the run says already that it has finished more steps than are asked for now."""
+    try:
+        said = json.loads((run_dir / FINISHED).read_text(encoding="utf-8"))
+        return said["steps"] > steps
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: TrainingBar) -> TrainState:
     """The state as it is saved and as it goes on: the same on every device."""
     if mesh.size == 1:
@@ -270,8 +284,7 @@ def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
 
 
 def _check_batches(config: Config, data: PreparedData, mesh: jax.sharding.Mesh) -> None:
-    """Everything that does not fit the data or the devices, before a run is written."""
-    check_fits(config, mesh, structure(config, data.vocab_size, buckets_of(config, data)[-1])[1])
+    """Batches that do not fit the data or the devices, before a run is written."""
     for split in ("train", data_split(data)):
         open_batches(config, data, mesh, split)
 

@@ -1,0 +1,102 @@
+"""Too little memory, said before it is met where that is certain, and in one sentence where it is.
+
+A batch that cannot fit is the commonest error of all. What a step needs exactly only its compiled
+form knows (`nvib train --dry-run`); what it needs at the very least is known from the config.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.mesh import ways
+from nvib_jax.training.config import Config
+
+GIB = 2**30
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def check_memory(
+    config: Config, mesh: jax.sharding.Mesh, params: Mapping[str, Any], length: int
+) -> None:
+    """That a step's least memory is there.
+
+    Parameters, their gradients and two moments, and of each layer one state a token, which the
+    backward pass reads: without them there is no step, whatever the compiler does.
+
+    Args:
+      config: whose batch and layers are counted.
+      mesh: the devices.
+      params: name -> anything with a shape and a dtype.
+      length: tokens of the longest bucket.
+
+    Raises:
+      ValueError: it is not; says what was asked, what there is, and what to turn down.
+    """
+    model = config.model
+    width = model.dim * jnp.dtype(model.dtype).itemsize
+    rows = config.data.batch_size // (ways(mesh, "batch") * config.train.accumulate)
+    states = rows * length * width * (model.encoder_layers + model.decoder_layers)
+    arrays = sum(math.prod(p.shape) * jnp.dtype(p.dtype).itemsize for p in params.values())
+    needed = 4 * arrays // (mesh.shape["fsdp"] * mesh.shape["tensor"]) + states
+    there = available(mesh)
+    if there is not None and needed > there:
+        raise ValueError(
+            f"a step needs at least {needed / GIB:,.1f} GiB on each device, which has "
+            f"{there / GIB:,.1f}: {asked(config, params, length)}; {_CURES}"
+        )
+
+
+def available(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes that a device of the mesh has; None where nobody says."""
+    device = mesh.local_devices[0]
+    stats = device.memory_stats()
+    if stats and stats.get("bytes_limit"):
+        return int(stats["bytes_limit"])
+    if device.platform != "cpu":
+        return None
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            found.append(int(Path(file).read_text(encoding="ascii")))
+    return min(found) // len(mesh.local_devices)  # they share the machine's
+
+
+def asked(config: Config, params: Mapping[str, Any], length: int) -> str:
+    """What a step is of, for a person who is to make it smaller."""
+    numbers = sum(math.prod(p.shape) for p in params.values())
+    return (
+        f"{config.data.batch_size:,} sentences of up to {length} tokens in "
+        f"{config.train.accumulate:,} parts, {numbers:,} parameters"
+    )
+
+
+_CURES = (
+    "turn down --data.batch-size, turn up --train.accumulate, or --model.remat; --dry-run says "
+    "what a step needs"
+)
+
+
+@contextlib.contextmanager
+def memory_explained(config: Config, params: Mapping[str, Any], length: int) -> Iterator[None]:
+    """Within it, running out of memory is one sentence.
+
+    Raises:
+      MemoryError: it ran out; says what was asked and what to turn down.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = " ".join(str(error).split())
+        full = ("RESOURCE_EXHAUSTED", "bad_alloc", "Out of memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(word in text for word in full):
+            raise
+        raise MemoryError(
+            f"there is too little memory for {asked(config, params, length)}: {_CURES} "
+            f"({text[:200]})"
+        ) from error
