@@ -186,9 +186,14 @@ def test_a_cache_is_read_on_while_it_is_removed(tmp_path):
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
-    def full(*arguments):
+    def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            prepare(grammar_config(tmp_path))
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(TokenWriter, "write", full)
     with pytest.raises(OSError, match=r"No space left on device where prepared data .*NVIB_CACHE"):
         prepare(grammar_config(tmp_path))
