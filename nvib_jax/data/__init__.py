@@ -14,14 +14,13 @@ the functions that need them, and TensorFlow never.
 
 from nvib_jax.data.batches import Batch, Batches, choose_buckets
 from nvib_jax.data.clean import clean_text
-from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig
+from nvib_jax.data.config import CleanConfig, DataConfig
 from nvib_jax.data.grammar import Grammar, default_grammar
 from nvib_jax.data.prepare import prepare
 from nvib_jax.data.prepared import PreparedData
 from nvib_jax.data.tokenizer import Tokenizer
 
 __all__ = [
-    "PUBLISHED_CHARACTERS",
     "Batch",
     "Batches",
     "CleanConfig",

@@ -54,7 +54,11 @@ class Claim:
             _remove(self.folder)
             self._seen = None
             return self.take()
-        self._write()
+        try:
+            self._write()
+        except OSError:  # nobody shall wait for a process that could not even say its name
+            _remove(self.folder)
+            raise
         threading.Thread(target=self._beat, daemon=True).start()
         return True
 
