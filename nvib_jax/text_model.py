@@ -21,9 +21,9 @@ from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
 from nvib_jax.mesh import ambient
 from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.bound import bound, bound_terms
-from nvib_jax.models.latent import form_of, mean_vector
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, layout, merge
+from nvib_jax.models.reading import form_of, mean_vector
 from nvib_jax.models.structure import structure
 from nvib_jax.progress import track
 from nvib_jax.text_input import UnusualText
