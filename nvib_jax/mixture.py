@@ -1,16 +1,14 @@
-"""`Posterior` -> `Mixture`: a draw, the mean, either as evaluation reads it; a prior draw, a way.
+"""`Posterior` -> `Mixture`: a draw, the mean, what evaluation reads; prior draws, interpolation.
 
-All five leave the same type, so attention never asks where a mixture is from.
+All leave the same type, so attention never asks where a mixture is from.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nvib_jax.attention.inputs import FORMS
 from nvib_jax.mesh import alike, along
+from nvib_jax.posterior import above
 from nvib_jax.random import log_dirichlet, log_normalize
 from nvib_jax.shapes import (
     check_choice,
@@ -107,7 +105,7 @@ def expected(
     [[0.3333 0.6667 0.    ]]
     """
     check_choice("log_weights", log_weights, WEIGHTS)
-    posterior = _above(posterior, threshold)
+    posterior = above(posterior, threshold)
     present = posterior.present
     log_alpha = jnp.where(present, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
     if log_weights == "mean":
@@ -169,7 +167,7 @@ def read(
         weights = "geometric" if form == "expected_logit" else "mean"
         return expected(posterior, log_weights=weights, threshold=threshold), form
     assert key is not None
-    posterior = _above(posterior, threshold)
+    posterior = above(posterior, threshold)
     keys = [key] if form == "drawn" else jax.random.split(key, DRAWS)
     drawn = [sample(k, posterior, num_samples=num_samples) for k in keys]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn), "exact"
@@ -182,31 +180,6 @@ def check_read(form: str, key: jax.Array | None) -> None:
         if key is None:
             raise ValueError(f"form is {form!r} and key is None; a draw needs a key")
         check_key(key)
-
-
-def _above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterior:
-    """The posterior without the components whose pseudo-count is at most a threshold."""
-    posterior = typed("posterior", posterior, Posterior)
-    rows = posterior.check()["B"]
-    if threshold is None:
-        return posterior
-    check_number("threshold", threshold)
-    if jnp.shape(threshold) not in ((), (rows,)):
-        raise ValueError(
-            f"threshold has shape {jnp.shape(threshold)}; wanted () or [B] = ({rows},)"
-        )
-    known = concrete(threshold)
-    if known is not None and np.isnan(known.astype(np.float32)).any():
-        raise ValueError("threshold is nan; wanted a number")
-    # One column, (1, 1) or (B, 1): a threshold of each row must not be read as one of components.
-    limit = jnp.reshape(jnp.asarray(threshold, jnp.float32), (-1, 1))
-    log_alpha = jnp.where(posterior.mask, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
-    # Compared in log space, where a pseudo-count cannot overflow; negative keeps everything.
-    small = log_alpha <= jnp.log(jnp.maximum(limit, 0.0))
-    largest = log_alpha == jnp.max(log_alpha, axis=-1, keepdims=True)
-    # What is small is dropped, not what is large kept: NaN is neither, and has to be seen.
-    dropped = small & ~largest & (limit >= 0)
-    return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))
 
 
 def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length: int) -> Mixture:
@@ -237,8 +210,7 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     check_key(key)
     prior = prior_of(prior)
     max_length = check_count("max_length", max_length, 0)
-    if isinstance(lengths, list | tuple):
-        lengths = jnp.asarray(lengths)
+    lengths = jnp.asarray(lengths) if isinstance(lengths, list | tuple) else lengths
     shape = (check_shapes(lengths=(lengths, "int B"))["B"], max_length + 1)
     known = concrete(lengths)
     if known is not None and (bad := known[(known < 0) | (known > max_length)]).size:

@@ -1,14 +1,25 @@
-"""Encoder statistics -> `Posterior`: the three pseudo-count maps, the skip, component 0.
+"""Encoder statistics -> `Posterior`: pseudo-count maps, the skip, component 0, a threshold.
 
 The linear maps `mu = W_mu x + b` and `log s2 = W_s x + b` are the caller's (a Flax
 module owns their parameters); here is what is not a plain linear map.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nvib_jax.mesh import alike
-from nvib_jax.shapes import check_choice, check_kind, check_shapes, described, is_array
+from nvib_jax.shapes import (
+    check_choice,
+    check_kind,
+    check_number,
+    check_shapes,
+    concrete,
+    described,
+    is_array,
+)
 from nvib_jax.types import Posterior, Prior, prior_of, typed
 
 PSEUDO_COUNT_MAPS = ("exp_linear", "exp_quadratic", "relu")
@@ -165,3 +176,40 @@ def add_skip(log_alpha: jax.Array, previous: Posterior) -> jax.Array:
         }
     )
     return log_alpha.astype(jnp.float32) + previous.log_alpha[:, 1:].astype(jnp.float32)
+
+
+def above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterior:
+    """The posterior without the components whose pseudo-count is at most a threshold.
+
+    Args:
+      posterior: S components.
+      threshold: one number, or one a row, shape (B,); None and negative ones drop nothing. The
+        largest component of a row is always kept.
+
+    Returns:
+      A `Posterior` with a `log_alpha` of -inf where a component was dropped.
+
+    Raises:
+      ValueError: a threshold of another shape, or one that is no number.
+    """
+    posterior = typed("posterior", posterior, Posterior)
+    rows = posterior.check()["B"]
+    if threshold is None:
+        return posterior
+    check_number("threshold", threshold)
+    if jnp.shape(threshold) not in ((), (rows,)):
+        raise ValueError(
+            f"threshold has shape {jnp.shape(threshold)}; wanted () or [B] = ({rows},)"
+        )
+    known = concrete(threshold)
+    if known is not None and np.isnan(known.astype(np.float32)).any():
+        raise ValueError("threshold is nan; wanted a number")
+    # One column, (1, 1) or (B, 1): a threshold of each row must not be read as one of components.
+    limit = jnp.reshape(jnp.asarray(threshold, jnp.float32), (-1, 1))
+    log_alpha = jnp.where(posterior.mask, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
+    # Compared in log space, where a pseudo-count cannot overflow; negative keeps everything.
+    small = log_alpha <= jnp.log(jnp.maximum(limit, 0.0))
+    largest = log_alpha == jnp.max(log_alpha, axis=-1, keepdims=True)
+    # What is small is dropped, not what is large kept: NaN is neither, and has to be seen.
+    dropped = small & ~largest & (limit >= 0)
+    return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))

@@ -26,6 +26,7 @@ PURE = (
     "attention.tpu_kernels",
     "attention.pallas_gpu",
     "attention.cudnn",
+    "attention.home",
 )
 HEAVY = {
     "absl",
