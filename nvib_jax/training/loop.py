@@ -24,6 +24,7 @@ from nvib_jax.training.checkpoint import Checkpoints
 from nvib_jax.training.claim import CLAIM, Claim
 from nvib_jax.training.config import Config, to_json
 from nvib_jax.training.distributed import check_same, is_first
+from nvib_jax.training.effects import remarks
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.keep import saved_steps
@@ -111,6 +112,8 @@ def _train(
     bar.print(
         f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}"
     )
+    for line in remarks(config):
+        bar.print(line)
     if mesh.size > 1:
         sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         bar.print(f"{mesh.size} devices of {jax.process_count()} processes: {sizes}")
