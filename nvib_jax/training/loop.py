@@ -138,8 +138,9 @@ def _train(
         page = summarize(model, texts, scores, untrained, seed=settings.seed)
         if is_first():
             write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
-    if is_first() and not _longer_is_finished(run_dir, settings.steps):
-        finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
+    if is_first():
+        done = max(settings.steps, *saved_steps(run_dir))
+        finished = {"steps": done, "nvib_jax": nvib_jax.__version__}
         write_whole(run_dir / FINISHED, json.dumps(finished) + "\n")
     if summary:
         names = ", ".join(sorted(p.name for p in run_dir.iterdir() if p.name != CLAIM))
@@ -173,7 +174,10 @@ def _fit(
     )
     if resume:
         model = model.counted(texts)
-    if is_first():
+    start = int(state.step)
+    if start > settings.steps:
+        bar.print(f"the run is at step {start} already; train.steps is {settings.steps}")
+    elif is_first():
         write_whole(Path(settings.run_dir) / "config.json", to_json(config))
     step_function = make_train_step(
         model.graph,
@@ -188,7 +192,6 @@ def _fit(
     place = batch_placer(mesh, config.data.batch_size)
     key = jax.random.key(settings.seed)
 
-    start = int(state.step)
     batches = open_batches(config, data, mesh, "train")
     stream = batches.iterate(start)
     if start < settings.steps and is_first():
@@ -247,15 +250,6 @@ def _fit(
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
                 interrupt.leave()
     return model, float(np.median(speeds)) if speeds else 0.0
-
-
-def _longer_is_finished(run_dir: Path, steps: int) -> bool:
-    """Whether the run says already that it has finished more steps than are asked for now."""
-    try:
-        said = json.loads((run_dir / FINISHED).read_text(encoding="utf-8"))
-        return said["steps"] > steps
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: TrainingBar) -> TrainState:
