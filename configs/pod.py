@@ -17,6 +17,8 @@ def config() -> Config:
     return dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, batch_size=16_384),
+        # The same shares of the run: base's ramp would end after this run does.
+        objective=dataclasses.replace(base.objective, anneal_start=400, anneal_steps=4_000),
         train=dataclasses.replace(
             base.train, steps=20_000, learning_rate=1e-3, eval_sentences=16_384, keep_every=5_000
         ),

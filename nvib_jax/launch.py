@@ -11,6 +11,7 @@ import tyro
 from nvib_jax.data.config import fit_to_text
 from nvib_jax.options import parse
 from nvib_jax.training.config import Config, load_preset
+from nvib_jax.training.effects import check_typed
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Fields = Annotated[Config, tyro.conf.arg(name="")]
@@ -100,6 +101,7 @@ def _read(kind: type[T], arguments: list[str]) -> tuple[T, str]:
         command=f"nvib {command} {path or 'CONFIG.py'}",
         description=f"{kind.__doc__} Every field can be given; defaults are {about}.",
     )
+    check_typed(arguments, options.config)
     data = fit_to_text(options.config.data, preset.data)
     options = dataclasses.replace(options, config=dataclasses.replace(options.config, data=data))
     return options, Path(path).stem or "run"

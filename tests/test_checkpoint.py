@@ -207,6 +207,18 @@ def test_resuming_a_finished_run_measures_the_trained_model(monkeypatch):
     assert_same(seen[0].params, last_state(config).params)
 
 
+def test_resuming_with_fewer_steps_leaves_what_the_run_says_of_itself(tmp_path, capsys):
+    """finished.json and config.json said 10 of a run of 20."""
+    config = tiny.trained()[0]
+    run = shutil.copytree(config.train.run_dir, tmp_path / "run")
+    names = "finished.json", "config.json"
+    before = {name: json.loads((run / name).read_text()) for name in names}
+    fewer = tiny.with_train(config, run_dir=str(run), steps=10)
+    loop.train(fewer, resume=True, summary=False)
+    assert {name: json.loads((run / name).read_text()) for name in before} == before
+    assert "the run is at step 20 already; train.steps is 10" in capsys.readouterr().out
+
+
 # ---- refusals
 
 

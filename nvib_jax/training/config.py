@@ -78,8 +78,15 @@ class ObjectiveConfig:
         check_fields(self, "objective")
         _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet", "vector_price")
         _at_least("objective", self, 0, "anneal_start", "anneal_steps", "alpha_delta_steps")
-        _at_least("objective", self, 0, "free_gaussian", "free_dirichlet", "capacity_steps")
-        _at_least("objective", self, 0, "free_vectors")
+        _at_least(
+            "objective",
+            self,
+            0,
+            "free_gaussian",
+            "free_dirichlet",
+            "free_vectors",
+            "capacity_steps",
+        )
         for name in ("alpha_delta_start", "capacity_gaussian", "capacity_dirichlet"):
             if getattr(self, name) is not None:
                 _at_least("objective", self, 0, name)
@@ -161,8 +168,8 @@ class TrainConfig:
         check_fields(self, "train")
         _at_least("train", self, 1, "steps", "log_every", "eval_every")
         _at_least("train", self, 1, "eval_sentences", "keep_checkpoints", "accumulate")
-        _at_least("train", self, 0, "seed", "warmup_steps", "weight_decay", "keep_best")
-        _at_least("train", self, 0, "keep_every", "watchdog")
+        names = "seed", "warmup_steps", "weight_decay", "keep_best", "keep_every", "watchdog"
+        _at_least("train", self, 0, *names)
         if self.seed >= 2**63:  # jax takes a 64-bit integer
             raise ValueError(f"train.seed is {self.seed}; wanted less than {2**63}")
         if self.spike and not self.spike > 1:
@@ -271,10 +278,10 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except RecursionError:
-        raise ValueError("config is no JSON object: it is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"config is no JSON object: {error}") from error
+    except (ValueError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if deep else error
+        raise ValueError(f"config is no JSON object: {reason}") from error
     return _build(Config, values, "config")
 
 

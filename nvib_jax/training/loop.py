@@ -24,6 +24,7 @@ from nvib_jax.training.checkpoint import Checkpoints
 from nvib_jax.training.claim import CLAIM, Claim
 from nvib_jax.training.config import Config, to_json
 from nvib_jax.training.distributed import check_same, is_first
+from nvib_jax.training.effects import remarks
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.keep import saved_steps
@@ -114,6 +115,8 @@ def _train(
     bar.print(
         f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}"
     )
+    for line in remarks(config):
+        bar.print(line)
     if mesh.size > 1:
         sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         bar.print(f"{mesh.size} devices of {jax.process_count()} processes: {sizes}")
@@ -138,8 +141,9 @@ def _train(
         page = summarize(model, texts, scores, untrained, seed=settings.seed)
         if is_first():
             write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
-    if is_first() and not _longer_is_finished(run_dir, settings.steps):
-        finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
+    if is_first():
+        done = max(settings.steps, *saved_steps(run_dir))
+        finished = {"steps": done, "nvib_jax": nvib_jax.__version__}
         write_whole(run_dir / FINISHED, json.dumps(finished) + "\n")
     if summary:
         names = ", ".join(sorted(p.name for p in run_dir.iterdir() if p.name != CLAIM))
@@ -173,7 +177,10 @@ def _fit(
     )
     if resume:
         model = model.counted(texts)
-    if is_first():
+    start = int(state.step)
+    if start > settings.steps:
+        bar.print(f"the run is at step {start} already; train.steps is {settings.steps}")
+    elif is_first():
         write_whole(Path(settings.run_dir) / "config.json", to_json(config))
     step_function = make_train_step(
         model.graph,
@@ -188,7 +195,6 @@ def _fit(
     place = batch_placer(mesh, config.data.batch_size)
     key = jax.random.key(settings.seed)
 
-    start = int(state.step)
     batches = open_batches(config, data, mesh, "train")
     stream = batches.iterate(start)
     if start < settings.steps and is_first():
@@ -247,15 +253,6 @@ def _fit(
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
                 interrupt.leave()
     return model, float(np.median(speeds)) if speeds else 0.0
-
-
-def _longer_is_finished(run_dir: Path, steps: int) -> bool:
-    """Whether the run says already that it has finished more steps than are asked for now."""
-    try:
-        said = json.loads((run_dir / FINISHED).read_text(encoding="utf-8"))
-        return said["steps"] > steps
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: TrainingBar) -> TrainState:

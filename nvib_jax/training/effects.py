@@ -1,0 +1,112 @@
+"""Nothing silent: which fields of a config have no effect, and which schedules the run cuts off.
+
+A field may be read only under a choice of another: `model.pool` only by the latent that pools. The
+table here says so. A run names such fields of its preset, and an option of the command line that
+has no effect is an error, because whoever types it expects one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nvib_jax.training.config import Config
+
+# fields, whether they are idle, and what they wait for
+_RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    ("model.pool", lambda c: c.model.kind != "VTP", "model.kind VTP"),
+    ("model.stride_share", lambda c: c.model.kind != "VTS", "model.kind VTS"),
+    ("model.latent_queries", lambda c: c.model.kind != "VTQ", "model.kind VTQ"),
+    (
+        "model.pseudo_count model.initial_alpha model.prior_alpha model.alpha_delta "
+        "objective.alpha_delta_start objective.alpha_delta_steps",
+        lambda c: c.model.kind != "NVAE",
+        "model.kind NVAE",
+    ),
+    (
+        "model.initial_kept",
+        lambda c: c.model.kind != "NVAE" or c.model.pseudo_count != "relu",
+        "model.kind NVAE with model.pseudo_count relu",
+    ),
+    ("train.weight_decay", lambda c: c.train.optimizer != "adamw", "train.optimizer adamw"),
+    ("objective.free_vectors", lambda c: not c.objective.vector_price, "objective.vector_price"),
+    (
+        "objective.anneal_start objective.anneal_steps objective.dirichlet_from_start",
+        lambda c: c.objective.anneal == "constant",
+        "another objective.anneal than constant",
+    ),
+    ("objective.anneal_cycle", lambda c: c.objective.anneal != "cyclic", "objective.anneal cyclic"),
+    (
+        "objective.alpha_delta_steps",
+        lambda c: c.objective.alpha_delta_start is None,
+        "objective.alpha_delta_start",
+    ),
+    (
+        "objective.capacity_steps",
+        lambda c: c.objective.capacity_gaussian is None and c.objective.capacity_dirichlet is None,
+        "objective.capacity_gaussian or capacity_dirichlet",
+    ),
+    (
+        "data.train data.validation data.test data.layout data.tokenizer_sentences",
+        lambda c: c.data.source == "grammar",
+        "another data.source than grammar",
+    ),
+    (
+        "data.num_train data.num_validation data.num_test data.seed",
+        lambda c: c.data.source != "grammar",
+        "data.source grammar",
+    ),
+    ("data.text_feature data.tfds_dir", lambda c: not c.data.tfds_name, "a tfds: data.source"),
+)
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """Fields that nothing reads in this config -> what they wait for.
+
+    >>> without_effect(Config())["model.pool"]
+    'model.kind VTP'
+    """
+    return {
+        name: reason for names, idle, reason in _RULES if idle(config) for name in names.split()
+    }
+
+
+def check_typed(arguments: Sequence[str], config: Config) -> None:
+    """That each option of a command line has an effect.
+
+    Raises:
+      ValueError: naming the first that has none, and what it waits for.
+    """
+    idle = without_effect(config)
+    for word in arguments:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in idle:
+            raise ValueError(f"{word.partition('=')[0]} has no effect without {idle[name]}")
+
+
+def remarks(config: Config) -> list[str]:
+    """A line for what a preset sets in vain, and one for each schedule that ends after the run."""
+    idle = [name for name in without_effect(config) if _is_set(config, name)]
+    lines = [f"without effect here: {', '.join(idle)}"] if idle else []
+    steps, objective = config.train.steps, config.objective
+    capacity = objective.capacity_gaussian, objective.capacity_dirichlet
+    ends = (
+        (objective.anneal != "constant", "objective.anneal_start + anneal_steps",
+         objective.anneal_start + objective.anneal_steps),
+        (objective.alpha_delta_start is not None, "objective.alpha_delta_steps",
+         objective.alpha_delta_steps),
+        (capacity != (None, None), "objective.capacity_steps", objective.capacity_steps),
+        (True, "train.warmup_steps", config.train.warmup_steps),
+    )  # fmt: skip
+    return lines + [
+        f"the run ends at step {steps} (train.steps), before {name} does, at step {end}"
+        for read, name, end in ends
+        if read and end > steps
+    ]
+
+
+def _is_set(config: Config, name: str) -> bool:
+    """Whether a field is not at its default."""
+    section, field = name.split(".")
+    part: Any = getattr(config, section)
+    default = {f.name: f.default for f in dataclasses.fields(part)}[field]
+    return getattr(part, field) != default

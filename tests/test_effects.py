@@ -1,0 +1,121 @@
+"""Fields without effect are named, and refused where they are typed; schedules end in the run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tiny
+
+import nvib_jax
+from nvib_jax import cli
+from nvib_jax.sweep import changed
+from nvib_jax.training import loop
+from nvib_jax.training.config import Config, load_preset
+from nvib_jax.training.effects import check_typed, remarks, without_effect
+
+PRESETS = sorted((Path(nvib_jax.__file__).parent.parent / "configs").glob("*.py"))
+# A config under which each field has an effect, by the fields that it needs.
+NEEDS = {
+    "model.pool": {"model": {"kind": "VTP"}},
+    "model.stride_share": {"model": {"kind": "VTS"}},
+    "model.latent_queries": {"model": {"kind": "VTQ"}},
+    "model.initial_kept": {"model": {"pseudo_count": "relu"}},
+    "train.weight_decay": {"train": {"optimizer": "adamw"}},
+    "objective.free_vectors": {"objective": {"vector_price": 1.0}},
+    "objective.anneal_steps": {"objective": {"anneal": "linear"}},
+    "objective.dirichlet_from_start": {"objective": {"anneal": "cosine"}},
+    "objective.anneal_cycle": {"objective": {"anneal": "cyclic", "anneal_cycle": 9}},
+    "objective.alpha_delta_steps": {"objective": {"alpha_delta_start": 0.1}},
+    "objective.capacity_steps": {"objective": {"capacity_gaussian": 0.1}},
+    "data.layout": {"data": {"source": "text"}},
+    "data.tfds_dir": {"data": {"source": "tfds:x"}},
+    "data.num_train": {"data": {"source": "grammar"}},
+}
+IDLE = changed(
+    Config(), {"train": {"optimizer": "adam"}, "data": {"source": "text"}, "model": {"kind": "T"}}
+)
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_field_has_an_effect_where_it_is_read_and_nowhere_else(name):
+    idle = Config() if name in ("data.layout", "data.tfds_dir") else IDLE
+    assert name in without_effect(idle)
+    assert name not in without_effect(changed(Config(), NEEDS[name]))
+
+
+def test_every_name_in_the_table_is_a_field():
+    for name in {**without_effect(Config()), **without_effect(IDLE)}:
+        section, field = name.split(".")
+        assert field in {f.name for f in dataclasses.fields(getattr(Config(), section))}, name
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_the_presets_set_nothing_in_vain(path):
+    assert remarks(load_preset(path)) == []
+
+
+def test_what_a_preset_sets_in_vain_is_one_line():
+    config = changed(
+        Config(), {"model": {"pool": "max"}, "objective": {"free_vectors": 0.5, "anneal_steps": 7}}
+    )
+    assert remarks(config) == [
+        "without effect here: model.pool, objective.free_vectors, objective.anneal_steps"
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--model.pool", "max"], ["--model.pool=max"], ["--train.weight-decay", "0.1"],
+     ["--objective.free_vectors", "0.5"], ["--data.layout", "lines"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(arguments):
+    config = changed(Config(), {"train": {"optimizer": "adam"}})
+    name = arguments[0].partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^{name} has no effect without "):
+        check_typed(["--train.steps", "3", *arguments], config)
+    check_typed(["--train.steps", "3"], config)
+
+
+def test_the_command_refuses_it(tmp_path, capsys):
+    (tmp_path / "little.py").write_text(
+        "from nvib_jax.training.config import Config\ndef config():\n    return Config()\n"
+    )
+    assert cli.main(["train", str(tmp_path / "little.py"), "--model.pool", "max"]) == 1
+    said = "nvib train: --model.pool has no effect without model.kind VTP\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"objective": {"anneal": "linear", "anneal_start": 500, "anneal_steps": 600}},
+         ["the run ends at step 1000 (train.steps), before objective.anneal_start + anneal_steps "
+          "does, at step 1100"]),
+        ({"objective": {"anneal": "linear", "anneal_start": 400, "anneal_steps": 600}}, []),
+        ({"objective": {"alpha_delta_start": 0.1, "alpha_delta_steps": 1001}},
+         ["the run ends at step 1000 (train.steps), before objective.alpha_delta_steps does, at "
+          "step 1001"]),
+        ({"objective": {"capacity_dirichlet": 0.1, "capacity_steps": 2000}},
+         ["the run ends at step 1000 (train.steps), before objective.capacity_steps does, at step "
+          "2000"]),
+        ({"train": {"steps": 50}},
+         ["the run ends at step 50 (train.steps), before train.warmup_steps does, at step 100"]),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_the_run_cuts_off_is_named(sections, said):
+    assert remarks(changed(Config(), sections)) == said
+
+
+def test_a_run_says_so(monkeypatch, tmp_path, capsys):
+    class Enough(Exception):
+        pass
+
+    def fit(*_, **__):
+        raise Enough
+
+    monkeypatch.setattr(loop, "_fit", fit)
+    config = tiny.with_train(tiny.config(), run_dir=str(tmp_path / "run"), steps=5)
+    with pytest.raises(Enough):
+        loop.train(config)
+    assert "the run ends at step 5 (train.steps), before objective" in capsys.readouterr().out
