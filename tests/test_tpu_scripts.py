@@ -756,7 +756,12 @@ def test_the_stand_in_refuses_what_gcloud_does(standing, arguments):
 
 def test_loop(cloud):
     cloud.plan(workers=2)
-    err = cloud("loop")[1]
+    cloud.touch("hold")  # until both have started, however long that takes on a busy machine
+    with cloud.popen("loop") as process:
+        cloud.wait(lambda: len(cloud.starts) == 2)
+        (cloud.state / "hold").unlink()
+        err = process.communicate(timeout=30)[1]
+    assert process.returncode == 0, err
     assert "run nvib is finished: gs://my-runs/runs/nvib" in err
     assert sorted(cloud.starts) == ["worker-0 0", "worker-1 0"]  # either may be first
     assert not cloud.listed

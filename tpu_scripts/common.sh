@@ -75,7 +75,7 @@ check_settings() {
       die "DATA is '$DATA'; wanted: a folder with files train*, and best valid* and test*."
     DATA_NAME=$(basename "$DATA")
     want DATA_NAME '[A-Za-z0-9_][A-Za-z0-9._-]*' 'for DATA a folder name of letters, digits, _, - and .'
-  elif grep -q '^ *source="text"' "$ROOT/$CONFIG" && [[ $ARGS != *--data.train* ]]; then
+  elif [[ $(<"$ROOT/$CONFIG") == *'source="text"'* && $ARGS != *--data.train* ]]; then
     die "DATA is not set; wanted: the folder of text that $CONFIG is to read (files train*, valid*," \
       "test*), or --data.train in ARGS. Set it in $HERE/settings.sh."
   fi
