@@ -169,7 +169,7 @@ class NVAE(nnx.Module):
         first, rest = split_key(key, 2)
         positions = jnp.arange(tokens.shape[1])
         x = self._embed(self.encoder_embedding, tokens)
-        x = x + self._embed(self.encoder_position, positions)
+        x = x + self._embed(self.encoder_position, positions)[None]
         x = dropout(x, self.config.dropout, first)
         return self.latent(self.encoder(x, mask, rest), mask)
 
@@ -285,10 +285,8 @@ class NVAE(nnx.Module):
 
     def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
         """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""
-        positions = start + jnp.arange(tokens.shape[1])
-        return self._embed(self.decoder_embedding, tokens) + self._embed(
-            self.decoder_position, positions
-        )
+        positions = self._embed(self.decoder_position, start + jnp.arange(tokens.shape[1]))
+        return self._embed(self.decoder_embedding, tokens) + positions[None]
 
     def _logits(self, x: jax.Array) -> jax.Array:
         kernel, bias = self._output_layer()
@@ -297,7 +295,7 @@ class NVAE(nnx.Module):
             kernel.astype(self.dtype),
             preferred_element_type=jnp.float32,
         ).reshape(*x.shape[:-1], -1)
-        return logits if bias is None else logits + bias
+        return logits if bias is None else logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
 
 
 def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
