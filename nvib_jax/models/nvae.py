@@ -171,9 +171,9 @@ class NVAE(nnx.Module):
         """
         _check_positions("tokens", tokens, self.max_length)
         first, rest = split_key(key, 2)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         x = self._embed(self.encoder_embedding, tokens)
-        x = x + self._embed(self.encoder_position, positions)
+        x = x + self._embed(self.encoder_position, positions)[None]
         x = dropout(x, self.config.dropout, first)
         return self.latent(self.encoder(x, mask, rest), mask)
 
@@ -289,10 +289,10 @@ class NVAE(nnx.Module):
 
     def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
         """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""
-        positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        return self._embed(self.decoder_embedding, tokens) + self._embed(
-            self.decoder_position, positions
+        positions = self._embed(
+            self.decoder_position, start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         )
+        return self._embed(self.decoder_embedding, tokens) + positions[None]
 
     def _logits(self, x: jax.Array) -> jax.Array:
         kernel, bias = self._output_layer()

@@ -158,6 +158,6 @@ def _attend_cache(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Ar
     keys, values = (a.reshape(*a.shape[:2], *q.shape[1:]) for a in (keys, values))
     dtype = accumulator(q.dtype)
     logits = jnp.einsum("nthe,nhe->nht", keys, q, preferred_element_type=dtype)
-    logits = jnp.where(seen, logits * q.shape[-1] ** -0.5, -jnp.inf)
+    logits = jnp.where(seen[None, None], logits * q.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
     return jnp.einsum("nht,nthe->nhe", weights, values)
