@@ -285,7 +285,7 @@ class NVAE(nnx.Module):
         # Rows have norm 1; scaled to sqrt(D) they match what layer norm leaves.
         whole = constrain(table[...], "vocab", None)  # its parts are gathered, not what it gives
         rows = (whole[tokens] * self.config.dim**0.5).astype(self.dtype)
-        return constrain(rows, "batch", None, None)
+        return constrain(rows, "batch", None, None) if tokens.ndim > 1 else rows
 
     def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
         """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""
