@@ -76,17 +76,9 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "objective")
-        _at_least("objective", self, 0, "lambda_gaussian", "lambda_dirichlet", "vector_price")
-        _at_least("objective", self, 0, "anneal_start", "anneal_steps", "alpha_delta_steps")
-        _at_least(
-            "objective",
-            self,
-            0,
-            "free_gaussian",
-            "free_dirichlet",
-            "free_vectors",
-            "capacity_steps",
-        )
+        names = "lambda_gaussian lambda_dirichlet vector_price free_vectors free_gaussian "
+        names += "free_dirichlet anneal_start anneal_steps alpha_delta_steps capacity_steps"
+        _at_least("objective", self, 0, *names.split())
         for name in ("alpha_delta_start", "capacity_gaussian", "capacity_dirichlet"):
             if getattr(self, name) is not None:
                 _at_least("objective", self, 0, name)
@@ -166,10 +158,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
-        _at_least("train", self, 1, "steps", "log_every", "eval_every")
-        _at_least("train", self, 1, "eval_sentences", "keep_checkpoints", "accumulate")
-        names = "seed", "warmup_steps", "weight_decay", "keep_best", "keep_every", "watchdog"
-        _at_least("train", self, 0, *names)
+        names = "steps log_every eval_every eval_sentences keep_checkpoints accumulate"
+        _at_least("train", self, 1, *names.split())
+        names = "seed warmup_steps weight_decay keep_best keep_every watchdog"
+        _at_least("train", self, 0, *names.split())
         if self.seed >= 2**63:  # jax takes a 64-bit integer
             raise ValueError(f"train.seed is {self.seed}; wanted less than {2**63}")
         if self.spike and not self.spike > 1:
@@ -279,8 +271,7 @@ def from_json(text: str) -> Config:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        deep = isinstance(error, RecursionError)
-        reason = "it is nested too deeply" if deep else error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"config is no JSON object: {reason}") from error
     return _build(Config, values, "config")
 
