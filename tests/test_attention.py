@@ -274,7 +274,7 @@ def test_causal_is_the_mask_that_it_says(implementation, length, components):
         assert error(reference(), want) > 1e-3
     if components > 4:
         hole = jnp.ones((3, length, components), bool).at[..., 2].set(False)
-        want = reference(mask=hole & seen)
+        want = reference(mask=hole & seen[None])
         assert_close(attention(q, mix, **k, **options, mask=hole), want)
 
 
