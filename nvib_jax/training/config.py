@@ -1,7 +1,7 @@
 """The configuration: frozen dataclasses, one field one meaning, presets as functions in `configs/`.
 
-A preset file defines `config() -> Config`. The command line overrides single fields
-(`--train.steps 100`), and the resolved config is saved in the run and in every checkpoint.
+A preset file defines `config() -> Config`; the command line overrides single fields
+(`--train.steps 100`); the resolved config is saved in the run and in every checkpoint.
 """
 
 import dataclasses
@@ -21,8 +21,9 @@ from nvib_jax.models.nvae import NVAEConfig
 def _at_least(section: str, config: Any, least: int, *names: str) -> None:
     for name in names:
         if not getattr(config, name) >= least:
-            value = getattr(config, name)
-            raise ValueError(f"{section}.{name} is {value}; wanted at least {least}")
+            raise ValueError(
+                f"{section}.{name} is {getattr(config, name)}; wanted at least {least}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
