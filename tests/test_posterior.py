@@ -76,8 +76,8 @@ def test_relu_zeros_have_zero_gradients(num_samples, form):
         total = jnp.sum(nvib.denoising_attention(query(), draw, **kernels()) ** 2)
         for weights in ("mean", "geometric"):
             mix = nvib.expected(post, log_weights=weights)
-            form = "exact" if weights == "mean" else "expected_logit"
-            out = nvib.denoising_attention(query(), mix, **kernels(), form=form)
+            read = "exact" if weights == "mean" else "expected_logit"
+            out = nvib.denoising_attention(query(), mix, **kernels(), form=read)
             total = total + jnp.sum(out**2)
         options = {"num_samples": num_samples, "form": form}
         kls = nvib.kl_gaussian(post, base, **options) + nvib.kl_dirichlet(post, base, **options)
