@@ -66,7 +66,7 @@ class Player:
     def _rewrite(self, text: str) -> list[str]:
         posterior, said = self.model.encode([text]), ""
         if self.keep is not None:
-            there = int(jnp.sum(posterior.mask & ~jnp.isneginf(posterior.log_alpha))) - 1
+            there = int(jnp.sum(posterior.present)) - 1
             posterior = largest(posterior, self.keep)
             said = f"   ({min(self.keep, there)} of {there} vectors)"
         (written,) = self.model.decode(posterior, self.form, decoding=self.decoding, seed=self.seed)

@@ -129,7 +129,7 @@ def draw(posterior: Posterior, key: jax.Array) -> Mixture:
     The part of the gradient that jax loses where alpha is small, e/alpha, is explicit here, too.
     """
     gamma_key, boost_key, noise_key = jax.random.split(key, 3)
-    kept = posterior.mask & ~jnp.isneginf(posterior.log_alpha)
+    kept = posterior.present
     alpha = jnp.exp(jnp.where(kept, posterior.log_alpha, 0.0))
     boost = jax.random.exponential(boost_key, alpha.shape, jnp.float32) / alpha
     log_x = jnp.where(kept, jax.random.loggamma(gamma_key, alpha + 1.0) - boost, -1e30)

@@ -82,7 +82,7 @@ def mutual_information(latent: Any, drawn: Mixture, posterior: Posterior) -> jax
         **{"drawn.mean": (drawn.mean, "M S D"), "posterior.mean": (posterior.mean, "M S D")}
     )
     # Densities are of ordered sets: the vectors that are there, in order, in front.
-    there = posterior.mask & ~jnp.isneginf(posterior.log_alpha)
+    there = posterior.present
     order = jnp.argsort(~there, axis=1, stable=True)
 
     def front(x: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ def _vectors(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array) ->
     log_ratio = posterior.log_variance - prior.log_variance
     distance = jnp.square(posterior.mean - prior.mean) * jnp.exp(-prior.log_variance)
     kl = 0.5 * (jnp.exp(log_ratio) - 1 - log_ratio + distance)
-    there = posterior.mask & ~jnp.isneginf(posterior.log_alpha)
+    there = posterior.present
     most = model.max_length if posterior.mean.shape[1] == tokens.shape[1] + 1 else None
 
     def padded(x: jax.Array) -> jax.Array:

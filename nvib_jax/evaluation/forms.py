@@ -167,8 +167,7 @@ def _above(
     mixture, form = model.latent.read(
         posterior, model.config.evaluation_form, key, threshold=threshold
     )
-    given = ~jnp.isneginf(mixture.log_weights[:, 1:]) & mixture.mask[:, 1:]
-    return model.memories(mixture, form), jnp.sum(given, axis=-1)
+    return model.memories(mixture, form), jnp.sum(mixture.present[:, 1:], axis=-1)
 
 
 def read_to_decode(

@@ -172,5 +172,5 @@ def kept(model: NVAE, posterior: Posterior, mixture: Mixture) -> jax.Array:
     """Vectors above the threshold that the decoder is given, float (B,)."""
     threshold = THRESHOLD if model.config.threshold is None else max(model.config.threshold, 0.0)
     above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
-    given = ~jnp.isneginf(mixture.log_weights[:, 1:])
+    given = mixture.present[:, 1:]
     return jnp.sum(above & given & posterior.mask[:, 1:], axis=-1).astype(jnp.float32)

@@ -271,4 +271,4 @@ LATENTS: dict[str, type[Any]] = {
 
 def _kept(posterior: Posterior) -> jax.Array:
     """Which vectors are attended to: never the prior's."""
-    return (posterior.mask & ~jnp.isneginf(posterior.log_alpha)).at[:, 0].set(False)
+    return posterior.present.at[:, 0].set(False)

@@ -38,7 +38,7 @@ def bound(terms: tuple[np.ndarray, ...], count_probabilities: np.ndarray) -> np.
 
 def vectors_present(posterior: Posterior) -> jax.Array:
     """m, the vectors that are there, the prior's left out, int (B,)."""
-    return jnp.sum(~jnp.isneginf(posterior.log_alpha[:, 1:]) & posterior.mask[:, 1:], axis=-1)
+    return jnp.sum(posterior.present[:, 1:], axis=-1)
 
 
 def log_count_probability(probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
