@@ -1,6 +1,8 @@
 """Set up jax before anything imports it: 8 simulated devices, strict promotions, quick compiles."""
 
+import gc
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +22,10 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# A shell that starts pytest in the background has it ignore Ctrl-C, and so would all that the tests
+# start: a signal that was ignored stays so, one that is handled is the default's after an exec.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -29,6 +35,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared beside this checkout: recorded arrays are not published")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Thousands of compiled programs are gigabytes: they are dropped between files, if they are."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > 2 << 30:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
