@@ -7,10 +7,10 @@ scaling; a bound on the likelihood is a sum over the sentence with the exact KLs
 import jax
 import jax.numpy as jnp
 
-from nvib_jax import dirichlet
+from nvib_jax.checks import check_choice, check_shapes
 from nvib_jax.kl import prior_atom
+from nvib_jax.numerics import dirichlet
 from nvib_jax.random import log_normalize
-from nvib_jax.shapes import check_choice, check_shapes
 from nvib_jax.types import Mixture, Posterior, Prior, prior_of, typed
 
 SCHEDULES = ("constant", "linear", "cosine", "cyclic")

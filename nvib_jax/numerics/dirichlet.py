@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.special import (
+from nvib_jax.numerics.special import (
     LOG_HUGE,
     gained_share,
     relative_entropy,
