@@ -14,8 +14,9 @@ import pytest
 import tiny
 
 import nvib_jax
-from nvib_jax import cli, commands, doctor, options
+from nvib_jax import cli
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS
+from nvib_jax.cli import commands, doctor, options
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.config import Config, load_preset, to_json
@@ -364,7 +365,7 @@ def test_a_broken_pipe_is_silent(monkeypatch, capfd):
 def test_without_the_extra_the_cure_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
     for name in ("commands", "text_commands", "studies", "options"):
-        monkeypatch.delitem(sys.modules, f"nvib_jax.{name}")
+        monkeypatch.delitem(sys.modules, f"nvib_jax.cli.{name}")
     assert nvib("sample", "RUN") == 1
     assert "pip install 'nvib-jax[train]'" in capsys.readouterr().err
 

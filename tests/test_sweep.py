@@ -102,7 +102,7 @@ def test_evaluation_options_arrive():
     arguments = as_arguments(options)
     import tyro
 
-    from nvib_jax.studies import Evaluate
+    from nvib_jax.cli.studies import Evaluate
 
     parsed = tyro.cli(Evaluate, args=["runs/x", *arguments], config=(tyro.conf.FlagCreatePairsOff,))
     assert parsed.options == options

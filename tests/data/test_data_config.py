@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nvib_jax import launch
+from nvib_jax.cli import launch
 from nvib_jax.data.config import (
     PUBLISHED_CHARACTERS,
     CleanConfig,

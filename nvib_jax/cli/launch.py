@@ -8,8 +8,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from nvib_jax.cli.options import parse
 from nvib_jax.data.config import fit_to_text
-from nvib_jax.options import parse
 from nvib_jax.training.config import Config, load_preset
 from nvib_jax.training.effects import check_typed
 
