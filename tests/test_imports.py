@@ -21,7 +21,7 @@ PURE = (
     "checks",
     "mesh",
     "numerics.gamma",
-    "cross_entropy",
+    "objective.cross_entropy",
     "attention.pallas_tpu",
     "attention.tpu_kernels",
     "attention.pallas_gpu",

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
-from nvib_jax.cross_entropy import cross_entropy
 from nvib_jax.fields import check_fields
 from nvib_jax.mesh import constrain
 from nvib_jax.models.baselines import LATENTS
@@ -21,6 +20,7 @@ from nvib_jax.modules import Decoder, Encoder
 from nvib_jax.modules.attention import Cache
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
+from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.types import Mixture, Posterior
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
