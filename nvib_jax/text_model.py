@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax import text_input
+from nvib_jax.config import Config
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.engine import Engine, pad, rows_at_once
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
@@ -27,7 +28,6 @@ from nvib_jax.models.reading import form_of, mean_vector
 from nvib_jax.models.structure import structure
 from nvib_jax.progress import track
 from nvib_jax.text_input import UnusualText
-from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 
 __all__ = ["TextModel", "UnusualText"]

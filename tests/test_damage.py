@@ -458,7 +458,7 @@ def test_a_fingerprint_does_not_depend_on_the_layout():
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from nvib_jax.training.config import MeshConfig
+    from nvib_jax.config import MeshConfig
 
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
     x = jax.random.normal(jax.random.key(0), (8, 6, 4))

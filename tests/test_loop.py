@@ -18,9 +18,9 @@ from tensorboardX.proto.event_pb2 import Event
 from nvib_jax.data import DataConfig, prepare
 from nvib_jax.data.config import CleanConfig
 from nvib_jax.evaluation.report.runs import read_run
+from nvib_jax.presets import from_json
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.config import from_json
 from nvib_jax.training.interrupt import Interrupt
 from nvib_jax.training.keep import saved_steps
 from nvib_jax.training.logging import MetricWriter, TrainingBar

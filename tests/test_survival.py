@@ -28,9 +28,9 @@ from processes import (
     wait_for,
 )
 
+from nvib_jax.config import MeshConfig
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.config import MeshConfig
 from nvib_jax.training.keep import saved_steps
 
 KILLS = 30

@@ -10,11 +10,11 @@ import tiny
 
 from nvib_jax import sweep
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
+from nvib_jax.presets import from_json
 from nvib_jax.sweep import as_arguments, load_sweep, run_sweep, variants
-from nvib_jax.training.config import from_json
 
 FILE = """
-from nvib_jax.training.config import Config
+from nvib_jax.config import Config
 def sweep():
     return {value}
 """

@@ -182,7 +182,7 @@ def train_language_model(
     """
     import optax
 
-    from nvib_jax.training.config import TrainConfig
+    from nvib_jax.config import TrainConfig
     from nvib_jax.training.state import make_optimizer
 
     report = progress or (lambda line: None)

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from nvib_jax.processes import everywhere, is_first
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.distributed import everywhere, is_first
 from nvib_jax.training.integrity import fingerprints, seal
 from nvib_jax.training.keep import METRIC, Keep, saved_steps
 from nvib_jax.training.logging import to_standard_error

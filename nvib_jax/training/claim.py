@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nvib_jax.training.distributed import everywhere, is_first, text_from_first
+from nvib_jax.processes import everywhere, is_first, text_from_first
 from nvib_jax.training.logging import to_standard_error
 
 CLAIM = ".claim"

@@ -11,8 +11,8 @@ from types import TracebackType
 from rich.progress import Progress, TextColumn
 
 from nvib_jax.files import write_whole
+from nvib_jax.processes import is_first
 from nvib_jax.progress import COLUMNS, console_of
-from nvib_jax.training.distributed import is_first
 from nvib_jax.training.records import METRICS, records_of
 
 

@@ -12,18 +12,19 @@ import jax
 import numpy as np
 
 import nvib_jax
+from nvib_jax.config import Config
 from nvib_jax.data import PreparedData, prepare
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.files import write_whole
 from nvib_jax.models.structure import structure
 from nvib_jax.objective import elbo_weights
+from nvib_jax.presets import to_json
+from nvib_jax.processes import check_same, is_first
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.bad_steps import BadSteps
 from nvib_jax.training.checkpoint import Checkpoints
 from nvib_jax.training.claim import CLAIM, Claim
-from nvib_jax.training.config import Config, to_json
-from nvib_jax.training.distributed import check_same, is_first
 from nvib_jax.training.effects import remarks
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.interrupt import Interrupt

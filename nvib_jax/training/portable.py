@@ -14,11 +14,12 @@ import jax
 import numpy as np
 
 import nvib_jax
+from nvib_jax.config import Config
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.files import draft_of, write_whole
 from nvib_jax.models.structure import structure
+from nvib_jax.presets import from_json, to_json
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config, from_json, to_json
 
 FORMAT = 3
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"

@@ -13,7 +13,7 @@ from nvib_jax.data.config import (
     cache_root,
     fit_to_text,
 )
-from nvib_jax.training.config import from_json, load_preset, to_json
+from nvib_jax.presets import from_json, load_preset, to_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
