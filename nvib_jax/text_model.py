@@ -61,7 +61,7 @@ class TextModel(Engine):
         Raises:
           FileNotFoundError, ValueError: no checkpoint there, or one of another model or version.
         """
-        from nvib_jax.training.load import load_model
+        from nvib_jax.checkpoint.load import load_model
 
         return load_model(run_dir, which=which)
 

@@ -11,10 +11,10 @@ import tiny
 from processes import wait_for
 
 from nvib_jax import processes as distributed
+from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.data import prepare
 from nvib_jax.training import loop
 from nvib_jax.training import watchdog as watchdogs
-from nvib_jax.training.keep import saved_steps
 from nvib_jax.training.sharding import make_mesh
 from nvib_jax.training.watchdog import Watchdog
 

@@ -15,6 +15,7 @@ import pytest
 import tiny
 from tensorboardX.proto.event_pb2 import Event
 
+from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.data import DataConfig, prepare
 from nvib_jax.data.config import CleanConfig
 from nvib_jax.evaluation.report.runs import read_run
@@ -22,7 +23,6 @@ from nvib_jax.presets import from_json
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
 from nvib_jax.training.interrupt import Interrupt
-from nvib_jax.training.keep import saved_steps
 from nvib_jax.training.logging import MetricWriter, TrainingBar
 from nvib_jax.training.sharding import make_mesh, whole
 

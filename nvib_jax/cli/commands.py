@@ -29,7 +29,7 @@ class Export:
 
 
 def _export(given: Export) -> None:
-    from nvib_jax.training.portable import export
+    from nvib_jax.checkpoint.exported import export
 
     for file in export(options.load(given.run, given.checkpoint), given.out):
         print(file)
