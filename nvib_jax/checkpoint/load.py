@@ -9,8 +9,8 @@ from nvib_jax.checkpoint.description import model_of
 from nvib_jax.checkpoint.exported import WEIGHTS, load_exported
 from nvib_jax.checkpoint.reading import CheckpointReader
 from nvib_jax.checkpoint.retention import FOLDER
+from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.logging import to_standard_error
 
 
 def load_model(

@@ -27,8 +27,8 @@ from nvib_jax.checkpoint.integrity import fingerprints, seal
 from nvib_jax.checkpoint.reading import CheckpointReader, optimizer_of, quiet_orbax
 from nvib_jax.checkpoint.retention import METRIC, Keep, saved_steps
 from nvib_jax.processes import everywhere, is_first
+from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.logging import to_standard_error
 from nvib_jax.training.state import TrainState
 
 _NOTES = "_CHECKPOINT_METADATA"
