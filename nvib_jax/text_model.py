@@ -20,8 +20,8 @@ from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.engine import Engine, pad, rows_at_once
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
 from nvib_jax.mesh import ambient
-from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.bound import bound, bound_terms
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, layout, merge
 from nvib_jax.models.reading import form_of, mean_vector
