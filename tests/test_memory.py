@@ -8,7 +8,8 @@ import tiny
 
 from nvib_jax import cli
 from nvib_jax.config import MeshConfig
-from nvib_jax.training import loop, memory
+from nvib_jax.training import loop
+from nvib_jax.training.guards import memory
 from nvib_jax.training.sharding import make_mesh
 
 LIMIT = 2**20
