@@ -9,9 +9,9 @@ are not known, and the objective is the quickstart's with longer ramps. The file
 `wiki.*.tokens`.
 """
 
+from nvib_jax.config import Config, MeshConfig, ObjectiveConfig, TrainConfig
 from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig
 from nvib_jax.models.nvae import NVAEConfig
-from nvib_jax.training.config import Config, MeshConfig, ObjectiveConfig, TrainConfig
 
 
 def config() -> Config:

@@ -9,7 +9,8 @@ chip what `base.py` takes, 10.9 GiB, and 1.3 GiB sent a step. Never trained.
 import dataclasses
 from pathlib import Path
 
-from nvib_jax.training.config import Config, load_preset
+from nvib_jax.config import Config
+from nvib_jax.presets import load_preset
 
 
 def config() -> Config:

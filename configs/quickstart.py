@@ -15,9 +15,9 @@ place, not from the word (`configs/README.md`, "Which vectors?"). `vector_price`
 say how many are kept: without a price .5 were kept at one seed, and nearly all at others.
 """
 
+from nvib_jax.config import Config, ObjectiveConfig, TrainConfig
 from nvib_jax.data.config import DataConfig
 from nvib_jax.models.nvae import NVAEConfig
-from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
 
 
 def config() -> Config:

@@ -7,9 +7,9 @@ published run with these weights has reconstruction BLEU 70.9 (median) to 97.3 (
 vectors kept. The files are WikiText-2's `wiki.*.tokens`; `--data.train PATH` names others.
 """
 
+from nvib_jax.config import Config, ObjectiveConfig, TrainConfig
 from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig
 from nvib_jax.models.nvae import NVAEConfig
-from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
 
 
 def config() -> Config:

@@ -10,9 +10,9 @@ rest not given to the decoder), .36 by attention; ELBO -13.2 nats a token (a dra
 .05 and 5: an autoencoder with a bottleneck, no density model); prior samples are word salad.
 """
 
+from nvib_jax.config import Config, ObjectiveConfig, TrainConfig
 from nvib_jax.data.config import PUBLISHED_CHARACTERS, CleanConfig, DataConfig
 from nvib_jax.models.nvae import NVAEConfig
-from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
 
 
 def config() -> Config:

@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from nvib_jax.config import Config
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.mesh import ambient, ways
 from nvib_jax.models.bound import vectors_present
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, merge
 from nvib_jax.progress import track
-from nvib_jax.training.config import Config
 
 ROWS = 64  # sentences at a time
 FEW = 1024  # sentences that do not pay for compiling every bucket: all go into the widest

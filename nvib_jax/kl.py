@@ -12,10 +12,10 @@ them; in the exact form a component without a pseudo-count is in neither. Each t
 import jax
 import jax.numpy as jnp
 
-from nvib_jax import dirichlet
+from nvib_jax.checks import check_choice, check_count
+from nvib_jax.numerics import dirichlet
+from nvib_jax.numerics.special import LOG_HUGE, expm1_minus
 from nvib_jax.random import log_normalize
-from nvib_jax.shapes import check_choice, check_count
-from nvib_jax.special import LOG_HUGE, expm1_minus
 from nvib_jax.types import Posterior, Prior, prior_of, typed
 
 FORMS = ("expected_count", "exact")

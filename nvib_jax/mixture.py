@@ -7,10 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention.inputs import FORMS
-from nvib_jax.mesh import alike, along
-from nvib_jax.posterior import above
-from nvib_jax.random import log_dirichlet, log_normalize
-from nvib_jax.shapes import (
+from nvib_jax.checks import (
     check_choice,
     check_count,
     check_key,
@@ -18,7 +15,10 @@ from nvib_jax.shapes import (
     check_shapes,
     concrete,
 )
-from nvib_jax.special import digamma_of_exp
+from nvib_jax.mesh import alike, along
+from nvib_jax.numerics.special import digamma_of_exp
+from nvib_jax.posterior import above
+from nvib_jax.random import log_dirichlet, log_normalize
 from nvib_jax.types import WEIGHTS, Mixture, Posterior, Prior, prior_of, typed
 
 READS = (*FORMS, "drawn", "average")

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.mesh import alike
-from nvib_jax.shapes import (
+from nvib_jax.checks import (
     check_choice,
     check_kind,
     check_number,
@@ -20,6 +19,7 @@ from nvib_jax.shapes import (
     described,
     is_array,
 )
+from nvib_jax.mesh import alike
 from nvib_jax.types import Posterior, Prior, prior_of, typed
 
 PSEUDO_COUNT_MAPS = ("exp_linear", "exp_quadratic", "relu")

@@ -1,4 +1,4 @@
-"""A bar on the terminal for what takes long, on standard error; nothing where there is none."""
+"""On standard error: lines for a person, and on a terminal a bar for what takes long."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +15,11 @@ COLUMNS = (
     TextColumn("{task.fields[unit]}"),
     TimeRemainingColumn(),
 )
+
+
+def to_standard_error(text: str) -> None:
+    """A line for a person, beside whatever is on standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def console_of(file: TextIO, **options: Any) -> Console:

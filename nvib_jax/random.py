@@ -8,10 +8,10 @@ any other: a sample of -inf, a gradient of 0.
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.gamma import LOG_SMALLEST_SHAPE, log_quantile
+from nvib_jax.checks import check_key, check_number
 from nvib_jax.mesh import along
-from nvib_jax.shapes import check_key, check_number
-from nvib_jax.special import LOG_TINY
+from nvib_jax.numerics.gamma import LOG_SMALLEST_SHAPE, log_quantile
+from nvib_jax.numerics.special import LOG_TINY
 
 _HALF_STEP = 2.0**-24  # jax.random.uniform is a multiple of 2^-23
 _SQRT_2 = 1.4142135623730951
@@ -36,8 +36,8 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     Raises:
       ValueError: no key, or a `log_alpha` that is no float.
 
-    Source: the quantile is Temme's (1992, see gamma.py), the powers of uniforms the well-known
-    boost of small shapes (e.g. Marsaglia & Tsang 2000), twice.
+    Source: the quantile is Temme's (1992, see `numerics.gamma`), the powers of uniforms the
+    well-known boost of small shapes (e.g. Marsaglia & Tsang 2000), twice.
 
     >>> log_alpha = jnp.log(jnp.array([0.01, 1.0, 100.0]))
     >>> print(loggamma(jax.random.key(0), log_alpha))

@@ -17,12 +17,13 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from nvib_jax.checkpoint.retention import saved_steps
+from nvib_jax.config import Config
 from nvib_jax.data.config import cache_root
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
 from nvib_jax.files import write_whole
+from nvib_jax.presets import call_file, to_json
 from nvib_jax.progress import track
-from nvib_jax.training.config import Config, call_file, to_json
-from nvib_jax.training.keep import saved_steps
 
 CONFIG, LOG = "sweep.json", "log.txt"
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nvib_jax.config import Config
 from nvib_jax.data.clean import clean_text
 from nvib_jax.data.config import DataConfig
 from nvib_jax.data.grammar import MAX_WORDS, MIN_WORDS
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.engine import Engine, check_texts
-from nvib_jax.training.config import Config
 
 
 class UnusualText(UserWarning):

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax import text_input
+from nvib_jax.config import Config
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.engine import Engine, pad, rows_at_once
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
 from nvib_jax.mesh import ambient
-from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.bound import bound, bound_terms
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, layout, merge
 from nvib_jax.models.reading import form_of, mean_vector
 from nvib_jax.models.structure import structure
 from nvib_jax.progress import track
 from nvib_jax.text_input import UnusualText
-from nvib_jax.training.config import Config
 from nvib_jax.types import Mixture, Posterior
 
 __all__ = ["TextModel", "UnusualText"]
@@ -61,7 +61,7 @@ class TextModel(Engine):
         Raises:
           FileNotFoundError, ValueError: no checkpoint there, or one of another model or version.
         """
-        from nvib_jax.training.load import load_model
+        from nvib_jax.checkpoint.load import load_model
 
         return load_model(run_dir, which=which)
 

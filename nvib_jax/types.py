@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.shapes import check_choice, check_count, check_shapes, concrete, described
+from nvib_jax.checks import check_choice, check_count, check_shapes, concrete, described
 
 T = TypeVar("T")
 WEIGHTS = ("mean", "geometric")  # log E[pi] and E[log pi]

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import tiny  # noqa: F401 (it sets where processes find compiled code)
 
-from nvib_jax.training.config import Config, to_json
-from nvib_jax.training.keep import FOLDER
+from nvib_jax.checkpoint.retention import FOLDER
+from nvib_jax.config import Config
+from nvib_jax.presets import to_json
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -11,7 +11,7 @@ from examples import kernels, mixture, normal, posterior, prior, query, statisti
 
 import nvib_jax as nvib
 from nvib_jax import objective
-from nvib_jax.cross_entropy import cross_entropy
+from nvib_jax.objective.cross_entropy import cross_entropy
 
 KEY = jax.random.key(0)
 POST, MIX, BASE, K = posterior(), mixture(), prior(), kernels()

@@ -9,10 +9,10 @@ import pytest
 import tiny
 
 import nvib_jax as nvib
+from nvib_jax.config import ObjectiveConfig
 from nvib_jax.generate import rewrite, write_prior
-from nvib_jax.models.baselines import LATENTS
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.objective import gaussian_log_density_ratio
-from nvib_jax.training.config import ObjectiveConfig
 from nvib_jax.training.state import loss_and_metrics
 
 RIVALS = [kind for kind in LATENTS if kind != "NVAE"]

@@ -11,8 +11,8 @@ import pytest
 import tiny
 from jax.extend.core import jaxprs_in_params
 
-from nvib_jax.beam import beam_search
 from nvib_jax.generate import DecodingConfig, generate
+from nvib_jax.generate.beam import beam_search
 from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
 from nvib_jax.models.params import merge, split
 
@@ -94,7 +94,7 @@ def follows(model, data, prefixes, beams, length):
 
 
 def plain_search(model, data, beams, penalty, kept):
-    """[(score, sentence)] of each row, best first, by the rules `nvib_jax.beam` states."""
+    """[(score, sentence)] of each row, best first, by the rules `nvib_jax.generate.beam` states."""
     rows = len(data["tokens"])
     alive, pool, done = [[(0.0, ())] for _ in range(rows)], [[] for _ in range(rows)], set()
     for length in range(1, LONGEST + 1):

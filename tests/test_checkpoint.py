@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import tiny
 
+from nvib_jax.checkpoint.integrity import seal
+from nvib_jax.checkpoint.load import load_model
+from nvib_jax.checkpoint.reading import CheckpointReader
+from nvib_jax.checkpoint.retention import FOLDER, saved_steps
+from nvib_jax.checkpoint.store import Checkpoints
 from nvib_jax.data import prepare
+from nvib_jax.presets import from_json, to_json
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.checkpoint import Checkpoints
-from nvib_jax.training.config import from_json, to_json
-from nvib_jax.training.integrity import seal
-from nvib_jax.training.keep import FOLDER, saved_steps
-from nvib_jax.training.load import load_model
-from nvib_jax.training.reading import CheckpointReader
 from nvib_jax.training.state import TrainState, make_optimizer
 
 
@@ -78,7 +78,7 @@ def test_save_and_restore_are_inverse(opened, tmp_path):
 
 def test_restored_onto_any_placement(opened, tmp_path):
     """Saved from one device, restored whole on each of eight, as the abstract arrays say."""
-    from nvib_jax.training.config import MeshConfig
+    from nvib_jax.config import MeshConfig
     from nvib_jax.training.sharding import make_mesh, whole
 
     _, state, model = opened

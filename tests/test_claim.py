@@ -130,7 +130,7 @@ def test_two_commands_without_a_name_take_two(holder, tmp_path, monkeypatch, cap
     """Both took runs/NAME, because the name was free until the first had prepared its data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "little.py").write_text(
-        "from nvib_jax.training.config import Config\ndef config():\n    return Config()\n"
+        "from nvib_jax.config import Config\ndef config():\n    return Config()\n"
     )
     seen = []
     monkeypatch.setattr(

@@ -14,11 +14,13 @@ import pytest
 import tiny
 
 import nvib_jax
-from nvib_jax import cli, commands, doctor, options
+from nvib_jax import cli
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS
+from nvib_jax.cli import commands, doctor, options
+from nvib_jax.config import Config
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.presets import load_preset, to_json
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config, load_preset, to_json
 
 TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
@@ -364,7 +366,7 @@ def test_a_broken_pipe_is_silent(monkeypatch, capfd):
 def test_without_the_extra_the_cure_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
     for name in ("commands", "text_commands", "studies", "options"):
-        monkeypatch.delitem(sys.modules, f"nvib_jax.{name}")
+        monkeypatch.delitem(sys.modules, f"nvib_jax.cli.{name}")
     assert nvib("sample", "RUN") == 1
     assert "pip install 'nvib-jax[train]'" in capsys.readouterr().err
 
@@ -378,8 +380,7 @@ def preset(tmp_path):
     config = to_json(tiny.config())
     path = tmp_path / "little.py"
     path.write_text(
-        "from nvib_jax.training.config import from_json\n"
-        f"def config():\n    return from_json({config!r})\n"
+        f"from nvib_jax.presets import from_json\ndef config():\n    return from_json({config!r})\n"
     )
     return path
 
@@ -416,7 +417,7 @@ def test_flags_may_stand_on_either_side_of_the_preset(preset, monkeypatch, flags
 def test_where_to_run_reaches_the_launch(preset, monkeypatch):
     seen = []
     monkeypatch.setattr("nvib_jax.training.loop.train", lambda *a, **k: None)
-    monkeypatch.setattr("nvib_jax.training.distributed.initialize", lambda *a: seen.append(a))
+    monkeypatch.setattr("nvib_jax.processes.initialize", lambda *a: seen.append(a))
     where = ["--coordinator", "host:1", "--processes=2", "--process", 0]
     assert nvib("train", preset, *where) == nvib("train", preset) == 0
     assert seen == [("host:1", 2, 0), (None, None, None)]

@@ -11,20 +11,12 @@ from pathlib import Path
 import pytest
 
 import nvib_jax
+from nvib_jax.config import Config, MeshConfig, ObjectiveConfig, TrainConfig
 from nvib_jax.data import DataConfig
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
 from nvib_jax.evaluation.protocol import EvaluationConfig
 from nvib_jax.models.nvae import NVAEConfig
-from nvib_jax.training.config import (
-    Config,
-    MeshConfig,
-    ObjectiveConfig,
-    TrainConfig,
-    from_json,
-    load_preset,
-    sections,
-    to_json,
-)
+from nvib_jax.presets import from_json, load_preset, sections, to_json
 
 ROOT = Path(nvib_jax.__file__).parent
 PRESETS = sorted((ROOT.parent / "configs").glob("*.py"))
@@ -50,7 +42,7 @@ def preset(tmp_path, text):
     return path
 
 
-MAKE = "from nvib_jax.training.config import *\ndef config():\n    return "
+MAKE = "from nvib_jax.config import *\ndef config():\n    return "
 
 
 @pytest.mark.parametrize(

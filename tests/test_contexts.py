@@ -21,8 +21,8 @@ from tolerance import assert_trees_close
 import nvib_jax as nvib
 from nvib_jax import objective
 from nvib_jax.attention import FORMS, attention_weights
-from nvib_jax.cross_entropy import cross_entropy
 from nvib_jax.modules.linear import Linear, Linears
+from nvib_jax.objective.cross_entropy import cross_entropy
 
 KEY = jax.random.key(1)
 OUTPUT = normal(7, 8, 13), normal(8, 13)  # kernel and bias of an output layer

@@ -8,8 +8,8 @@ from examples import normal
 from jax.sharding import AxisType
 from tolerance import assert_as_good_as, assert_close, assert_trees_close, error
 
-from nvib_jax.cross_entropy import cross_entropy
 from nvib_jax.objective import log_likelihood
+from nvib_jax.objective.cross_entropy import cross_entropy
 
 BATCH, LENGTH, DIM, VOCAB = 3, 11, 8, 37
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import tiny
 
+from nvib_jax.checkpoint.integrity import Damaged, check_fingerprints, fingerprints
+from nvib_jax.checkpoint.load import load_model
+from nvib_jax.checkpoint.reading import CheckpointReader
+from nvib_jax.checkpoint.retention import FOLDER, Keep, saved_steps
+from nvib_jax.checkpoint.store import DAMAGED, Checkpoints
 from nvib_jax.data import prepare
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.checkpoint import DAMAGED, Checkpoints
-from nvib_jax.training.integrity import Damaged, check_fingerprints, fingerprints
-from nvib_jax.training.keep import FOLDER, Keep, saved_steps
-from nvib_jax.training.load import load_model
-from nvib_jax.training.reading import CheckpointReader
 from nvib_jax.training.sharding import make_mesh, plan_state
 
 # Orbax's readers leave coroutines behind when one of them fails.
@@ -458,7 +458,7 @@ def test_a_fingerprint_does_not_depend_on_the_layout():
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from nvib_jax.training.config import MeshConfig
+    from nvib_jax.config import MeshConfig
 
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
     x = jax.random.normal(jax.random.key(0), (8, 6, 4))

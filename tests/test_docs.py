@@ -28,13 +28,13 @@ PAGES = [
 
 
 def public(module):
-    """Functions and classes that a module defines for others."""
+    """Functions and classes that a module, or a package's own files, define for others."""
     return {
         f"{module.__name__}.{name}": thing
         for name, thing in vars(module).items()
         if not name.startswith("_")
         and (inspect.isfunction(thing) or inspect.isclass(thing))
-        and thing.__module__ == module.__name__
+        and f"{thing.__module__}.".startswith(f"{module.__name__}.")
     }
 
 

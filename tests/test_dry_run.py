@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from nvib_jax.cli import main
-from nvib_jax.training.config import MeshConfig, to_json
+from nvib_jax.config import MeshConfig
+from nvib_jax.presets import to_json
 from nvib_jax.training.dry_run import dry_run
 from nvib_jax.training.hlo import Collective, collectives
 

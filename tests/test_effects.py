@@ -8,9 +8,10 @@ import tiny
 
 import nvib_jax
 from nvib_jax import cli
+from nvib_jax.config import Config
+from nvib_jax.presets import load_preset
 from nvib_jax.sweep import changed
 from nvib_jax.training import loop
-from nvib_jax.training.config import Config, load_preset
 from nvib_jax.training.effects import check_typed, remarks, without_effect
 
 PRESETS = sorted((Path(nvib_jax.__file__).parent.parent / "configs").glob("*.py"))
@@ -79,7 +80,7 @@ def test_an_option_without_effect_is_refused(arguments):
 
 def test_the_command_refuses_it(tmp_path, capsys):
     (tmp_path / "little.py").write_text(
-        "from nvib_jax.training.config import Config\ndef config():\n    return Config()\n"
+        "from nvib_jax.config import Config\ndef config():\n    return Config()\n"
     )
     assert cli.main(["train", str(tmp_path / "little.py"), "--model.pool", "max"]) == 1
     said = "nvib train: --model.pool has no effect without model.kind VTP\n"

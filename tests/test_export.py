@@ -9,9 +9,9 @@ import pytest
 import tiny
 from safetensors import safe_open
 
+from nvib_jax.checkpoint.exported import DESCRIPTION, WEIGHTS, export, load_exported
 from nvib_jax.cli import main
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.portable import DESCRIPTION, WEIGHTS, export, load_exported
 
 
 @pytest.fixture(scope="module")

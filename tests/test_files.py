@@ -10,11 +10,11 @@ import pytest
 import tiny
 
 import nvib_jax
+from nvib_jax.checkpoint.exported import export
 from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.files import draft_of, write_whole
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.logging import MetricWriter
-from nvib_jax.training.portable import export
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from nvib_jax.gamma import _TABLE, LOG_SMALLEST_SHAPE, log_quantile
+from nvib_jax.numerics.gamma import _TABLE, LOG_SMALLEST_SHAPE, log_quantile
 
 REACH = 5.3  # of a normal made of a float32 uniform: Phi^-1(2^-24)
 SHAPES = (2.0, 2.1, 2.5, 3.0, 5.0, 12.0, 40.0, 300.0)

@@ -10,12 +10,13 @@ import pytest
 import tiny
 from processes import wait_for
 
+from nvib_jax import processes as distributed
+from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.data import prepare
-from nvib_jax.training import distributed, loop
-from nvib_jax.training import watchdog as watchdogs
-from nvib_jax.training.keep import saved_steps
+from nvib_jax.training import loop
+from nvib_jax.training.guards import watchdog as watchdogs
+from nvib_jax.training.guards.watchdog import Watchdog
 from nvib_jax.training.sharding import make_mesh
-from nvib_jax.training.watchdog import Watchdog
 
 
 @pytest.fixture

@@ -1,8 +1,12 @@
 """What importing costs, and the names the design promises."""
 
+import ast
+import functools
+import graphlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,12 +20,12 @@ PURE = (
     "kl",
     "attention",
     "objective",
-    "special",
-    "dirichlet",
-    "shapes",
+    "numerics.special",
+    "numerics.dirichlet",
+    "checks",
     "mesh",
-    "gamma",
-    "cross_entropy",
+    "numerics.gamma",
+    "objective.cross_entropy",
     "attention.pallas_tpu",
     "attention.tpu_kernels",
     "attention.pallas_gpu",
@@ -113,3 +117,105 @@ def test_public_names_and_signatures(name):
 def test_all_is_complete():
     assert set(nvib.__all__) >= {name.split(".")[0] for name in SIGNATURES}
     assert all(hasattr(nvib, name) for name in nvib.__all__)
+
+
+# ---- imports go down
+
+# Files and folders of the library in the order in which they may import each other: each only what
+# stands before it. The top folder itself, `nvib_jax`, is `__init__`: its public names.
+FLOORS = (
+    *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
+    *("mixture", "objective", "__init__", "modules"),
+    *("fields", "files", "progress", "processes", "compilation_cache", "plots"),
+    *("models", "data", "config", "presets", "generate", "engine", "text_input"),
+    *("checkpoint", "text_model"),
+    *("training", "evaluation", "sweep", "bench", "cli", "__main__"),
+)
+# What imports upwards still, and is to go; an entry that is no longer needed fails the test.
+UP = {
+    # `TextModel` carries what checkpoints need of a model: a `Description` will hold it below both.
+    ("checkpoint.compatible", "text_model"),
+    ("checkpoint.description", "text_model"),
+    ("checkpoint.exported", "text_model"),
+    ("checkpoint.load", "text_model"),
+    ("checkpoint.reading", "text_model"),
+    ("checkpoint.store", "text_model"),
+    # Checkpoints hold a `TrainState`: they will hold items by name.
+    ("checkpoint.reading", "training.state"),
+    ("checkpoint.store", "training.state"),
+    # The loop writes the summary: the command will.
+    ("training.loop", "evaluation"),
+    ("training.loop", "evaluation.summary"),
+    # `nvib bench` reads its options as the other commands do.
+    ("bench.run", "cli.options"),
+}
+# Imports without which there would be no circle: one for each circle that is left.
+CIRCLES = {("text_model", "checkpoint.load")}  # `TextModel.load`; goes with `Description`
+
+
+@functools.cache
+def imports():
+    """Module -> the modules of the library that it imports, also inside functions."""
+    root = Path(nvib.__file__).parent
+    files = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[1:] and parts[-1] == "__init__" else parts)] = path
+    return {name: found_in(path, files) - {name} for name, path in files.items()}
+
+
+def found_in(path, modules):
+    """What a file imports at run time, as names in `modules`."""
+    found = set()
+    todo = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [n if short(n) in modules else node.module for n in names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {short(name) for name in names if name.split(".")[0] == "nvib_jax"}
+    assert found <= set(modules), f"{path} imports {found - set(modules)}"
+    return found
+
+
+def short(module):
+    """A module's name in the library; the library's own is `__init__`."""
+    return module.removeprefix("nvib_jax").removeprefix(".") or "__init__"
+
+
+def test_no_import_goes_up():
+    up = set()
+    for name, found in imports().items():
+        for other in found:
+            here, there = (FLOORS.index(module.split(".")[0]) for module in (name, other))
+            if there > here:
+                up.add((name, other))
+    assert up == UP
+
+
+def test_no_imports_in_a_circle():
+    graph = {
+        name: {other for other in found if (name, other) not in CIRCLES}
+        for name, found in imports().items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("known", sorted(CIRCLES))
+def test_a_known_circle_is_still_there(known):
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(
+            {
+                name: {other for other in found if (name, other) not in CIRCLES - {known}}
+                for name, found in imports().items()
+            }
+        ).prepare()

@@ -17,7 +17,7 @@ from nvib_jax.evaluation.interpolation import (
     mirrored_pairs,
 )
 from nvib_jax.generate import DecodingConfig
-from nvib_jax.models.latent import DirichletLatent
+from nvib_jax.models.latents import DirichletLatent
 from nvib_jax.text_model import TextModel
 
 SAMPLE = DecodingConfig(method="sample")

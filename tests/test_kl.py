@@ -307,7 +307,7 @@ def test_errors(kl):
 
 def test_special_functions_and_their_derivatives():
     """Within 1e-6 absolute or relative of mpmath over 1e-30..1e30."""
-    from nvib_jax import special
+    from nvib_jax.numerics import special
 
     x = np.float32(np.log(10.0 ** np.linspace(-30, 30, 241)))
     exact = [mp.e ** mp.mpf(float(v)) for v in x]
@@ -339,7 +339,7 @@ def test_special_functions_and_their_derivatives():
 
 def test_relative_entropy_is_blind_to_a_common_rounding():
     """KL(s || s e^c / Z): adding 1e-6 to every c moves it by less than 1e-11."""
-    from nvib_jax.special import relative_entropy
+    from nvib_jax.numerics.special import relative_entropy
 
     log_share = jnp.full((1, 64), -jnp.log(jnp.float32(64.0)))
     change = normal(0, 1, 64, scale=1e-3)

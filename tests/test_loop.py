@@ -15,14 +15,14 @@ import pytest
 import tiny
 from tensorboardX.proto.event_pb2 import Event
 
+from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.data import DataConfig, prepare
 from nvib_jax.data.config import CleanConfig
 from nvib_jax.evaluation.report.runs import read_run
+from nvib_jax.presets import from_json
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.config import from_json
-from nvib_jax.training.interrupt import Interrupt
-from nvib_jax.training.keep import saved_steps
+from nvib_jax.training.guards.interrupt import Interrupt
 from nvib_jax.training.logging import MetricWriter, TrainingBar
 from nvib_jax.training.sharding import make_mesh, whole
 
@@ -275,7 +275,7 @@ def test_of_several_processes_the_service_is_asked_from_one_on(monkeypatch):
         return number == 3
 
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr("nvib_jax.training.interrupt.multihost_utils.reached_preemption_sync_point",
+    monkeypatch.setattr("nvib_jax.training.guards.interrupt.multihost_utils.reached_preemption_sync_point",
                         sync_point)  # fmt: skip
     with Interrupt() as interrupt:
         assert [interrupt.asked_to_stop() for _ in range(3)] == [False, False, True]

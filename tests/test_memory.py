@@ -7,8 +7,9 @@ import pytest
 import tiny
 
 from nvib_jax import cli
-from nvib_jax.training import loop, memory
-from nvib_jax.training.config import MeshConfig
+from nvib_jax.config import MeshConfig
+from nvib_jax.training import loop
+from nvib_jax.training.guards import memory
 from nvib_jax.training.sharding import make_mesh
 
 LIMIT = 2**20
@@ -77,7 +78,7 @@ def test_running_out_is_one_sentence(error, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(loop, "make_train_step", lambda *a, **k: step)
     (tmp_path / "little.py").write_text(
-        "from nvib_jax.training.config import from_json\n"
+        "from nvib_jax.presets import from_json\n"
         f"def config():\n    return from_json({loop.to_json(tiny.config())!r})\n"
     )
     arguments = ["train", str(tmp_path / "little.py"), "--train.run-dir", str(tmp_path / "run")]

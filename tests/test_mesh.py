@@ -14,14 +14,14 @@ from jax.sharding import PartitionSpec as P
 from tolerance import assert_trees_close
 
 import nvib_jax as nvib
-from nvib_jax.cross_entropy import cross_entropy
+from nvib_jax.config import MeshConfig
 from nvib_jax.data import prepare
 from nvib_jax.mesh import MESH_AXES, RULES, constrain, per_device, summed
-from nvib_jax.models.baselines import LATENTS
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.params import axes_of, split
 from nvib_jax.models.structure import structure
+from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.training import loop
-from nvib_jax.training.config import MeshConfig
 from nvib_jax.training.hlo import collectives
 from nvib_jax.training.sharding import (
     batch_placer,

@@ -9,9 +9,9 @@ import pytest
 import tiny
 
 import nvib_jax as nvib
+from nvib_jax.config import ObjectiveConfig
 from nvib_jax.models.nvae import BOS, EOS, NVAE, NVAEConfig, decoder_io
 from nvib_jax.models.params import merge, split
-from nvib_jax.training.config import ObjectiveConfig
 from nvib_jax.training.state import loss_and_metrics
 
 LAYER = ("down.bias", "down.kernel", "up.bias", "up.kernel")

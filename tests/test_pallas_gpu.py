@@ -14,7 +14,7 @@ from tolerance import assert_as_good_as, assert_close, error, plain_attention
 import nvib_jax as nvib
 from nvib_jax.attention import cudnn, pallas_gpu, xla
 from nvib_jax.attention.inputs import MASK_VALUE
-from nvib_jax.training.config import MeshConfig
+from nvib_jax.config import MeshConfig
 from nvib_jax.training.sharding import make_mesh
 
 HALF = jnp.bfloat16

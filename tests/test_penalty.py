@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 import nvib_jax as nvib
+from nvib_jax.config import ObjectiveConfig
 from nvib_jax.models.nvae import PAD, UNK
-from nvib_jax.training.config import ObjectiveConfig
 from nvib_jax.training.state import _blank, loss_and_metrics, penalty
 
 MASK = jnp.array([[True] * 4, [True, True, False, False]])

@@ -11,8 +11,8 @@ import tiny
 
 import nvib_jax as nvib
 from nvib_jax import cli
+from nvib_jax.cli.play import HELP, Player, largest
 from nvib_jax.generate import DecodingConfig
-from nvib_jax.play import HELP, Player, largest
 from nvib_jax.text_model import TextModel
 
 A, B = "the dog sees a cat", "a cat that often waits runs"

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from nvib_jax import plots
-from nvib_jax.plot_style import COLOURS, MARKERS, marker
+from nvib_jax.plots.style import COLOURS, MARKERS, look, marker
 
 STEPS = np.array([10, 20, 30])
 
@@ -136,7 +136,7 @@ def test_scale_is_logarithmic_where_values_span_much(values, scale):
 
 def test_markers_differ_once_colours_are_used_up():
     places = range(len(COLOURS) * len(MARKERS))
-    looks = {(plots.look(i)["color"], marker(i)) for i in places}
+    looks = {(look(i)["color"], marker(i)) for i in places}
     assert len(looks) == len(places)
 
 

@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from nvib_jax.generate import DecodingConfig, rewrite
-from nvib_jax.models.baselines import LATENTS
-from nvib_jax.models.latent import READS
+from nvib_jax.mixture import READS
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import decoder_io
 from nvib_jax.models.params import merge, split
 from nvib_jax.models.reading import mean_vector

@@ -23,7 +23,7 @@ from nvib_jax.evaluation.usage import (
     usage_by_length,
     vector_usage,
 )
-from nvib_jax.models.latent import READS
+from nvib_jax.mixture import READS
 from nvib_jax.text_model import TextModel
 
 SMALL = EvaluationConfig(

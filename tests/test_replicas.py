@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from nvib_jax.training.config import MeshConfig
-from nvib_jax.training.replicas import make_agree
+from nvib_jax.config import MeshConfig
+from nvib_jax.training.guards.replicas import make_agree
 from nvib_jax.training.sharding import make_mesh
 
 

@@ -12,7 +12,7 @@ from nvib_jax.evaluation.report import write_report
 from nvib_jax.evaluation.report.html import _CSS, difference, heat_table
 from nvib_jax.evaluation.report.runs import group, read_run
 from nvib_jax.evaluation.report.scores import explained, grouped
-from nvib_jax.plot_style import COLOURS, INK
+from nvib_jax.plots.style import COLOURS, INK
 from nvib_jax.training.logging import MetricWriter
 
 PARTS = {  # part of an evaluation -> the heading of its section

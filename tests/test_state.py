@@ -13,10 +13,10 @@ import tiny
 from tolerance import assert_close, assert_trees_close
 
 import nvib_jax as nvib
+from nvib_jax.config import ObjectiveConfig, TrainConfig
 from nvib_jax.models.nvae import decoder_io
 from nvib_jax.models.params import merge, split
 from nvib_jax.objective import log_likelihood
-from nvib_jax.training.config import ObjectiveConfig, TrainConfig
 from nvib_jax.training.state import (
     TrainState,
     add_metrics,

@@ -28,10 +28,10 @@ from processes import (
     wait_for,
 )
 
+from nvib_jax.checkpoint.retention import saved_steps
+from nvib_jax.config import MeshConfig
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.config import MeshConfig
-from nvib_jax.training.keep import saved_steps
 
 KILLS = 30
 ONE = MeshConfig(data=1)
@@ -132,7 +132,7 @@ def test_sigterm_to_one_process_stops_all_at_one_step():
 FAILS = """
 import sys
 from nvib_jax.cli import main
-from nvib_jax.training.checkpoint import Checkpoints
+from nvib_jax.checkpoint.store import Checkpoints
 whole = Checkpoints._read_items
 def read(self, step, shapes):
     if step == 20:

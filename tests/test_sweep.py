@@ -10,11 +10,11 @@ import tiny
 
 from nvib_jax import sweep
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
+from nvib_jax.presets import from_json
 from nvib_jax.sweep import as_arguments, load_sweep, run_sweep, variants
-from nvib_jax.training.config import from_json
 
 FILE = """
-from nvib_jax.training.config import Config
+from nvib_jax.config import Config
 def sweep():
     return {value}
 """
@@ -102,7 +102,7 @@ def test_evaluation_options_arrive():
     arguments = as_arguments(options)
     import tyro
 
-    from nvib_jax.studies import Evaluate
+    from nvib_jax.cli.studies import Evaluate
 
     parsed = tyro.cli(Evaluate, args=["runs/x", *arguments], config=(tyro.conf.FlagCreatePairsOff,))
     assert parsed.options == options

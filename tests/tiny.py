@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 
 import nvib_jax as nvib
+from nvib_jax.config import Config, ObjectiveConfig, TrainConfig
 from nvib_jax.data import DataConfig
 from nvib_jax.models.nvae import NVAE, NVAEConfig
-from nvib_jax.training.config import Config, ObjectiveConfig, TrainConfig
 
 VOCAB, LENGTH = 20, 6
 SMALL: dict[str, Any] = {"dim": 16, "heads": 2, "latent_heads": 2, "hidden": 32}

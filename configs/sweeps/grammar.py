@@ -10,8 +10,9 @@ with two fifths of them, so that alpha_delta alone decides.
 from pathlib import Path
 from typing import Any
 
+from nvib_jax.config import Config
+from nvib_jax.presets import load_preset
 from nvib_jax.sweep import changed, variants
-from nvib_jax.training.config import Config, load_preset
 
 ALPHA_DELTAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 SHORT = {

@@ -9,8 +9,9 @@ settings and the files are those of configs/wikitext2_cpu.py. Not run as a whole
 from pathlib import Path
 from typing import Any
 
+from nvib_jax.config import Config
+from nvib_jax.presets import load_preset
 from nvib_jax.sweep import variants
-from nvib_jax.training.config import Config, load_preset
 
 MODELS: dict[str, dict[str, Any]] = {
     **{f"nvae-{d}": {"alpha_delta": d} for d in (0.2, 0.3, 0.5)},

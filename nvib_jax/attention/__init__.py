@@ -16,8 +16,8 @@ from nvib_jax.attention.choice import fastest
 from nvib_jax.attention.home import runs_on, simulated
 from nvib_jax.attention.inputs import FORMS, Memory, causal_mask, checked_mixture, make_memory
 from nvib_jax.attention.xla import attention_weights
+from nvib_jax.checks import check_choice, check_shapes
 from nvib_jax.mesh import device, per_device
-from nvib_jax.shapes import check_choice, check_shapes
 from nvib_jax.types import Mixture, typed
 
 __all__ = [

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.checks import check_choice, check_shapes
 from nvib_jax.mesh import by_rows
-from nvib_jax.shapes import check_choice, check_shapes
 from nvib_jax.types import Mixture, typed
 
 FORMS = ("exact", "published", "simplified", "expected_logit")

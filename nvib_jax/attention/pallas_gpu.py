@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from nvib_jax.attention import xla
 from nvib_jax.attention.inputs import MASK_VALUE, Memory
-from nvib_jax.shapes import vary_alike
+from nvib_jax.checks import vary_alike
 
 ROWS, KEYS, WIDTH = 64, 64, 128  # queries of a warpgroup, keys a block, widest values a pass
 WIDEST = 384  # head width whose keys and queries fit in a Hopper's shared memory

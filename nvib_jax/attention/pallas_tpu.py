@@ -40,7 +40,7 @@ from nvib_jax.attention.tpu_kernels import (
     key_gradient_kernel,
     query_gradient_kernel,
 )
-from nvib_jax.shapes import vary_alike, varying
+from nvib_jax.checks import vary_alike, varying
 
 Arrays = dict[str, jax.Array]
 

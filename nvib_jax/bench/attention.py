@@ -23,7 +23,7 @@ import numpy as np
 from nvib_jax.attention import IMPLEMENTATIONS, attend, denoising_attention, make_memory
 from nvib_jax.bench import plain
 from nvib_jax.bench.timing import Case, compile_program
-from nvib_jax.shapes import check_choice
+from nvib_jax.checks import check_choice
 from nvib_jax.types import Mixture
 
 Form = Literal["impulse", "exact", "published", "simplified", "expected_logit"]

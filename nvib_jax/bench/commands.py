@@ -26,7 +26,7 @@ from nvib_jax.files import write_whole
 
 TEXTS = ("the old dog sees a small cat", "two birds slept near the house")
 MEGABYTES = (3, 30, 300)  # of text to prepare
-_DEFAULT = "from nvib_jax.training.config import Config\n\n\ndef config():\n    return Config()\n"
+_DEFAULT = "from nvib_jax.config import Config\n\n\ndef config():\n    return Config()\n"
 _SENTENCES = 20_000  # that differ; longer text repeats them
 
 

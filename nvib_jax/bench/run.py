@@ -19,9 +19,9 @@ from nvib_jax.bench.sampler import Sampler
 from nvib_jax.bench.scaling import Scaling
 from nvib_jax.bench.timing import Case, Row, measure
 from nvib_jax.bench.train import Train
+from nvib_jax.cli.options import parse
 from nvib_jax.fields import check_fields
 from nvib_jax.files import write_whole
-from nvib_jax.options import parse
 
 
 class Suite(Protocol):

@@ -16,7 +16,8 @@ import numpy as np
 import tyro
 
 from nvib_jax.bench.timing import Case, Program
-from nvib_jax.training.config import Config, MeshConfig, load_preset
+from nvib_jax.config import Config, MeshConfig
+from nvib_jax.presets import load_preset
 from nvib_jax.training.dry_run import compile_step, describe_step, sizes_of
 from nvib_jax.training.sharding import batch_placer, make_mesh
 

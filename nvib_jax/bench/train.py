@@ -17,11 +17,11 @@ from flax import nnx
 
 from nvib_jax.bench import plain
 from nvib_jax.bench.timing import Case, Program, memory_of
+from nvib_jax.checks import check_choice
+from nvib_jax.config import ObjectiveConfig, TrainConfig
 from nvib_jax.data.batches import choose_buckets
 from nvib_jax.models.nvae import NVAE, NVAEConfig
 from nvib_jax.models.params import Params, split
-from nvib_jax.shapes import check_choice
-from nvib_jax.training.config import ObjectiveConfig, TrainConfig
 from nvib_jax.training.state import TrainState, make_optimizer, make_train_step
 
 Implementation = Literal["plain", "nvib_jax"]

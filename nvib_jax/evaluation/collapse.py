@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.checks import check_shapes
 from nvib_jax.engine import pad
 from nvib_jax.evaluation.likelihood import is_variational, vectors_present
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.shapes import check_shapes
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior
 

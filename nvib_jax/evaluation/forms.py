@@ -17,7 +17,7 @@ from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.likelihood import ratio, token_counts
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.generate import generate
-from nvib_jax.models.latent import READS
+from nvib_jax.mixture import READS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.text_model import TextModel
@@ -34,7 +34,7 @@ def compare_forms(
     Args:
       model: the model.
       texts: held-out sentences.
-      forms: of `nvib_jax.models.latent.READS`.
+      forms: of `nvib_jax.mixture.READS`.
       seed: of draws.
 
     Returns:
@@ -79,7 +79,7 @@ def attention_distances(
     Args:
       model: the model.
       texts: held-out sentences.
-      forms: of `nvib_jax.models.latent.READS`.
+      forms: of `nvib_jax.mixture.READS`.
       draws: that the mean is taken over.
       seed: of the draws.
     """

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nvib_jax.cross_entropy import cross_entropy
 from nvib_jax.data.batches import choose_buckets
 from nvib_jax.data.prepared import PreparedData
 from nvib_jax.data.tokenizer import Tokenizer
@@ -38,6 +37,7 @@ from nvib_jax.evaluation.causal_transformer import (
 )
 from nvib_jax.files import draft_of
 from nvib_jax.models.params import Params, merge, split
+from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.progress import track
 
 FORMAT = 1  # part of the cache's key: raise it when the same config would train another model
@@ -182,7 +182,7 @@ def train_language_model(
     """
     import optax
 
-    from nvib_jax.training.config import TrainConfig
+    from nvib_jax.config import TrainConfig
     from nvib_jax.training.state import make_optimizer
 
     report = progress or (lambda line: None)

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.bound import (
     bound,
     bound_terms,
     log_count_probability,
     vectors_present,
 )
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.progress import track

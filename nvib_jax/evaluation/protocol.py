@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nvib_jax.checkpoint.load import load_with_step
 from nvib_jax.data import PreparedData, default_grammar, prepare
 from nvib_jax.data.config import relocated
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
@@ -43,7 +44,6 @@ from nvib_jax.fields import check_fields
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.load import load_with_step
 
 RESULT = "evaluation.json"
 SHOWN = 12  # sentences, samples and ways that a person reads

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
-from nvib_jax.cross_entropy import cross_entropy
 from nvib_jax.fields import check_fields
 from nvib_jax.mesh import constrain
-from nvib_jax.models.baselines import LATENTS
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.modules import Decoder, Encoder
 from nvib_jax.modules.attention import Cache
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
+from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.types import Mixture, Posterior
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -31,7 +31,7 @@ class NVAEConfig:
     """Architecture and bottleneck of an `NVAE`."""
 
     kind: Literal["NVAE", "T", "VTV", "VTP", "VTS", "VTQ"] = "NVAE"
-    """The latent: the NVIB, or a rival of `nvib_jax.models.baselines`: T plain, VTV a Gaussian per
+    """The latent: the NVIB, or a rival of `nvib_jax.models.latents`: T plain, VTV a Gaussian per
     vector, VTP pooled to one, VTS a fixed share of the vectors, VTQ pooled by learned queries."""
     pool: Literal["mean", "max", "first"] = "mean"
     """VTP: how the states become one vector."""
@@ -188,7 +188,7 @@ class NVAE(nnx.Module):
 
         Args:
           posterior: from `encode`.
-          form: one of `nvib_jax.models.latent.READS`; overrides `config.evaluation_form`.
+          form: one of `nvib_jax.mixture.READS`; overrides `config.evaluation_form`.
           key: for forms "drawn" and "average" only.
 
         Raises:

@@ -18,7 +18,7 @@ def structure(
     Nothing is computed; what makes them draws from `train.seed` and is to be jitted.
 
     Args:
-      config: an `nvib_jax.training.config.Config`.
+      config: an `nvib_jax.config.Config`.
       vocab_size: V.
       max_length: longest sentence in tokens.
     """

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
+from nvib_jax.checks import check_choice
 from nvib_jax.mesh import constrain
 from nvib_jax.modules.attention import Cache, DenoisingAttention, SelfAttention
 from nvib_jax.modules.linear import Linear
-from nvib_jax.shapes import check_choice
 
 NORMS = ("pre", "post")
 

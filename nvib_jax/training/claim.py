@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nvib_jax.training.distributed import everywhere, is_first, text_from_first
-from nvib_jax.training.logging import to_standard_error
+from nvib_jax.processes import everywhere, is_first, text_from_first
+from nvib_jax.progress import to_standard_error
 
 CLAIM = ".claim"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from nvib_jax.config import Config
 from nvib_jax.data import prepare
 from nvib_jax.models.structure import structure
-from nvib_jax.training.config import Config
 from nvib_jax.training.hlo import collectives
 from nvib_jax.training.sharding import (
     ROWS,

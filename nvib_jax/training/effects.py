@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nvib_jax.training.config import Config
+from nvib_jax.config import Config
 
 # fields, whether they are idle, and what they wait for
 _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 
+from nvib_jax.config import Config
 from nvib_jax.data import Batches, PreparedData
 from nvib_jax.data.batches import default_buckets
 from nvib_jax.data.config import Split
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config
 from nvib_jax.training.sharding import own_rows
 
 

@@ -11,14 +11,9 @@ from types import TracebackType
 from rich.progress import Progress, TextColumn
 
 from nvib_jax.files import write_whole
-from nvib_jax.progress import COLUMNS, console_of
-from nvib_jax.training.distributed import is_first
+from nvib_jax.processes import is_first
+from nvib_jax.progress import COLUMNS, console_of, to_standard_error
 from nvib_jax.training.records import METRICS, records_of
-
-
-def to_standard_error(text: str) -> None:
-    """A line for a person, beside whatever is on standard output."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class MetricWriter:

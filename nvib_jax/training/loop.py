@@ -12,29 +12,31 @@ import jax
 import numpy as np
 
 import nvib_jax
+from nvib_jax.checkpoint.retention import saved_steps
+from nvib_jax.checkpoint.store import Checkpoints
+from nvib_jax.config import Config
 from nvib_jax.data import PreparedData, prepare
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.files import write_whole
 from nvib_jax.models.structure import structure
 from nvib_jax.objective import elbo_weights
+from nvib_jax.presets import to_json
+from nvib_jax.processes import check_same, is_first
+from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.bad_steps import BadSteps
-from nvib_jax.training.checkpoint import Checkpoints
 from nvib_jax.training.claim import CLAIM, Claim
-from nvib_jax.training.config import Config, to_json
-from nvib_jax.training.distributed import check_same, is_first
 from nvib_jax.training.effects import remarks
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
-from nvib_jax.training.interrupt import Interrupt
-from nvib_jax.training.keep import saved_steps
-from nvib_jax.training.logging import TrainingBar, open_writer, to_standard_error
-from nvib_jax.training.memory import check_memory, memory_explained
-from nvib_jax.training.replicas import make_agree
+from nvib_jax.training.guards.bad_steps import BadSteps
+from nvib_jax.training.guards.interrupt import Interrupt
+from nvib_jax.training.guards.memory import check_memory, memory_explained
+from nvib_jax.training.guards.replicas import make_agree
+from nvib_jax.training.guards.watchdog import Watchdog
+from nvib_jax.training.logging import TrainingBar, open_writer
 from nvib_jax.training.sharding import batch_placer, check_fits, make_mesh, plan_state, whole
 from nvib_jax.training.state import TrainState, add_metrics, make_train_step, means
 from nvib_jax.training.validation import make_validation
-from nvib_jax.training.watchdog import Watchdog
 
 _LINE = {
     "loss": "loss",

@@ -14,10 +14,10 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from nvib_jax.config import Config, MeshConfig
 from nvib_jax.mesh import MESH_AXES, RULES, ways
 from nvib_jax.models.params import Params, axes_of, layout
 from nvib_jax.models.structure import structure
-from nvib_jax.training.config import Config, MeshConfig
 from nvib_jax.training.state import TrainState, make_optimizer
 
 ROWS = P(RULES["batch"])

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from nvib_jax.config import ObjectiveConfig, TrainConfig
 from nvib_jax.kl import vector_count
 from nvib_jax.models.nvae import NVAE, PAD, UNK, decoder_io
 from nvib_jax.models.params import Params, merge
 from nvib_jax.objective import anneal, budget, published_scale
-from nvib_jax.training.config import ObjectiveConfig, TrainConfig
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Batch = dict[str, Any]

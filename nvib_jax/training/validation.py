@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.config import Config
 from nvib_jax.data import PreparedData
 from nvib_jax.models.params import Params, merge
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config
 from nvib_jax.training.feed import arrays_of, data_split, open_batches
 from nvib_jax.training.sharding import batch_placer, whole
 from nvib_jax.training.state import Metrics, add_metrics, loss_and_metrics, means

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nvib_jax.cli import launch
 from nvib_jax.data.config import (
     PUBLISHED_CHARACTERS,
     CleanConfig,
@@ -12,14 +13,14 @@ from nvib_jax.data.config import (
     cache_root,
     fit_to_text,
 )
-from nvib_jax.launch import Prepare, _read
-from nvib_jax.training.config import from_json, load_preset, to_json
+from nvib_jax.presets import from_json, load_preset, to_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def read(*arguments):
-    return _read(Prepare, [str(CONFIGS / "quickstart.py"), *arguments])[0].config.data
+    options, _ = launch._read(launch.Prepare, [str(CONFIGS / "quickstart.py"), *arguments])
+    return options.config.data
 
 
 def test_buckets_of_a_preset_are_for_its_own_text():

@@ -13,7 +13,7 @@ from html import escape
 import matplotlib
 from matplotlib.figure import Figure
 
-from nvib_jax.plot_style import COLOURS, GRID, INK, MARKERS, MUTED, marker
+from nvib_jax.plots.style import COLOURS, GRID, INK, MARKERS, MUTED, marker
 
 _GLYPHS = dict(zip(MARKERS, "●■▲◆▼⬟✖", strict=True))
 # The page's name of a colour, the colour itself in light, and what stands for it in dark.
@@ -172,7 +172,7 @@ def figure_html(name: str, caption: str, figure: Figure) -> str:
     Args:
       name: id of the figure, a different one for each in a page; letters, digits and hyphens.
       caption: text beneath it, and what a screen reader says of it.
-      figure: drawn with `nvib_jax.plot_style`.
+      figure: drawn with `nvib_jax.plots.style`.
     """
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nvib_jax.training.config import from_json
+from nvib_jax.presets import from_json
 from nvib_jax.training.records import records_of
 
 _KNOBS = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nvib_jax import launch, options, studies, text_commands
-from nvib_jax.options import Run, Which
+from nvib_jax.cli import launch, options, studies, text_commands
+from nvib_jax.cli.options import Run, Which
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Export:
 
 
 def _export(given: Export) -> None:
-    from nvib_jax.training.portable import export
+    from nvib_jax.checkpoint.exported import export
 
     for file in export(options.load(given.run, given.checkpoint), given.out):
         print(file)
@@ -41,7 +41,7 @@ class Doctor:
 
 
 def _doctor(_: Doctor) -> None:
-    from nvib_jax.doctor import main
+    from nvib_jax.cli.doctor import main
 
     main()
 

@@ -22,13 +22,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from nvib_jax.checkpoint.description import describe
+from nvib_jax.checkpoint.integrity import fingerprints, seal
+from nvib_jax.checkpoint.reading import CheckpointReader, optimizer_of, quiet_orbax
+from nvib_jax.checkpoint.retention import METRIC, Keep, saved_steps
+from nvib_jax.processes import everywhere, is_first
+from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.distributed import everywhere, is_first
-from nvib_jax.training.integrity import fingerprints, seal
-from nvib_jax.training.keep import METRIC, Keep, saved_steps
-from nvib_jax.training.logging import to_standard_error
-from nvib_jax.training.portable import describe
-from nvib_jax.training.reading import CheckpointReader, optimizer_of, quiet_orbax
 from nvib_jax.training.state import TrainState
 
 _NOTES = "_CHECKPOINT_METADATA"

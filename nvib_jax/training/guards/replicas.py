@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from nvib_jax.checks import vary_alike
 from nvib_jax.mesh import MESH_AXES, axes_in, summed
-from nvib_jax.shapes import vary_alike
 
 
 def make_agree(mesh: jax.sharding.Mesh, shardings: Any) -> Callable[[Any], tuple[Any, jax.Array]]:

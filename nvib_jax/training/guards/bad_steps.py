@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import jax
 
+from nvib_jax.checkpoint.store import Checkpoints
+from nvib_jax.config import TrainConfig
 from nvib_jax.data import Batches
-from nvib_jax.training.checkpoint import Checkpoints
-from nvib_jax.training.config import TrainConfig
 
 _NAMED = 16  # sentences
 

@@ -25,7 +25,7 @@ from nvib_jax import mixture as mixtures
 from nvib_jax.attention import Memory, attend
 from nvib_jax.attention.inputs import MASK_VALUE
 from nvib_jax.kl import kl_gaussian
-from nvib_jax.models.latent import DRAWS, DirichletLatent, check_read
+from nvib_jax.mixture import DRAWS, check_read
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.nvib import log_variance_map, mean_map, restored, stored
 from nvib_jax.objective import gaussian_log_density_ratio
@@ -257,16 +257,6 @@ class QueriesLatent(NoisyLatent):
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
         """A line for each vector."""
         return self.between(a, b, t)
-
-
-LATENTS: dict[str, type[Any]] = {
-    "NVAE": DirichletLatent,
-    "T": PlainLatent,
-    "VTV": GaussianLatent,
-    "VTP": PooledLatent,
-    "VTS": StridedLatent,
-    "VTQ": QueriesLatent,
-}
 
 
 def _kept(posterior: Posterior) -> jax.Array:

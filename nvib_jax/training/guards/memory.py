@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.config import Config
 from nvib_jax.mesh import ways
-from nvib_jax.training.config import Config
 
 GIB = 2**30
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

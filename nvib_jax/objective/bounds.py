@@ -1,4 +1,4 @@
-"""What is minimised, and what is reported: cross-entropy, the two KLs, annealing, ELBO, IWAE.
+"""What is minimised, and what is reported: log-likelihood, published scale, ELBO, IWAE.
 
 The training loss (Henderson & Fehr 2023) is a mean over valid tokens plus KLs in the published
 scaling; a bound on the likelihood is a sum over the sentence with the exact KLs, and is kept apart.
@@ -7,13 +7,11 @@ scaling; a bound on the likelihood is a sum over the sentence with the exact KLs
 import jax
 import jax.numpy as jnp
 
-from nvib_jax import dirichlet
+from nvib_jax.checks import check_shapes
 from nvib_jax.kl import prior_atom
+from nvib_jax.numerics import dirichlet
 from nvib_jax.random import log_normalize
-from nvib_jax.shapes import check_choice, check_shapes
 from nvib_jax.types import Mixture, Posterior, Prior, prior_of, typed
-
-SCHEDULES = ("constant", "linear", "cosine", "cyclic")
 
 
 def log_likelihood(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
@@ -43,42 +41,6 @@ def log_likelihood(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> ja
     return jnp.sum(jnp.where(mask, token, 0.0), axis=-1)
 
 
-def anneal(
-    step: jax.Array | int, *, schedule: str, start: int = 0, steps: int = 0, cycle: int = 0
-) -> jax.Array:
-    """The KLs' factor a(t) in [0, 1]: 0 before `start`, 1 from `start + steps` on.
-
-    Args:
-      step: the optimiser step.
-      schedule: "constant" (always 1), "linear", "cosine", or "cyclic": a linear ramp of `steps`
-        that starts again every `cycle` steps (Fu et al., 2019).
-      start: steps at 0 before the ramp.
-      steps: length of the ramp; without one the factor is 1 from `start` on.
-      cycle: length of a cycle, for "cyclic" only.
-
-    Returns:
-      float32, the shape of `step`.
-
-    Raises:
-      ValueError: an unknown schedule, negative `steps`, or a cycle shorter than its ramp.
-
-    >>> steps = jnp.array([0, 10, 15, 20, 99])
-    >>> print(anneal(steps, schedule="linear", start=10, steps=10))
-    [0.  0.  0.5 1.  1. ]
-    """
-    check_choice("schedule", schedule, SCHEDULES)
-    if schedule == "cyclic" and cycle < max(steps, 1):
-        raise ValueError(f"cycle is {cycle} steps; wanted at least the ramp's {max(steps, 1)}")
-    if steps < 0:
-        raise ValueError(f"steps is {steps}; wanted at least 0")
-    step = jnp.asarray(step, jnp.float32) - start
-    if schedule == "constant":
-        return jnp.ones_like(step)
-    inside = jnp.where(step >= 0, step % cycle, step) if schedule == "cyclic" else step
-    ramp = jnp.clip(inside / steps, 0.0, 1.0) if steps else (inside >= 0).astype(jnp.float32)
-    return 0.5 - 0.5 * jnp.cos(jnp.pi * ramp) if schedule == "cosine" else ramp
-
-
 def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None) -> jax.Array:
     """The published reductions: `KL_G / (S D)` (give `dim`) and `KL_D / S`.
 
@@ -94,39 +56,6 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
     [5.]
     """
     return kl.astype(jnp.float32) / (components.astype(jnp.float32) * (1 if dim is None else dim))
-
-
-def budget(
-    kl: jax.Array,
-    tokens: jax.Array,
-    *,
-    free: float | jax.Array = 0.0,
-    capacity: float | jax.Array | None = None,
-) -> jax.Array:
-    """What of a KL the loss sees, against posterior collapse.
-
-        max(KL, free n)        free bits: below the budget the KL costs nothing
-        |KL - capacity n|      a capacity target, from both sides
-
-    A budget is in nats a token, so that a sentence of n tokens has n times as much; per sentence,
-    so that it does not depend on the batch. Source: Kingma et al. (2016); Burgess et al. (2018).
-
-    Args:
-      kl: nats, shape (B,).
-      tokens: n, shape (B,).
-      free: nats a token.
-      capacity: nats a token, or None for none.
-
-    Returns:
-      nats, shape (B,).
-
-    >>> print(budget(jnp.array([1.0, 9.0]), jnp.array([4, 4]), free=0.5))
-    [2. 9.]
-    """
-    kl, tokens = kl.astype(jnp.float32), tokens.astype(jnp.float32)
-    if capacity is None:
-        return jnp.maximum(kl, jnp.asarray(free, jnp.float32) * tokens)
-    return jnp.abs(kl - jnp.asarray(capacity, jnp.float32) * tokens)
 
 
 def elbo_weights(lambda_gaussian: float, lambda_dirichlet: float, dim: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 Nothing of the prefix is recomputed (keys and values of self-attention are cached, those of the
 mixture computed once), one compiled step serves every position, and the loop ends when every
-sentence has. Beam search is in `nvib_jax.beam`.
+sentence has. Beam search is in `nvib_jax.generate.beam`.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention import Memory
-from nvib_jax.beam import beam_search, forbid
-from nvib_jax.beam import top_k as largest
 from nvib_jax.fields import check_fields
+from nvib_jax.generate.beam import beam_search, forbid
+from nvib_jax.generate.beam import top_k as largest
 from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
 from nvib_jax.types import Mixture
 

@@ -3,7 +3,7 @@
 Every kind of text autoencoder here is an encoder, a latent and a decoder, and they differ in the
 latent alone. It says what is encoded (`__call__`), drawn in training (`draw`), read in evaluation
 (`read`), what that costs (`kl`, `log_density_ratio`), and what comes before any text
-(`sample_prior`). This file has the NVIB's; `baselines.py` has its rivals'.
+(`sample_prior`). This file has the NVIB's; `rivals.py` has its rivals'.
 """
 
 import dataclasses
@@ -15,11 +15,8 @@ from flax import nnx
 from nvib_jax import mixture as mixtures
 from nvib_jax import objective
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
-from nvib_jax.mixture import DRAWS, READS, check_read
 from nvib_jax.modules import NVIB
 from nvib_jax.types import Mixture, Posterior, Prior
-
-__all__ = ["DRAWS", "READS", "DirichletLatent", "check_read"]
 
 
 class DirichletLatent(NVIB):

@@ -1,68 +1,20 @@
 """A model as files that need neither this run nor Orbax: safetensors and JSON.
 
-`describe` and `model_of` turn all of a model but its parameters into JSON values and back;
-checkpoints hold the same. Both kinds of files are data: reading them runs no code.
+Both kinds of files are data: reading them runs no code.
 """
 
-import base64
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-import nvib_jax
-from nvib_jax.data.tokenizer import Tokenizer
+from nvib_jax.checkpoint.description import describe, model_of
 from nvib_jax.files import draft_of, write_whole
-from nvib_jax.models.structure import structure
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config, from_json, to_json
 
-FORMAT = 3
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-
-
-def describe(model: TextModel) -> dict[str, Any]:
-    """All of a model but its parameters, as JSON values."""
-    return {
-        "format": FORMAT,
-        "nvib_jax": nvib_jax.__version__,
-        "jax": jax.__version__,
-        "config": to_json(model.config),
-        "tokenizer": base64.b64encode(model.tokenizer.to_bytes()).decode(),
-        "buckets": list(model.buckets),
-        "count_probabilities": [float(p) for p in model.count_probabilities],
-    }
-
-
-def check_format(meta: dict[str, Any], where: str | Path) -> Config:
-    """The config of a description.
-
-    Raises:
-      ValueError: a format that this version does not read, or a field that it lacks.
-    """
-    if meta.get("format") != FORMAT:
-        raise ValueError(f"{where} has format {meta.get('format')!r}; this version reads {FORMAT}")
-    return from_json(meta["config"])
-
-
-def model_of(meta: dict[str, Any], where: str | Path) -> TextModel:
-    """The inverse of `describe`; the parameters are shapes.
-
-    Raises:
-      ValueError: as `check_format`.
-    """
-    config = check_format(meta, where)
-    tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
-    counts = np.asarray(meta["count_probabilities"])
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes: Any = {
-        name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=one)
-        for name, shape in structure(config, tokenizer.vocab_size, meta["buckets"][-1])[1].items()
-    }
-    return TextModel.create(config, tokenizer, meta["buckets"], counts, params=shapes)
 
 
 def export(model: TextModel, folder: str | Path) -> list[Path]:

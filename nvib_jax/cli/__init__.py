@@ -78,17 +78,13 @@ def _run(command: str, arguments: list[str]) -> None:
         print(USAGE, end="")
         return
     if command == "doctor" and not arguments:  # says what is missing, so it needs nothing of it
-        from nvib_jax.doctor import main as doctor
+        from nvib_jax.cli.doctor import main as doctor
 
         doctor()
         return
     try:
-        from nvib_jax.commands import COMMANDS
+        from nvib_jax.cli.commands import COMMANDS
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}; pip install 'nvib-jax[train]' has it") from error
     use_compilation_cache()
     COMMANDS[command](arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -8,8 +8,8 @@ from typing import Any
 
 from orbax.checkpoint import checkpoint_managers as policies
 
-from nvib_jax.training.integrity import Damaged, check_no_links, check_seal
-from nvib_jax.training.portable import FORMAT
+from nvib_jax.checkpoint.description import FORMAT
+from nvib_jax.checkpoint.integrity import Damaged, check_no_links, check_seal
 
 FOLDER = "checkpoints"
 METRIC = "objective"  # the loss on held-out data with the KLs at full weight

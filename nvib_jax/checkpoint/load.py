@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from nvib_jax.checkpoint.compatible import check_shapes
+from nvib_jax.checkpoint.description import model_of
+from nvib_jax.checkpoint.exported import WEIGHTS, load_exported
+from nvib_jax.checkpoint.reading import CheckpointReader
+from nvib_jax.checkpoint.retention import FOLDER
+from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.compatible import check_shapes
-from nvib_jax.training.keep import FOLDER
-from nvib_jax.training.logging import to_standard_error
-from nvib_jax.training.portable import WEIGHTS, load_exported, model_of
-from nvib_jax.training.reading import CheckpointReader
 
 
 def load_model(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from nvib_jax.cli.options import notes_as_lines, warn
 from nvib_jax.generate import DecodingConfig
-from nvib_jax.options import notes_as_lines, warn
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Posterior
 

@@ -8,9 +8,10 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from nvib_jax.cli.options import parse
+from nvib_jax.config import Config
 from nvib_jax.data.config import fit_to_text
-from nvib_jax.options import parse
-from nvib_jax.training.config import Config, load_preset
+from nvib_jax.presets import load_preset
 from nvib_jax.training.effects import check_typed
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -56,8 +57,8 @@ def train(arguments: list[str]) -> None:
 
         print(dry_run(options.config, topology=options.topology))
         return
+    from nvib_jax.processes import initialize
     from nvib_jax.training.claim import Claim
-    from nvib_jax.training.distributed import initialize
     from nvib_jax.training.loop import train
 
     initialize(options.coordinator, options.processes, options.process)

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from nvib_jax.checkpoint.compatible import check_same_run
+from nvib_jax.checkpoint.integrity import Damaged, check_fingerprints, fingerprints
+from nvib_jax.checkpoint.retention import FOLDER, objective_of, read_meta, saved_steps
+from nvib_jax.processes import everywhere
+from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.compatible import check_same_run
-from nvib_jax.training.distributed import everywhere
-from nvib_jax.training.integrity import Damaged, check_fingerprints, fingerprints
-from nvib_jax.training.keep import FOLDER, objective_of, read_meta, saved_steps
-from nvib_jax.training.logging import to_standard_error
 from nvib_jax.training.state import TrainState
 
 _PATIENCE = 0.5  # seconds in which a checkpoint that is being removed is gone

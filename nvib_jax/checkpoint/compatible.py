@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nvib_jax.checkpoint.description import check_format, describe
+from nvib_jax.config import Config
+from nvib_jax.presets import to_json
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import Config, to_json
-from nvib_jax.training.portable import check_format, describe
 
 # What may differ between a run and its continuation, beside the mesh.
 _FREE = {

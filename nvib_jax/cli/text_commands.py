@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from nvib_jax.cli.options import Run, Which, load, notes_as_lines
 from nvib_jax.generate import DecodingConfig
-from nvib_jax.options import Run, Which, load, notes_as_lines
 
 Form = Literal["exact", "published", "simplified", "expected_logit", "drawn"]
 Texts = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]]
@@ -147,7 +147,7 @@ def interpolate(options: Interpolate) -> None:
 
 def play(options: Play) -> None:
     """A prompt, or the lines of a pipe."""
-    from nvib_jax.play import play
+    from nvib_jax.cli.play import play
 
     play(load(options.run, options.checkpoint), form=options.form, seed=options.seed)
 

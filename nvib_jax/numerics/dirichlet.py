@@ -2,7 +2,7 @@
 
 Enter log pseudo-counts, totals from 1e-3 to 1e8, leave nats. The textbook formulas subtract numbers
 of size a0 log a0 to leave one of size log a0; here those terms cancel on paper instead. `kl.py` and
-`objective.py` say what is computed, this file how.
+`objective` say what is computed, this file how.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.special import (
+from nvib_jax.numerics.special import (
     LOG_HUGE,
     gained_share,
     relative_entropy,

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nvib_jax.checks import check_count, check_shapes, vary_alike
 from nvib_jax.mesh import RULES, ambient, device, gathered, per_device, per_part, summed, ways
-from nvib_jax.shapes import check_count, check_shapes, vary_alike
 
 
 def cross_entropy(

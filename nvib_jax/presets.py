@@ -1,0 +1,123 @@
+"""A configuration from a file and back: presets, which are Python, and JSON."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+from nvib_jax.config import Config
+from nvib_jax.fields import check_value, may_be_infinite, short
+
+
+def load_preset(path: str | Path) -> Config:
+    """Run a preset file's `config()`, or read a run's `config.json`.
+
+    Raises:
+      FileNotFoundError: no such file; names the presets beside it.
+      ValueError: the file does not define `config() -> Config`, or names a field that is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, there, n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = hint or (f"; {path.parent} has {', '.join(there)}" if there else "")
+        hint = hint or "; presets are in the folder configs/ of a checkout of nvib_jax"
+        raise FileNotFoundError(f"config {path} does not exist{hint}")
+    if path.suffix == ".json":
+        try:
+            return from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    config = call_file(path, "config")
+    if not isinstance(config, Config):
+        raise ValueError(f"config() of {path} gives {type(config).__name__}; wanted Config")
+    return config
+
+
+def call_file(path: Path, function: str) -> Any:
+    """What a function of a Python file returns.
+
+    Raises:
+      ValueError: no Python file, or whatever its code raises, named.
+    """
+    spec = importlib.util.spec_from_file_location(f"nvib_preset_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"config {path} is no Python file; wanted one that defines {function}()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return getattr(module, function)()
+    except Exception as error:  # whatever a preset's own code may raise
+        raise ValueError(
+            f"config {path}: {type(error).__name__}: {_with_nearest_field(str(error))}"
+        ) from error
+
+
+def _with_nearest_field(message: str) -> str:
+    """Name the nearest field where Python says only which keyword it did not expect."""
+    words = message.split("'")
+    if "unexpected keyword" not in message or len(words) < 2:
+        return message
+    known = sorted({f.name for part in sections() for f in dataclasses.fields(part)})
+    near = difflib.get_close_matches(words[1], known, n=1)
+    return message + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def sections() -> list[type]:
+    """`Config` and every dataclass inside it."""
+    found: list[type] = []
+    todo: list[Any] = [Config]
+    while todo:
+        part = todo.pop()
+        found.append(part)
+        todo += [t for t in typing.get_type_hints(part).values() if dataclasses.is_dataclass(t)]
+    return found
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON, every field."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """The inverse of `to_json`.
+
+    Raises:
+      ValueError: no JSON object, a field that this version does not have, the nearest one named,
+        or a value that a field cannot have.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"config is no JSON object: {reason}") from error
+    return _build(Config, values, "config")
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {short(values)}; wanted a JSON object")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"{where} has no field '{name}'{hint}")
+    built = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            value = _build(kind, value, f"{where}.{name}")  # type: ignore[arg-type]
+        else:
+            if typing.get_origin(kind) is tuple and isinstance(value, list):
+                value = tuple(value)
+            elif kind is int and isinstance(value, float) and value.is_integer():
+                value = int(value)  # because JSON has one kind of number, 60.0 is 60
+            check_value(value, kind, f"{where}.{name}", may_be_infinite(known[name]))
+        built[name] = value
+    return cls(**built)

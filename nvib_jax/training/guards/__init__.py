@@ -1,0 +1,1 @@
+"""What watches over a run: steps that went wrong, signals, silence, unequal copies, memory."""
