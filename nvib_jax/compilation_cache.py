@@ -33,7 +33,8 @@ def use_compilation_cache() -> Path | None:
     """
     import jax
 
-    if not _switched_on() or jax.config.read("jax_compilation_cache_dir"):
+    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not _switched_on() or told:
         return None
     root = _root()
     folder = root / _machine()

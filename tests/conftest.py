@@ -1,6 +1,9 @@
 """Set up jax before anything imports it: 8 simulated devices, strict promotions, quick compiles."""
 
+import gc
 import os
+import signal
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +19,36 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+from long_cases import CASES
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# jax collects its own garbage whenever Python does, and Python does so every 700 objects; tracing
+# makes millions.
+gc.set_threshold(50_000, 20, 50)
+
+# A shell that starts pytest in the background has it ignore Ctrl-C, and so would all that the tests
+# start: a signal that was ignored stays so, one that is handled is the default's after an exec.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(config, items):
+    """Mark the cases of `long_cases`; a pattern of a file that fits none of its tests is stale."""
+    names = {}
+    for item in items:
+        names.setdefault(item.path.name, []).append(item)
+    whole = not any("::" in argument for argument in config.args)
+    for file, patterns in CASES.items():
+        for pattern in patterns:
+            found = [item for item in names.get(file, ()) if fnmatchcase(item.name, pattern)]
+            if whole and file in names and not found:
+                raise pytest.UsageError(f"long_cases.py: {pattern!r} is no test of {file}")
+            for item in found:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +57,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared beside this checkout: recorded arrays are not published")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Thousands of compiled programs are gigabytes: they are dropped between files, if they are."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > 2 << 30:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

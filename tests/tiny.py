@@ -103,6 +103,15 @@ def config(name: str = "run", **train: Any) -> Config:
     )
 
 
+def as_saved(config: Config) -> Config:
+    """The config as a run of it keeps it: with the digest of its data."""
+    from nvib_jax.data import prepare
+
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, digest=prepare(config.data).digest)
+    )
+
+
 def with_train(config: Config, **changes: Any) -> Config:
     """The config with other training settings."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))

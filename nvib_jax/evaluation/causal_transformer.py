@@ -90,7 +90,7 @@ class CausalTransformer(nnx.Module):
         first = jnp.full((tokens.shape[0], 1), Tokenizer.bos_id, tokens.dtype)
         inputs = jnp.concatenate([first, tokens], axis=1)
         x = self.embedding[...][inputs] * self.config.dim**0.5
-        x = x + sinusoids(inputs.shape[1], self.config.dim)
+        x = x + sinusoids(inputs.shape[1], self.config.dim)[None]
         first_key, *keys = split_key(key, len(self.layers) + 1)
         x = dropout(x, self.config.dropout, first_key)
         for layer, layer_key in zip(self.layers, keys, strict=True):
@@ -104,7 +104,7 @@ class CausalTransformer(nnx.Module):
     def log_probs(self, tokens: jax.Array) -> jax.Array:
         """`log p(v | tokens before)` of every v: tokens (B, N) -> float32 (B, N + 1, V)."""
         kernel, bias = self.output_layer()
-        return jax.nn.log_softmax(jnp.dot(self.states(tokens), kernel) + bias, axis=-1)
+        return jax.nn.log_softmax(jnp.dot(self.states(tokens), kernel) + bias[None, None], axis=-1)
 
 
 def sinusoids(length: int, dim: int) -> np.ndarray:

@@ -110,8 +110,9 @@ def _information(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array
 def _vectors(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> dict[str, Any]:
     """Every vector but the prior's, padded to the longest text: mean, KL by dimension, count."""
     posterior, prior = model.encode(tokens, mask), model.latent.prior
-    log_ratio = posterior.log_variance - prior.log_variance
-    distance = jnp.square(posterior.mean - prior.mean) * jnp.exp(-prior.log_variance)
+    prior_mean, prior_log_variance = prior.mean[None, None], prior.log_variance[None, None]
+    log_ratio = posterior.log_variance - prior_log_variance
+    distance = jnp.square(posterior.mean - prior_mean) * jnp.exp(-prior_log_variance)
     kl = 0.5 * (jnp.exp(log_ratio) - 1 - log_ratio + distance)
     there = posterior.present
     most = model.max_length if posterior.mean.shape[1] == tokens.shape[1] + 1 else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nvib_jax.cli import launch
+from nvib_jax.cli.launch import Prepare, _read
 from nvib_jax.data.config import (
     PUBLISHED_CHARACTERS,
     CleanConfig,
@@ -19,8 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def read(*arguments):
-    options, _ = launch._read(launch.Prepare, [str(CONFIGS / "quickstart.py"), *arguments])
-    return options.config.data
+    return _read(Prepare, [str(CONFIGS / "quickstart.py"), *arguments])[0].config.data
 
 
 def test_buckets_of_a_preset_are_for_its_own_text():

@@ -31,11 +31,11 @@ def posterior_of(means, variance=1.0, alpha=1.0):
 
 
 def information(latent, posterior, draws=50):
-    found = [
-        mutual_information(latent, nvib.sample(jax.random.key(i), posterior), posterior)
-        for i in range(draws)
-    ]
-    return float(np.mean(found))
+    @jax.jit
+    def one(posterior, seed):
+        return mutual_information(latent, nvib.sample(jax.random.key(seed), posterior), posterior)
+
+    return float(np.mean([one(posterior, jnp.int32(seed)) for seed in range(draws)]))
 
 
 def test_equal_posteriors_tell_nothing():

@@ -41,8 +41,7 @@ def sharp(seed, ends=0.0, **how):
 
 
 def memories_of(module, data):
-    mixture, _ = module.read(module.encode(data["tokens"], data["mask"]))
-    return module.memories(mixture, "exact")
+    return module.memories(*module.read(module.encode(data["tokens"], data["mask"])))
 
 
 @functools.cache

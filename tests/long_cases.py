@@ -1,0 +1,54 @@
+"""Cases that `-m long` alone runs, because each repeats what a quick one of its file shows.
+
+They do so at another size, for another kind, or as a whole run where the quick one looks at a part;
+each takes seconds to compile, and together they would double the time of the README's test command.
+CI runs them too. A pattern is a test's name, or one with its case in brackets; `*` is anything.
+"""
+
+CASES = {
+    "test_attention.py": (
+        "test_implementations_agree[[]exact-[128]-*",
+        "test_bfloat16_errs_at_most_twice_the_plain_formulation[[]simplified-*",
+        "test_causal_is_the_mask_that_it_says[[]6-4-*",
+    ),
+    "test_rivals.py": ("test_every_parameter_but_the_priors_is_trained[[]VT[VP]*",),
+    "test_bench_suites.py": (
+        "test_sampler_rows_and_the_saturated_gradient",
+        "test_generate_rows_write_the_same_tokens",
+        "test_the_plain_draw_is_a_draw_of_the_posterior",
+    ),
+    "test_cross_entropy.py": ("test_parts_equal_the_whole_in_value_and_gradient[[]*-11]",),
+    "test_damage.py": ("test_a_full_disk*", "test_a_folder_that_vanishes"),
+    "test_evaluation.py": ("test_a_single_sentence_has_a_summary",),
+    "test_guards.py": ("test_a_bad_step_may_be_skipped",),
+    "test_likelihood.py": (
+        "test_the_bound_rises_to_the_likelihood_of_a_linear_gaussian_decoder[[]0.3]",
+        "test_one_draw_of_many_is_the_elbo",
+    ),
+    "test_loop.py": ("test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on",),
+    "test_mesh.py": ("test_the_state_is_made_in_parts_and_stays_so",),
+    "test_nvae.py": (
+        "test_every_parameter_but_the_priors_has_a_gradient[[]options1]",
+        "test_cached_steps_give_the_teacher_forced_logits[[]pre-1-True]",
+        "test_cached_steps_give_the_teacher_forced_logits[[]post-1-False]",
+    ),
+    "test_pallas_gpu.py": (
+        "test_the_kernel_errs_at_most_twice_what_plain_bfloat16_does[[]published-size[12]]",
+        "test_the_folded_product_is_the_primitive",
+        "test_causal[[]size1]",
+    ),
+    "test_pallas_tpu.py": (
+        "test_errors_are_at_most_twice_those_of_plain_xla[[]interpreter-exact-131-*",
+        "test_errors_are_at_most_twice_those_of_plain_xla[[]tpu-published-*",
+        "test_errors_are_at_most_twice_those_of_plain_xla[[]interpreter-published-*",
+        "test_errors_are_at_most_twice_those_of_plain_xla[[]interpreter-impulse-*",
+    ),
+    "test_penalty.py": (
+        "test_noise_is_for_training_only",
+        "test_alpha_delta_goes_from_one_value_to_another",
+    ),
+    "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
+    "test_state.py": ("test_the_prior_and_vectors_are_left_alone_by_decay[[]*adam]",),
+    "test_survival.py": ("test_processes_train_as_one[[]2-1-*",),
+    "test_transforms.py": ("test_transforms[[]log_density_ratio]",),
+}
