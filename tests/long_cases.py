@@ -11,7 +11,7 @@ CASES = {
         "test_bfloat16_errs_at_most_twice_the_plain_formulation[[]simplified-*",
         "test_causal_is_the_mask_that_it_says[[]6-4-*",
     ),
-    "test_baselines.py": ("test_every_parameter_but_the_priors_is_trained[[]VT[VP]*",),
+    "test_rivals.py": ("test_every_parameter_but_the_priors_is_trained[[]VT[VP]*",),
     "test_bench_suites.py": (
         "test_sampler_rows_and_the_saturated_gradient",
         "test_generate_rows_write_the_same_tokens",

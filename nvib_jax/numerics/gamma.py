@@ -11,9 +11,10 @@ so that `log lambda` is a power series in 1/a whose coefficients are smooth func
 off after `a^-4`, and with polynomials for those functions, it is a table of numbers.
 
 Source: N. M. Temme, Asymptotic inversion of incomplete gamma functions, Mathematics of Computation
-58 (1992). The table is our own, the least-squares fit of tests/test_gamma.py: it is off by at most
-3e-5 in the normal and 1e-7 in probability for every a >= 2 and |normal| < 5.3, as far as a float32
-uniform reaches, its derivative by log a 1e-5 (relative; 1e-4 beyond two standard deviations).
+58 (1992). The table is our own, the least-squares fit of tests/numerics/test_gamma.py: it is off by
+at most 3e-5 in the normal and 1e-7 in probability for every a >= 2 and |normal| < 5.3, as far as a
+float32 uniform reaches, its derivative by log a 1e-5 (relative; 1e-4 beyond two standard
+deviations).
 """
 
 import jax

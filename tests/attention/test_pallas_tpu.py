@@ -1,6 +1,6 @@
 """The TPU kernels at awkward sizes, forward and backward, in both of Pallas's simulations.
 
-The suite that all implementations share is tests/test_attention.py; compilation for real TPUs is
+The suite that all implementations share is test_attention.py; compilation for real TPUs is
 `python -m nvib_jax.bench.compile`, which CI runs.
 """
 

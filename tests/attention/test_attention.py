@@ -27,8 +27,8 @@ from nvib_jax.attention import (
 )
 
 # What computes here; the TPU's kernel in Pallas's simulation of a TPU, seconds a compilation, so it
-# is left out where a test is of what comes before the kernel (tests/test_pallas_tpu.py has its
-# sizes, masks and blocks). The GPU's are in tests/test_pallas_gpu.py.
+# is left out where a test is of what comes before the kernel (test_pallas_tpu.py has its
+# sizes, masks and blocks). The GPU's are in test_pallas_gpu.py.
 WRITTEN = ("reference", "xla", "pallas_tpu")
 QUICK = IN_FLOAT64 = ("reference", "xla")
 pytestmark = pytest.mark.usefixtures("simulated_tpu")

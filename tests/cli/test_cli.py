@@ -155,7 +155,7 @@ def test_help_shows_every_option_with_its_default(name, capsys):
 
 
 def test_help_of_a_preset_shows_its_values(capsys):
-    preset = Path(__file__).parent.parent / "configs" / "quickstart.py"
+    preset = Path(__file__).parents[2] / "configs" / "quickstart.py"
     with pytest.raises(SystemExit):
         nvib("train", preset, "--help")
     assert f"(default: {load_preset(preset).train.steps})" in capsys.readouterr().out

@@ -409,7 +409,7 @@ def test_shares_by_length_come_with_the_number_of_sentences(tmp_path):
 
 def test_every_score_is_explained(tmp_path):
     """All names that `nvib evaluate` has written, in the results that are kept."""
-    results = Path(__file__).parent.parent / "configs" / "sweeps" / "results"
+    results = Path(__file__).parents[2] / "configs" / "sweeps" / "results"
     runs = [run for path in results.glob("*.json") for run in json.loads(path.read_text())]
     names = list(dict.fromkeys(name for run in runs for name in run["scores"]))
     assert len(names) > 60
