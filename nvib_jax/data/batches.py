@@ -41,7 +41,7 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class _Plan:
-    """One epoch: `rows[b]` are the sentences of batch b (-1 is padding), `lengths[b]` its bucket."""
+    """An epoch: `rows[b]` are the sentences of batch b (-1 is padding), `lengths[b]` its bucket."""
 
     rows: np.ndarray
     lengths: np.ndarray

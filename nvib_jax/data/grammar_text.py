@@ -70,7 +70,7 @@ def check_symbols(rules: dict[str, Rule], classes: dict[str, list[str]]) -> None
 
 
 def class_of_words(classes: dict[str, list[str]]) -> dict[str, str]:
-    """The class of each word; ValueError for a word in two classes, because tokens must be unique."""
+    """The class of each word; ValueError for a word in two, because tokens must be unique."""
     class_of: dict[str, str] = {}
     for name, words in classes.items():
         for word in words:

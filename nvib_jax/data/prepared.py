@@ -212,7 +212,7 @@ def _damaged(path: Path, what: str) -> ValueError:
 
 @contextlib.contextmanager
 def _as_damage(path: Path, *, mark: bool = False) -> Any:
-    """Turn damaged ids into an error that names the cache; `mark` also marks the cache as damaged."""
+    """Turn damaged ids into an error that names the cache; `mark` also marks it as damaged."""
     try:
         yield
     except DamagedTokens as error:

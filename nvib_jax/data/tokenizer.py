@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-# WikiText's mark for a rare word. It is made a piece of its own, so that it is one token and decodes
-# to itself. SentencePiece's unknown piece, which has this name by default, is renamed for that.
+# WikiText's mark for a rare word. It is made a piece of its own, so that it is one token and
+# decodes to itself. SentencePiece's unknown piece, which has this name by default, gets another.
 _RARE_WORD = "<unk>"
 _RARE_WORD_PIECES = ["▁<unk>", "<unk>"]
 _UNKNOWN_PIECE = "<unknown>"

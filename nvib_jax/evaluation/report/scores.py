@@ -1,12 +1,12 @@
-"""What every score of `evaluation.json` is, in a phrase: the page's groups and their order.
+"""A short explanation of every score in `evaluation.json`, in the page's groups and order.
 
-A name that is not here is shown under "Others" by its name alone; a test holds that `nvib evaluate`
-has none.
+A score that is not listed is shown under "Others" by its name alone; a test checks that `nvib
+evaluate` writes none of those.
 """
 
 import re
 
-# name -> (phrase, factor): a share is shown in per cent.
+# name -> (explanation, factor); the factor of a share is 100, because it is shown in per cent.
 _Group = dict[str, tuple[str, float]]
 
 GROUPS: tuple[tuple[str, _Group], ...] = (
