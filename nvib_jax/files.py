@@ -1,8 +1,8 @@
-"""Files that are whole or not there: written under a fresh name, then renamed into place.
+"""Writes files so that they are complete or absent: under a new name, then renamed into place.
 
-A reader sees the old content or the new, never half of it, and a full disk or a kill leaves the
-old. The fresh name is made exclusively, so that nobody's link is followed and no two processes
-write into one draft. Standard library only.
+A reader sees the old content or the new one, never half of it; after a kill or on a full disk the
+old content remains. The file with the new name is created exclusively, so that no link is followed
+and no two processes write to the same draft. This file needs the standard library only.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file so that it is never seen half written, with the mode of the user's umask.
 
     Args:
-      path: the file; one that is there is replaced, a link is replaced and not followed.
+      path: the file. An existing file is replaced; a link is replaced and not followed.
       content: bytes, or text that is encoded as UTF-8.
 
     Raises:
-      OSError: it cannot be written; names the file and the reason, and leaves what was there.
+      OSError: it cannot be written; the error names file and reason, and the old file remains.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
