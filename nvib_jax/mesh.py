@@ -146,7 +146,7 @@ def gathered(x: jax.Array, axis: int, name: str) -> jax.Array:
 
 
 def divided(x: jax.Array) -> Any:
-    """The `NamedSharding` in an array's type where explicit axes divide it, otherwise None."""
+    """The `NamedSharding` in an array's type if explicit mesh axes divide it, otherwise None."""
     sharding = jax.typeof(x).sharding
     return sharding if any(entry is not None for entry in sharding.spec) else None
 

@@ -59,7 +59,8 @@ def _sentence(box: str) -> str:
     said = " ".join(parts[0])
     given = next(iter(re.findall(r"--[\w.-]+", said)), "")
     said = re.sub(r"^Error parsing (\S+):", r"\1:", said)
-    said = re.sub(r"^[\w.]+: (\w+\.\w+ )", r"\1", said)  # config.model: model.heads is 3
+    # "config.model: model.heads is 3" becomes "model.heads is 3".
+    said = re.sub(r"^[\w.]+: (\w+\.\w+ )", r"\1", said)
     said = _NO_NUMBER.sub(r"\1 is \2; wanted a number", said)
     said = _NO_NUMBER_OR_NONE.sub(r"\1 is \2; wanted a number", said)
     near = [line.split()[0] for line in lines if re.match(r"--\w", line)]

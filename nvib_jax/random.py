@@ -13,7 +13,7 @@ from nvib_jax.mesh import along
 from nvib_jax.shapes import check_key, check_number
 from nvib_jax.special import LOG_TINY
 
-_HALF_STEP = 2.0**-24  # jax.random.uniform is a multiple of 2^-23
+_HALF_STEP = 2.0**-24  # half of 2^-23, the step between the values of jax.random.uniform
 _SQRT_2 = 1.4142135623730951
 
 

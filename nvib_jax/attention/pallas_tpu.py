@@ -182,7 +182,7 @@ def _backward(plan: Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None]
 _attention.defvjp(_forward, _backward)
 
 
-# ---- from arrays to a grid
+# ---- calling a kernel over a grid
 
 
 def _dim(arrays: Arrays) -> int:
@@ -250,7 +250,8 @@ _AXES = {
     "d_q": "bht.",
     "out": "bht.",
     "d_out": "bht.",
-    "top": "bh1t",  # the maximum of each row of logits, their sum, and delta, queries along lanes
+    # The three with "1t" are each row's maximum, sum and delta, with the queries along the lanes.
+    "top": "bh1t",
     "sum": "bh1t",
     "delta": "bh1t",
     "k": "bhs.",

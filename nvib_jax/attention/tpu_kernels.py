@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from nvib_jax.attention.blocks import LANES, Blocks
 from nvib_jax.attention.inputs import MASK_VALUE
 
-LOWEST = float(jnp.finfo(jnp.float32).min)  # where a running maximum starts; below MASK_VALUE
+LOWEST = float(jnp.finfo(jnp.float32).min)  # the first running maximum, which is below MASK_VALUE
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from nvib_jax.bench.report import text
 from nvib_jax.bench.timing import Row, measure
 
 MARGIN = 1.05  # how many times faster an implementation must be to become a rule
-# Whether the form has terms of width D -> the form that is measured for all such forms.
+# For forms with terms of width D (True) and without (False): the one that is measured for all.
 _FORMS = {False: "expected_logit", True: "exact"}
 
 

@@ -1,9 +1,10 @@
-"""Compile the TPU kernels for a TPU that is not here, and read what the compiler says of memory.
+"""Compile the TPU kernels without having a TPU, and check the memory that the compiler reports.
 
     pip install "nvib-jax[tpu]" && python -m nvib_jax.bench.compile v5e:2x2
 
-Needs libtpu, no TPU. For each case the gradient of attention by queries, mixture and kernels is
-compiled; temporary memory must grow no faster than the sizes do, from 16,384 to 32,768.
+It needs libtpu but no TPU. Each case compiles the gradient of attention with respect to queries,
+mixture and kernels. From 16,384 to 32,768 tokens, temporary memory must grow no faster than the
+sizes do.
 Topologies: v5e:2x2 on jax 0.10, also v5p:2x2x1 and v6e:2x2 on jax 0.12.
 """
 

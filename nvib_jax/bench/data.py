@@ -63,7 +63,8 @@ class Data:
         def prepare() -> Program:
             start = time.perf_counter()
             call = reader(name, batches)
-            for _ in range(len(batches) // 8 + 1):  # loads the file's pages, as a first epoch does
+            # The file's pages are read into memory first, as they are from the second epoch on.
+            for _ in range(len(batches) // 8 + 1):
                 call()
             return Program(call, (), time.perf_counter() - start, None)
 

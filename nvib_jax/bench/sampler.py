@@ -89,7 +89,7 @@ def sampler(name: str) -> Draw:
 
 
 def value(draw: Draw) -> Draw:
-    """The draws alone."""
+    """A function that returns the draws without a gradient."""
 
     def values(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
         return draw(key, log_alpha)  # a new function each time, so that jit compiles it anew
@@ -100,7 +100,7 @@ def value(draw: Draw) -> Draw:
 def value_and_gradient(
     draw: Draw,
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The draws and d draw / d log_alpha of each."""
+    """A function that returns the draws, and the derivative of each by its log_alpha."""
 
     def both(key: jax.Array, log_alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
         drawn, pull = jax.vjp(lambda a: draw(key, a), log_alpha)

@@ -56,7 +56,7 @@ class Train:
     """Seed of sentences, parameters and draws."""
 
     def groups(self) -> Iterator[list[Case]]:
-        """One group: the rows that were asked for."""
+        """One group of the implementations that were asked for."""
         config = model_config(self.dim, self.dtype)
         buckets, sentences = shard(
             self.batches,

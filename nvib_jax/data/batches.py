@@ -21,7 +21,7 @@ from nvib_jax.data.config import Split
 from nvib_jax.data.prepared import PreparedData
 
 _DEFAULT_BUCKETS = 4
-_HANDED_OVER = 4096  # sentences that a prefetching thread hands over at once, or more
+_HANDED_OVER = 4096  # about as many sentences are handed from a prefetching thread at once
 _NO_END = 1 << 40  # grain wants a number of steps; no run has this many
 
 
@@ -30,8 +30,8 @@ class Batch(TypedDict):
 
     Keys:
       tokens: `[B, N]` int32, padded with `Tokenizer.pad_id`.
-      mask: `[B, N]` bool, True on tokens; a filler row has none.
-      index: `[B]` int32, the sentence's place in its split; -1 for a filler row.
+      mask: `[B, N]` bool, True on tokens.
+      index: `[B]` int32, the sentence's place in its split; -1 for a row that is all padding.
     """
 
     tokens: np.ndarray

@@ -223,12 +223,12 @@ def _text_blocks(file: Path) -> Iterator[bytes]:
 def encode_block(
     model: bytes, limits: Limits, block: bytes
 ) -> tuple[np.ndarray, np.ndarray, Dropped]:
-    """Ids and lengths of the sentences of a block that are within the limits.
+    """Encode the sentences of a block and keep those whose number of tokens is within the limits.
 
     Args:
       model: a serialised tokenizer.
       limits: fewest and most tokens of a sentence; None for no limits.
-      block: UTF-8 lines, a sentence each.
+      block: UTF-8 text, one sentence per line.
 
     Returns:
       `[tokens]` int32 ids end to end, `[n]` int32 lengths, and what was dropped.

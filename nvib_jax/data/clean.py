@@ -18,7 +18,8 @@ from nvib_jax.data.sentence_ends import split_running, split_tokenised
 
 _HEADING = re.compile(r"\s*=.*=\s*")
 _MARK = re.compile(r" ?@([-,.])@ ?")
-# The ▁ is here, because SentencePiece writes a space as ▁ and would decode a text's own to a space.
+# A text's own ▁ becomes a space too, because SentencePiece writes spaces as ▁ and would decode it
+# to one.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f▁]")
 _PLAIN_QUOTES = {"‘": "'", "’": "'", "“": '"', "”": '"'}
 _SPLITTERS = {"running": split_running, "wikitext": split_tokenised}

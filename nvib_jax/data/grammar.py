@@ -65,7 +65,7 @@ class Grammar:
         """Every word that a sentence may contain, `an` included."""
         return frozenset(self._class_of) | {"an"}
 
-    # ---- drawing
+    # ---- drawing sentences
 
     def sample(self, rng: np.random.Generator) -> str:
         """One sentence: 4 to 24 lower-case words separated by single spaces."""
@@ -84,7 +84,7 @@ class Grammar:
                 return " ".join(_articles(words))
 
     def _expand(self, uniforms: Iterator[float]) -> list[str]:
-        """The words of one derivation, cut short once there are too many."""
+        """The words of one random derivation; it stops early once there are more than 24."""
         stack: list[Any] = [self._root]
         words: list[str] = []
         while stack and len(words) <= MAX_WORDS:
@@ -108,7 +108,7 @@ class Grammar:
             nodes[name][2].extend([nodes[s] for s in reversed(symbols)] for _, symbols in rule)
         return nodes[START]
 
-    # ---- scoring
+    # ---- scoring sentences
 
     def contains(self, sentence: str) -> bool:
         """Whether the sentence is in the language (single spaces, lower case, 4 to 24 words)."""

@@ -111,7 +111,8 @@ def _attention(
         attended = layer.latent_attention(query, layer.latent_attention.memory(mixture, form))
         return jnp.where(counted[..., None], attended.astype(jnp.float32), 0.0)
 
-    # Drawn as in training, where no threshold drops anything, because the decoder knows these.
+    # These draws are made as in training, without a threshold, because the decoder was trained on
+    # such draws.
     drawn = jax.lax.map(lambda k: out(model.draw(posterior, k), "exact"), jnp.stack(keys))
     mean = jnp.mean(drawn, axis=0)
 

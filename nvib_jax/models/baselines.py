@@ -72,7 +72,7 @@ class VectorLatent(nnx.Module):
         """From a (t = 0) to b (t = 1)."""
         raise NotImplementedError
 
-    # ---- the same for all
+    # ---- methods that all subclasses share
 
     @property
     def prior(self) -> Prior:
@@ -198,7 +198,7 @@ class StridedLatent(NoisyLatent):
     """VTS: of n vectors, `stride_share` n of them, rounded and at least one, evenly spaced."""
 
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
-        """All states; which are kept depends on the length alone."""
+        """All states; which of them are attended to depends on the sentence's length alone."""
         n = jnp.sum(mask, axis=-1, keepdims=True)
         count = jnp.round(self.config.stride_share * n.astype(jnp.float32)).astype(n.dtype)
         count = jnp.clip(count, 1, jnp.maximum(n, 1))

@@ -1,8 +1,8 @@
 """NVAE: tokens -> encoder -> latent -> mixture -> decoder -> tokens, a VAE for text.
 
-Henderson & Fehr (2023). The latent is an NVIB or one of its rivals (`model.kind`). Every method is
-pure given the module; training and generation split it once into a plain dict of arrays and merge
-it inside `jax.jit` (`nvib_jax.models.params`).
+Source: Henderson & Fehr (2023). The latent is an NVIB or one of its rivals (`model.kind`). Methods
+have no side effects on the module. Training and generation split it once into a plain dict of
+arrays and merge it again inside `jax.jit` (`nvib_jax.models.params`).
 """
 
 from dataclasses import dataclass

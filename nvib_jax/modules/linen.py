@@ -90,8 +90,8 @@ class DenoisingAttention(linen.Module):
       dim: D.
       heads: H, a divisor of D.
       use_bias: biases on query, value and output (a key bias would cancel).
-      form: of denoising attention, as in `nvib_jax.denoising_attention`.
-      implementation: likewise.
+      form: form of attention, as in `nvib_jax.denoising_attention`.
+      implementation: as in `nvib_jax.denoising_attention`.
       dtype: compute dtype of the products; softmax and biases stay float32.
 
     >>> prior, x = Prior.standard(8), jnp.ones((1, 2, 8))

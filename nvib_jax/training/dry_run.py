@@ -79,7 +79,7 @@ class DryRun:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """All fields as JSON values."""
         return asdict(self)
 
 

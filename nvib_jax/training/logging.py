@@ -133,7 +133,7 @@ class TrainingBar:
     def log(
         self, step: int, metrics: dict[str, float], names: dict[str, str], *, split: str = "train"
     ) -> None:
-        """Print the metrics called in `names` (metric -> how a person reads it)."""
+        """Print the metrics in `names`, which maps a metric's name to its label on the line."""
         parts = [f"{label} {_number(metrics[name])}" for name, label in names.items()]
         self.print(f"{split:<8} {step:>6}  " + "  ".join(parts))
         if "tokens_per_second" in metrics:

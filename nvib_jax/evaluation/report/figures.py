@@ -35,7 +35,7 @@ _PLANES = (  # name, caption, x score, its factor, axis; y score, its origin, ax
         ("bleu", 100, "100 − BLEU"),
     ),
 )
-_SCORES = (  # as forms and thresholds have them: name, axis, caption
+_SCORES = (  # name in the tables of forms and thresholds, axis, caption
     ("bleu", "BLEU, 0 to 100", "BLEU of what comes back"),
     ("exact", "sentences exact, %", "Sentences that come back exactly"),
     ("nats_per_token", "nats per token", "What a token costs, given the vectors"),

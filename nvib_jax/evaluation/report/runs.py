@@ -53,7 +53,7 @@ class Run:
 
     @property
     def scored_step(self) -> int | None:
-        """The step whose parameters were evaluated; None if unknown, as before version 0.2."""
+        """The step whose parameters were evaluated; None if unknown, as in runs before 0.2."""
         return self.evaluation.get("step")
 
     @property

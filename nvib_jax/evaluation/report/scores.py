@@ -107,8 +107,8 @@ def explained(name: str) -> tuple[str, float] | None:
 def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
     """Names under the headings of `GROUPS`, in their order, and those left over last.
 
-    Standard errors go with what they are errors of, and are in no group. The bound of the most
-    draws stands under its number alone.
+    Standard errors are left out, because they are shown with their scores. The bound with the most
+    draws is listed only under its name with a number.
     """
     errors = {name for name in names if name.removesuffix("_error") in set(names) - {name}}
     left = [name for name in names if name not in errors]

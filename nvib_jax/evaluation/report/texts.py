@@ -17,7 +17,7 @@ from nvib_jax.evaluation.report.runs import (
 from nvib_jax.evaluation.report.scores import explained, grouped
 
 _COLUMNS: tuple[tuple[str, str, float, int, Callable | None], ...] = (
-    # score, heading and unit, factor, digits, which is best
+    # (score, heading and unit, factor, digits, function that picks the best value)
     ("kept_hard", "kept, %\npseudo-count", 100, 1, None),
     ("kept_soft", "kept, %\nattention", 100, 1, None),
     ("bleu", "BLEU\n0 to 100", 1, 1, max),
@@ -33,7 +33,7 @@ _MEANING = (
     "without noise and written back. ELBO and IWAE bound the log-probability of a token from "
     "below. In language, perplexity: of sentences written from the prior."
 )
-_SHOWN = 8  # sentences; the rest is folded
+_SHOWN = 8  # sentences that are shown at once; the others are folded away
 
 
 def summary(settings: Sequence[Setting]) -> str:
