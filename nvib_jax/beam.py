@@ -61,12 +61,12 @@ class _Hypotheses(NamedTuple):
 
 
 class _State(NamedTuple):
-    position: jax.Array  # int32 ()
+    position: jax.Array  # int32 (), of the next token
     token: jax.Array  # int32 (B, K), the last token of every prefix
-    caches: Any  # B*K rows
+    caches: Any  # those of `NVAE.decode_step`, B*K rows
     prefixes: _Hypotheses  # K for each sentence; scores are log p, without a penalty
     finished: _Hypotheses
-    done: jax.Array  # bool (B,)
+    done: jax.Array  # bool (B,), sentences whose hypotheses can no longer change
 
 
 def beam_search(

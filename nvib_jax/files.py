@@ -51,7 +51,7 @@ def draft_of(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     draft = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        # O_EXCL refuses a name that exists, even as a link. The system subtracts the umask from 0666.
+        # O_EXCL refuses a name that exists, even as a link. The system applies the umask to 0666.
         made = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         mode = os.fstat(made).st_mode & 0o777
         os.close(made)

@@ -17,7 +17,7 @@ LANES = 128
 # Device kind -> bytes of vector memory that the buffers may take. A core has 128 MiB on v5e and
 # v6e, 64 on v5p and 7x (jax's own table, `pltpu.get_tpu_info`); a quarter of it is left for what
 # the compiler spills. v4 and older are not supported, because their 16 MiB are too little for some
-# sizes that the kernel has to support. None stands for compilation without a TPU at hand: the
+# sizes that the kernel has to support. None stands for compilation on a machine without a TPU: the
 # smallest entry, so that the kernel runs on all of them.
 VMEM = {
     "TPU v5 lite": 96 * MIB,

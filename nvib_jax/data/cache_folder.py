@@ -56,7 +56,7 @@ class Claim:
             return self.take()
         try:
             self._write()
-        except OSError:  # remove a claim that nobody could attribute to this process
+        except OSError:  # without a line the claim has no owner, so others would wait in vain
             _remove(self.folder)
             raise
         threading.Thread(target=self._beat, daemon=True).start()

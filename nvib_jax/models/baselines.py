@@ -195,7 +195,7 @@ class GaussianLatent(NoisyLatent):
 
 
 class StridedLatent(NoisyLatent):
-    """VTS: of n vectors, `stride_share` n of them, rounded and at least one, evenly spaced."""
+    """VTS: a share `stride_share` of a sentence's vectors, evenly spaced and at least one."""
 
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
         """All states; which of them are attended to depends on the sentence's length alone."""

@@ -19,7 +19,8 @@ _FREE = {
 def check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
     """Check that the saved parameters have the names, dtypes and shapes of this version's model."""
     found = meta["fingerprints"]["params"]
-    saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}  # "['name']"
+    # A path is "['name']", and a value is "digits dtype[shape]".
+    saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}
     differ = [
         f"{name} is saved as {saved.get(name)}, the config makes it {array.dtype}{[*array.shape]}"
         for name, array in model.params.items()

@@ -199,7 +199,8 @@ def _fit(
     batches = open_batches(config, data, mesh, "train")
     stream = batches.iterate(start)
     if start < settings.steps and is_first():
-        (Path(settings.run_dir) / FINISHED).unlink(missing_ok=True)  # of a shorter run
+        # A run that is continued with more steps is not finished any more.
+        (Path(settings.run_dir) / FINISHED).unlink(missing_ok=True)
     bad = BadSteps(batches, checkpoints, settings, bar.print)
     window, since, speeds = None, time.monotonic(), []
     with (

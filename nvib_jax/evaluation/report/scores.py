@@ -93,7 +93,7 @@ _DRAWS = re.compile(r"iwae_(\d+)_(sentence|token)")
 
 
 def explained(name: str) -> tuple[str, float] | None:
-    """The phrase and the factor of a score, None where there is none.
+    """(explanation, factor) of a score; None if it is not listed.
 
     >>> explained("iwae_10_token")
     ('importance-weighted bound, 10 draws, nats a token', 1.0)
