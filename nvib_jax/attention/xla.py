@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nvib_jax.attention.inputs import MASK_VALUE, Memory, accumulator, causal_mask
 
-ROWS = 512  # at most this many (query, head) pairs of each example are in one chunk
+ROWS = 512  # about this many (query, head) pairs of each example are in one chunk
 
 
 def attend(

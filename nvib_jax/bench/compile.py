@@ -36,7 +36,8 @@ from nvib_jax.types import Mixture
 # 4,096 a v5e keeps some arrays in its 128 MiB of vector memory, where they do not count as
 # temporary.
 LONG = (4096, 16_384, 32_768)
-# Temporary memory may grow by this times the growth of the sizes, because of padding.
+# Temporary memory may grow by this times the growth of the sizes, because of fixed parts and
+# padding.
 GROWTH = 1.25
 
 

@@ -151,8 +151,8 @@ def _by_position(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) 
 
 def _read(model: NVAE, tokens: jax.Array, mask: jax.Array):
     posterior = model.encode(tokens, mask)
-    # If the config reads draws, the posterior's mean is read here, because usage should not depend
-    # on the draw.
+    # If the config reads draws, the posterior's mean is read here instead, because the impulses of
+    # draws are random, and there may be several for each component.
     form = "exact" if model.config.evaluation_form in ("drawn", "average") else None
     mixture, read_form = model.read(posterior, form=form)
     inputs, _, counted = decoder_io(tokens, mask)
