@@ -170,8 +170,8 @@ def _prepare(
             finite[i] = _finite(program())
             programs[i] = program
         except Exception as error:
-            # That a kernel fails to compile or needs too much memory is a result, too. But the
-            # first case must run, because the others are compared with it.
+            # That a kernel fails to compile or needs too much memory is a result, too. But in the
+            # first case only NotImplementedError is, because the others are compared with it.
             if i == 0 and not isinstance(error, NotImplementedError):
                 raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -197,7 +197,7 @@ class NVAE(nnx.Module):
         return self.latent.read(posterior, form or self.config.evaluation_form, key)
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
-        """What each decoder layer's attention needs of a mixture, computed once."""
+        """One memory of the mixture for each decoder layer's attention, computed once."""
         return self.decoder.memories(mixture, form)
 
     def decode(
