@@ -1,8 +1,8 @@
 """nvib_jax: the Nonparametric Variational Information Bottleneck in JAX.
 
-The set of vectors that attention reads, as a mixture distribution with a Dirichlet-process prior.
-What is imported here needs jax and numpy only; `nvib_jax.models`, `.data`, `.training` and the
-`nvib` command need `pip install "nvib-jax[train]"`.
+It treats the set of vectors that attention reads as a mixture distribution with a Dirichlet-process
+prior. The functions imported here need jax and numpy only; `nvib_jax.models`, `.data`, `.training`
+and the `nvib` command need `pip install "nvib-jax[train]"`.
 """
 
 from nvib_jax import random

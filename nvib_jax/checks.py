@@ -1,7 +1,7 @@
-"""Checks of arguments: one sentence with the name, what came and what was wanted.
+"""Checks of arguments; an error is one sentence with the name, what came and what was wanted.
 
 Every public function checks its arguments here, at trace time, so the check costs nothing under
-jit. The letters are those of `nvib_jax.types`.
+jit. The dimension letters are those of `nvib_jax.types`.
 """
 
 import operator
@@ -47,7 +47,7 @@ def check_shapes(**arguments: tuple[Any, str]) -> dict[str, int]:
             fits = fits and wanted == size
         if not fits:
             known = ", ".join(str(sizes[a]) if a in sizes and not a.isdigit() else a for a in axes)
-            known += "," if len(axes) == 1 else ""  # as Python writes a tuple
+            known += "," if len(axes) == 1 else ""  # Python writes a tuple of one with a comma
             more = f" = ({known})" if known.rstrip(",") != ", ".join(axes) else ""
             raise ValueError(f"{name} has shape {tuple(shape)}; wanted {letters}{more}")
         if kind is not None:
@@ -56,14 +56,14 @@ def check_shapes(**arguments: tuple[Any, str]) -> dict[str, int]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether it has a shape and a dtype, or is a Python number, which stands for a scalar."""
+    """Whether a value has a shape and a dtype, or is a Python number, which counts as a scalar."""
     if isinstance(value, bool | int | float):
         return True
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def check_kind(name: str, array: Any, kind: str) -> None:
-    """The dtype is a float, an integer or bool. Others are refused because a cast would guess."""
+    """Check that a dtype is of a kind: float, integer or bool. There are no implicit casts."""
     wanted, words = _KINDS[kind]
     if isinstance(array, bool | int | float):
         dtype: Any = type(array).__name__
@@ -77,20 +77,20 @@ def check_kind(name: str, array: Any, kind: str) -> None:
 
 
 def check_number(name: str, value: Any, kind: str = "float") -> None:
-    """A number or an array of any shape, of this kind."""
+    """Check that a value is a number or an array of any shape, of this kind."""
     if not is_array(value):
         raise ValueError(f"{name} is {described(value)}; wanted a number or an array")
     check_kind(name, value, kind)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """An option out of a short list."""
+    """Check that a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """A static whole number of at least `least`, as a Python int."""
+    """Return a static whole number as a Python int, after checking that it is at least `least`."""
     try:
         count = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:  # a float, a string, or a number that jit traces
@@ -104,7 +104,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_key(key: Any) -> None:
-    """A PRNG key, of `jax.random.key` or `jax.random.PRNGKey`."""
+    """Check that a value is a PRNG key from `jax.random.key` or `jax.random.PRNGKey`."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not (
         jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.issubdtype(dtype, jnp.uint32)
@@ -113,7 +113,7 @@ def check_key(key: Any) -> None:
 
 
 def described(value: Any) -> str:
-    """What an argument is that was wanted to be something else, in few words."""
+    """A few words that describe a wrong argument in an error."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     dtype = getattr(value, "dtype", None)
@@ -126,11 +126,11 @@ def described(value: Any) -> str:
 
 
 def concrete(array: Any) -> np.ndarray | None:
-    """The numbers of an array that are known while Python runs; None of one that is traced."""
+    """The values of an array, or None if they are not known because jit traces the array."""
     if isinstance(array, jax.core.Tracer):
         return None
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return None  # the other processes of a run hold parts of it
+        return None  # other processes hold parts of it
     return np.asarray(array)
 
 
@@ -141,9 +141,10 @@ def varying(tree: Any) -> frozenset[str]:
 
 
 def vary_alike(tree: Any) -> Any:
-    """All arrays varying along the mesh axes of any: a gradient of what is shared is summed there.
+    """Mark all arrays as varying along every mesh axis along which any of them varies.
 
-    For functions with gradients of their own, which `shard_map` wants of the types of the inputs.
+    Functions with a custom gradient need it inside `shard_map`, which wants a gradient to vary as
+    its input does. The transpose of the marking sums the gradient of a shared array over devices.
     """
     axes = varying(tree)
 

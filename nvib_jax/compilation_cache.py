@@ -1,9 +1,9 @@
-"""Compiled code that outlives a process, so that the second command of a shape starts at once.
+"""Keeps compiled code on disk, so that a second command with the same shapes starts at once.
 
-What XLA compiles for a command is kept in `$NVIB_CACHE/compiled` (or `~/.cache/nvib_jax/compiled`).
-Loading an entry runs machine code, so the folder must be the user's alone. Entries are apart by
-machine, because JAX's own key does not hold the processor's instruction set, and a home directory
-may be shared by unlike machines.
+Code that XLA compiles for a command is kept in `$NVIB_CACHE/compiled` (or
+`~/.cache/nvib_jax/compiled`). Loading an entry runs machine code, so the folder must belong to the
+user alone. Each kind of machine has a folder of its own, because JAX's own key lacks the
+processor's instruction set, and different machines may share a home directory.
 """
 
 import contextlib
@@ -14,18 +14,18 @@ import stat
 from pathlib import Path
 
 SWITCH = "NVIB_COMPILATION_CACHE"  # "off" turns it off
-_LEAST_SECONDS = 0.2  # what compiles faster is compiled again
-_MOST_BYTES = 2 << 30  # of all entries for one machine; the oldest go first
+_LEAST_SECONDS = 0.2  # code that compiles faster than this is not kept
+_MOST_BYTES = 2 << 30  # of all entries for one kind of machine; the oldest are removed first
 
 
 def use_compilation_cache() -> Path | None:
     """Let JAX keep compiled code for the next process of this user.
 
-    `NVIB_COMPILATION_CACHE=off` turns it off. A folder that JAX was told of already
-    (`JAX_COMPILATION_CACHE_DIR`) is left as it is.
+    `NVIB_COMPILATION_CACHE=off` turns it off. If JAX already has a cache folder
+    (`JAX_COMPILATION_CACHE_DIR`), nothing is changed.
 
     Returns:
-      The folder, or None where nothing is kept.
+      The folder, or None if this function sets none.
 
     Raises:
       ValueError: `NVIB_COMPILATION_CACHE` is neither "on" nor "off", or the folder is a link or
@@ -43,7 +43,7 @@ def use_compilation_cache() -> Path | None:
         _make_private(root)
         folder.mkdir(exist_ok=True)
         _remove_oldest(folder)
-    except OSError:  # a read-only or full disk: everything works, and is compiled each time
+    except OSError:  # on a read-only or full disk everything still works without a cache
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
@@ -52,7 +52,7 @@ def use_compilation_cache() -> Path | None:
 
 
 def where() -> str:
-    """The folder for a person to read, or why there is none."""
+    """The folder's path for a person to read, or the reason why there is none."""
     told = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return told or (str(_root()) if _switched_on() else f"not kept ({SWITCH}=off)")
 
@@ -69,7 +69,7 @@ def _root() -> Path:
 
 
 def _machine() -> str:
-    """A name for machines that run the same instructions."""
+    """A name that machines share if they have the same instruction set."""
     seen = [platform.system(), platform.machine()]
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -90,7 +90,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _remove_oldest(folder: Path) -> None:
-    """Keep the folder below its bound; other processes may do the same at this moment."""
+    """Remove the oldest entries above `_MOST_BYTES`; other processes may do so at the same time."""
     entries = []
     for file in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):

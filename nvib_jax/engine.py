@@ -1,7 +1,8 @@
-"""What runs a model over texts: ids in few static shapes, and functions that compile once a shape.
+"""Runs a model over texts, with few static shapes, so that each function compiles few times.
 
-`TextModel` is the face that people call; this is what it stands on, and what the evaluation uses.
-Sentences are sorted by length into buckets and padded, so that a function compiles once a bucket.
+`TextModel` is the class that people use; it builds on `Engine`, and so does the evaluation.
+Sentences are grouped by length into buckets and padded, so that a function compiles once per
+bucket.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, merge
 from nvib_jax.progress import track
 
-ROWS = 64  # sentences at a time
-FEW = 1024  # sentences that do not pay for compiling every bucket: all go into the widest
+ROWS = 64  # sentences per batch
+FEW = 1024  # up to this many sentences all use the widest bucket, because compiling costs more
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,9 +38,10 @@ class Engine:
       params: flat dict of arrays.
       tokenizer: text <-> ids.
       buckets: padded lengths, rising; the last is the longest sentence the model takes.
-      count_probabilities: p(m), the share of training sentences with m vectors, (max_length + 1,).
-        It is the distribution of lengths where no vector is ever empty; a `relu` model drops some,
-        and its decoder is told m, not n, so that prior draws and bounds must count m too.
+      count_probabilities: p(m), the share of training sentences with m present vectors, shape
+        (max_length + 1,). If every token has a vector, it is the distribution of lengths. A `relu`
+        model drops some vectors, and its decoder sees their number m and not the length n, so prior
+        draws and bounds must use the distribution of m.
     """
 
     config: Config
@@ -56,10 +58,10 @@ class Engine:
         return self.buckets[-1]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, as it stands.
+        """Ids of each text, without cleaning it.
 
         Raises:
-          ValueError: no texts, or one that is no str, is empty, or is longer than `max_length`.
+          ValueError: no texts, or one that is not a str, is empty, or is longer than `max_length`.
         """
         check_texts(texts)
         rows = self.tokenizer.encode_batch(list(texts))
@@ -78,11 +80,14 @@ class Engine:
         return dataclasses.replace(self, count_probabilities=shares)
 
     def texts(self, ids: Any) -> list[str]:
-        """What generated ids (B, max_length) say."""
+        """The text of each row of generated ids (B, max_length)."""
         return [self.tokenizer.decode(row[row > 0].tolist()) for row in np.asarray(ids)]
 
     def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """`function(module, *arrays, **options)` as a jitted `(params, *arrays)`, made once."""
+        """`function(module, *arrays, **options)` as a jitted function of `(params, *arrays)`.
+
+        It is made once for each function, mesh and set of options.
+        """
         mesh = ambient()
         name = (function, mesh, *sorted(options.items()))
         if name not in self._compiled:
@@ -91,16 +96,17 @@ class Engine:
             def run(params: Params, *arrays: Any) -> Any:
                 return function(merge(graph, params), *arrays, **options)
 
-            # On a mesh every process has the whole result.
+            # On a mesh the result is replicated, so that every process has all of it.
             self._compiled[name] = jax.jit(run, out_shardings=mesh and P())
         return self._compiled[name]
 
     def batches(
         self, rows: Sequence[Sequence[int]], *, bar: bool = True
     ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
-        """Rows by bucket: (which they are, tokens, mask), filled up to `rows_at_once`.
+        """Batches of one bucket each: (indices of the rows, tokens, mask).
 
-        `bar` shows how many are done; one who has a bar for each batch wants none.
+        Every batch has `rows_at_once` rows; missing ones are all padding. `bar` shows a progress
+        bar; turn it off if the caller shows one for each batch.
         """
         buckets = self.buckets if len(rows) > FEW else self.buckets[-1:]
         bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
@@ -127,16 +133,17 @@ class Engine:
         """`function(module, tokens, mask, key, *arrays, **options)` over all texts.
 
         Args:
-          function: gives a tree of arrays whose first axis is the batch's.
-          texts: at least one; they are taken as they stand.
-          seed: of the keys; every batch has its own, named by its first member.
-          arrays: the same for every batch.
-          then: `then(module, found, key)` of what the function gives. It is compiled apart, so that
-            functions which differ share it: a decoding loop takes longest to compile.
-          options: static.
+          function: returns a tree of arrays whose first axis is the batch's.
+          texts: at least one; they are not cleaned.
+          seed: of the keys. Every batch has its own key, derived from the index of its first text.
+          arrays: further arguments, the same for every batch.
+          then: `then(module, found, key)` is applied to what the function returns. It is compiled
+            separately, so that several functions can share one compiled decoding loop, which takes
+            longest to compile.
+          options: static arguments of the function.
 
         Returns:
-          The tree, numpy arrays in the order of the texts.
+          The tree, with numpy arrays in the order of the texts.
         """
         rows, run = self.tokenize(texts), self.compiled(function, **options)
         last = then and self.compiled(then)
@@ -153,13 +160,14 @@ class Engine:
 
 
 def _count_vectors(model: NVAE, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """(B,) vectors that are there, the prior's left out."""
-    # A sentence may keep nothing but the prior's vector; a prior draw has one more at least.
+    """The number of present vectors of each sentence without the prior's, but at least 1, (B,)."""
+    # A sentence may have no vector but the prior's. It counts as 1, because a prior draw always has
+    # at least one vector more than the prior's.
     return jnp.maximum(vectors_present(model.encode(tokens, mask)), 1)
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """ValueError for anything but a list of at least one text."""
+    """Raise ValueError for anything but a list of at least one text."""
     if isinstance(texts, str) or texts is None or not len(texts):
         raise ValueError(f"texts is {texts!r}; wanted a list of at least one text")
     for i, text in enumerate(texts):
@@ -168,7 +176,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def rows_at_once() -> int:
-    """Sentences at a time: ROWS, or the next number that the mesh at hand divides evenly."""
+    """Sentences per batch: ROWS, rounded up to a number that the current mesh divides evenly."""
     mesh = ambient()
     shares = 1 if mesh is None else ways(mesh, "batch")
     return -(-ROWS // shares) * shares

@@ -1,8 +1,8 @@
-"""The fields of a configuration against their annotations: Python holds nobody to them.
+"""Checks the fields of a configuration against their annotations, which Python does not.
 
-A dataclass takes whatever it is given, from a preset, from JSON or from a notebook. Its
-`__post_init__` calls `check_fields`, so that a wrong value is named where it enters and not by a
-traceback an hour later. Standard library only.
+A dataclass accepts any values, from a preset, from JSON or from a notebook. Its `__post_init__`
+calls `check_fields`, so that a wrong value is reported when it is given and not by a traceback an
+hour later. This file needs the standard library only.
 """
 
 import dataclasses
@@ -14,28 +14,28 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, Union
 
-INFINITE = {"infinite": True}  # metadata of a field of which infinity is a value
+INFINITE = {"infinite": True}  # metadata of a field that may be infinite
 _NAMES = {bool: "True or False", int: "an int", str: "a str"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
-short = _SHORT.repr  # of a value that may be long, or nested without end
+short = _SHORT.repr  # repr, cut short for values that are long or deeply nested
 
 
 def check_fields(config: Any, where: str) -> None:
     """Check every field of a dataclass instance, and of the dataclasses in it, by its annotation.
 
     Annotations may be made of bool, int, float, str, Any, a class, a dataclass, `Literal`, `None`,
-    unions and `tuple[X, ...]`. A bool is no int, 1.5 is no int, a list is no tuple; an int is a
-    float too. NaN is never a float, infinity only where the field says so: its default is infinite,
-    or it is a `field(metadata=INFINITE)`.
+    unions and `tuple[X, ...]`. A bool is not an int, 1.5 is not an int, a list is not a tuple; but
+    an int is a float. NaN is never accepted as a float. Infinity is accepted only if the field's
+    default is infinite or it is a `field(metadata=INFINITE)`.
 
     Args:
       config: a dataclass instance.
-      where: what stands before the fields' names, "train" for `train.steps`; may be empty.
+      where: the prefix of the fields' names, "train" for `train.steps`; may be empty.
 
     Raises:
       ValueError: the first field that is wrong: its dotted name, what it is and what was wanted.
-      TypeError: an annotation that is made of something else.
+      TypeError: an annotation is made of something else.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Train:
@@ -54,7 +54,7 @@ def check_fields(config: Any, where: str) -> None:
 
 
 def may_be_infinite(field: dataclasses.Field) -> bool:
-    """Whether infinity is a value of this field."""
+    """Whether this field may be infinite."""
     by_default = isinstance(field.default, float) and math.isinf(field.default)
     return by_default or bool(field.metadata.get("infinite"))
 
@@ -70,12 +70,12 @@ def check_value(value: Any, hint: Any, name: str, infinite: bool = False) -> Non
     Args:
       value: anything.
       hint: the annotation, resolved.
-      name: what the value is called.
-      infinite: whether infinity is a float here.
+      name: the value's name in errors.
+      infinite: whether a float may be infinite here.
 
     Raises:
       ValueError: naming the value, or the part of it that is wrong.
-      TypeError: an annotation that nobody can check.
+      TypeError: the annotation is of a kind that cannot be checked.
     """
     for choice in _choices(hint):
         kind = typing.get_origin(choice) or choice
@@ -103,7 +103,7 @@ def _choices(hint: Any) -> Iterator[Any]:
 
 
 def _is(value: Any, hint: Any, infinite: bool) -> bool:
-    """Whether the value is of an annotation that has no parts."""
+    """Whether the value fits an annotation that is not a union, a dataclass or a tuple."""
     if hint is Any:
         return True
     if hint is None or hint is type(None):
@@ -128,7 +128,7 @@ def _is_number(value: Any) -> bool:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an int of 400 digits is no float
+    except OverflowError:  # an int of 400 digits does not fit in a float
         return False
 
 
@@ -145,7 +145,7 @@ def _wanted(hint: Any, infinite: bool) -> str:
 
 
 def _said(value: Any, hint: Any) -> str:
-    """The value, with its type where that is what is wrong."""
+    """The value in words, with its type if the type is what is wrong."""
     text = short(value)
     kinds = {
         kind

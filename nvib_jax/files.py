@@ -1,8 +1,8 @@
-"""Files that are whole or not there: written under a fresh name, then renamed into place.
+"""Writes files so that they are complete or absent: under a new name, then renamed into place.
 
-A reader sees the old content or the new, never half of it, and a full disk or a kill leaves the
-old. The fresh name is made exclusively, so that nobody's link is followed and no two processes
-write into one draft. Standard library only.
+A reader sees the old content or the new one, never half of it; after a kill or on a full disk the
+old content remains. The file with the new name is created exclusively, so that no link is followed
+and no two processes write to the same draft. This file needs the standard library only.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file so that it is never seen half written, with the mode of the user's umask.
 
     Args:
-      path: the file; one that is there is replaced, a link is replaced and not followed.
+      path: the file. An existing file is replaced; a link is replaced and not followed.
       content: bytes, or text that is encoded as UTF-8.
 
     Raises:
-      OSError: it cannot be written; names the file and the reason, and leaves what was there.
+      OSError: it cannot be written; the error names file and reason, and the old file remains.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,21 +36,22 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def draft_of(path: str | Path) -> Iterator[Path]:
-    """Within it, an empty file of a fresh name beside `path`; after it, `path` is that file.
+    """Within it, an empty file with a new name in the folder of `path`; at its end, the file is
+    renamed to `path`.
 
-    For writers that open their file themselves. They may replace the draft by a file of their own;
-    it gets the mode of the user's umask all the same.
+    It is for writers that open their file themselves. They may replace the draft by another file,
+    which also gets the mode of the user's umask.
 
     Args:
-      path: the file to be.
+      path: the file to write.
 
     Raises:
-      OSError: it cannot be written; names the file and the reason, and leaves what was there.
+      OSError: it cannot be written; the error names file and reason, and the old file remains.
     """
     path = Path(path)
     draft = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        # O_EXCL refuses whatever has the name, a link too; the system takes the umask off 0666.
+        # O_EXCL refuses a name that exists, even as a link. The system applies the umask to 0666.
         made = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         mode = os.fstat(made).st_mode & 0o777
         os.close(made)

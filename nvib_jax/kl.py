@@ -1,8 +1,9 @@
 """The two KL terms of the bottleneck, in nats per example.
 
-Enters a `Posterior` and its `Prior`, leaves [B]. Henderson & Fehr (2023), arXiv 2207.13529.
-`k0 = S K` counts the valid components (padding excluded), K draws each, and n the tokens among
-them; in the exact form a component without a pseudo-count is in neither. Each term has two forms:
+Each takes a `Posterior` and its `Prior` and returns shape (B,). Source: Henderson & Fehr (2023),
+arXiv 2207.13529. `k0 = S K`, where S counts the valid components and K the draws of each; n is the
+number of tokens among the S. In the exact form, S and n count the present components only. Each
+term has two forms:
 
 - `expected_count`, the published loss: components weighted by their expected counts, and a
   Dirichlet KL that sees the total pseudo-count only (the KL of two symmetric Dirichlets);
@@ -32,7 +33,7 @@ def kl_gaussian(
 
     Args:
       posterior: S components.
-      prior: the same the posterior was made with; no gradient reaches it unless it is `trainable`.
+      prior: the one the posterior was made with; no gradient reaches it unless it is `trainable`.
       num_samples: K, as given to `sample`.
       form: "expected_count" or "exact".
 
@@ -52,7 +53,8 @@ def kl_gaussian(
     posterior, prior, num_samples = _checked(posterior, prior, num_samples, form)
     present, log_alpha = _present(posterior)
     prior_mean, prior_log_variance = prior.mean[None, None], prior.log_variance[None, None]
-    # Chosen before the arithmetic: what is padded or empty must not reach a gradient as 0 * inf.
+    # Components that are not present are replaced before the arithmetic and not after it, because
+    # their gradient would otherwise be 0 * inf.
     mean, log_variance = (
         jnp.where(present[..., None], a.astype(jnp.float32), b)
         for a, b in ((posterior.mean, prior_mean), (posterior.log_variance, prior_log_variance))
@@ -75,18 +77,19 @@ def kl_dirichlet(
                            + k0 (lgG(p/k0) - lgG(q/k0))
         exact            KL( Dir(alpha_i/K, each K times)   || Dir(p/k0, as often) )
 
-    As written that is off by 100 % in float32 at q = 1e8: `dirichlet.kl` is the same number without
-    the cancellation, and both forms are cases of it.
+    Evaluated as written, it is wrong by 100 % in float32 at q = 1e8. `dirichlet.kl` computes the
+    same number without the cancellation, and both forms are special cases of it.
 
     Args:
       posterior: S components.
-      prior: the same the posterior was made with; no gradient reaches it unless it is `trainable`.
+      prior: the one the posterior was made with; no gradient reaches it unless it is `trainable`.
       num_samples: K, as given to `sample`.
       form: "expected_count" or "exact".
 
     Returns:
-      float32 nats, shape (B,). For totals of 1e-3 to 1e8 it is within 1e-5 relative + 1e-6 per
-      atom of the truth, and its gradient by log_alpha within that of its largest entry.
+      float32 nats, shape (B,). For totals of 1e-3 to 1e8 the error is at most 1e-5 relative plus
+      1e-6 per atom. The gradient with respect to log_alpha has an error of the same size, relative
+      to its largest entry.
 
     Raises:
       ValueError: an unknown form, `num_samples < 1`, or arguments that do not fit.
@@ -113,7 +116,7 @@ def prior_atom(
 ) -> tuple[jax.Array, jax.Array]:
     """`log(p/k0)`, the prior's log pseudo-count of one atom, and `k0`: float32, shape (B,) each.
 
-    `components`, bool (B, S), says which there are, the prior's first.
+    `components`, bool (B, S), says which components count; the first is the prior's.
     """
     others = jnp.sum(components[:, 1:], axis=-1)
     count = num_samples * (others + 1).astype(jnp.float32)
@@ -121,16 +124,19 @@ def prior_atom(
 
 
 def vector_count(posterior: Posterior, *, num_samples: int = 1) -> jax.Array:
-    """m, the vectors that are there, the prior's left out, with a gradient by pseudo-counts.
+    """m, the number of present components without the prior's, and a gradient for it.
 
-    `price * m` is `-log p(m)` of a geometric prior over their number, up to a constant: the price
-    of a vector, which neither KL has. (As much information in twice the vectors costs as much.)
-    m is a step at alpha = 0; its gradient is that of
+    A loss may add `price * m`, which is `-log p(m)` of a geometric prior over m, up to a constant.
+    Neither KL charges for the number of vectors: the same information spread over twice as many
+    vectors costs the same. m itself is a step at alpha = 0 and has no useful gradient, so its
+    gradient is that of
 
         sum_i P_i,    P_i = 1 - (1 + k0/alpha_0)^-alpha_i    at a fixed alpha_0,
 
-    the probability that one of Poisson(k0) draws is of component i. Only its gradient: charged by
-    P_i outright, vectors hide at small alphas, where larger logits make up for the weight.
+    where P_i is the probability that at least one of Poisson(k0) draws is of component i. The value
+    stays the count m; only the gradient comes from P_i (a straight-through estimate). If the loss
+    charged sum_i P_i itself, the model would shrink alpha to pay less, and make up for the lost
+    weight of the vector by larger logits.
 
     Args:
       posterior: S components.
@@ -158,17 +164,17 @@ def vector_count(posterior: Posterior, *, num_samples: int = 1) -> jax.Array:
 
 
 def _expected_use(log_alpha: jax.Array, count: jax.Array, present: jax.Array) -> jax.Array:
-    """P_i of `vector_count`, (B, S); no alpha is formed, they may be e^100."""
+    """P_i of `vector_count`, (B, S). It works in logs, because alpha may be as large as e^100."""
     log_total = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
     log_rate = jnp.log(count)[:, None] - jax.lax.stop_gradient(log_total)
-    small = log_rate < -10.0  # where log(1 + x) is x
+    small = log_rate < -10.0  # here log(1 + rate) equals rate in float32
     above = jnp.log(jnp.log1p(jnp.exp(jnp.where(small, 0.0, log_rate))))
     draws = jnp.exp(jnp.minimum(log_alpha + jnp.where(small, log_rate, above), LOG_HUGE))
     return jnp.where(present, -jnp.expm1(-draws), 0.0)
 
 
 def _present(posterior: Posterior) -> tuple[jax.Array, jax.Array]:
-    """Which components have a pseudo-count, and its log in float32, 0 where there is none."""
+    """Which components are present, and their log pseudo-counts in float32 (0 where not)."""
     present = posterior.present
     return present, jnp.where(present, posterior.log_alpha.astype(jnp.float32), 0.0)
 

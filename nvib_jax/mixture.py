@@ -1,6 +1,6 @@
-"""`Posterior` -> `Mixture`: a draw, the mean, what evaluation reads; prior draws, interpolation.
+"""Ways to make a `Mixture`: a posterior's draw or mean, a draw of the prior, an interpolation.
 
-All leave the same type, so attention never asks where a mixture is from.
+All return the same type, so attention need not know where a mixture comes from.
 """
 
 import jax
@@ -22,11 +22,11 @@ from nvib_jax.random import log_dirichlet, log_normalize
 from nvib_jax.types import WEIGHTS, Mixture, Posterior, Prior, prior_of, typed
 
 READS = (*FORMS, "drawn", "average")
-DRAWS = 8  # of form "average"
+DRAWS = 8  # how many draws "average" joins into one mixture
 
 
 def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mixture:
-    """Draw a mixture of impulses, reparameterised.
+    """Draw a mixture of impulses, reparameterised so that gradients reach the posterior.
 
         z = mu + s eps          K times per component
         pi ~ Dir(alpha_i / K, each repeated K times)
@@ -37,13 +37,13 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
       num_samples: K >= 1.
 
     Returns:
-      A `Mixture` of K S impulses, K blocks of S (so component 0 is a draw of the prior's).
+      A `Mixture` of K S impulses, K blocks of S. (Component 0 is drawn from the prior's component.)
 
     Raises:
       ValueError: `num_samples < 1`, or arguments that do not fit.
 
-    Source: Henderson & Fehr (2023). One draw from `Dir(alpha_i / K repeated)` is their two-stage
-    draw, and differentiable.
+    Source: Henderson & Fehr (2023). One draw from `Dir(alpha_i / K repeated)` has the distribution
+    of their two-stage draw, and is differentiable.
 
     >>> x, mask = jnp.zeros((1, 3, 4)), jnp.ones((1, 3), bool)
     >>> posterior = make_posterior(x, x, x[..., 0], mask, Prior.standard(4))
@@ -79,14 +79,14 @@ def expected(
     log_weights: str = "mean",
     threshold: float | jax.Array | None = None,
 ) -> Mixture:
-    """The posterior's mean mixture, Gaussians included.
+    """The posterior's mean mixture, whose components are Gaussians.
 
     Args:
       posterior: S components.
       log_weights: "mean" is `log E[pi_i] = log(alpha_i / alpha_0)`; "geometric" is
         `E[log pi_i] = psi(alpha_i) - psi(alpha_0)`, unnormalised, for form "expected_logit".
-      threshold: drop components whose pseudo-count is at most this: one number, or one a row,
-        shape (B,). The largest component of a row is always kept, so that no row is left empty.
+      threshold: drop components whose pseudo-count is at most this: one number, or one for each
+        row, shape (B,). A row's largest component is always kept, so that no row is left empty.
 
     Returns:
       A `Mixture` of S Gaussians; a dropped component has log weight -inf.
@@ -94,7 +94,7 @@ def expected(
     Raises:
       ValueError: an unknown `log_weights`, or arguments that do not fit.
 
-    Source: the mean, Henderson & Fehr (2023); the geometric weights are our own.
+    Source: Henderson & Fehr (2023) for the mean; the geometric weights are ours.
 
     >>> x, alpha = jnp.zeros((1, 2, 4)), jnp.array([[2.0, 0.05]])
     >>> mask, prior = jnp.ones((1, 2), bool), Prior.standard(4)
@@ -136,18 +136,18 @@ def read(
         simplified        the same                                      simplified
         expected_logit    `expected(posterior, log_weights="geometric")`    expected_logit
         drawn             `sample(key, posterior)`                      exact
-        average           eight of these, as one mixture                exact
+        average           eight such draws, joined to one mixture       exact
 
     Args:
       posterior: S components.
       form: one of the above (`nvib_jax.mixture.READS`).
       threshold: drop components whose pseudo-count is at most this, before anything is drawn; as in
         `expected`.
-      key: PRNG key, for "drawn" and "average" only; the others do not use it.
-      num_samples: K of each draw, as in `sample`; the others have no draws.
+      key: PRNG key, needed by "drawn" and "average" only.
+      num_samples: K of each draw, as in `sample`; for "drawn" and "average" only.
 
     Returns:
-      (mixture, form): what `denoising_attention` and `make_memory` take.
+      (mixture, form), the arguments for `denoising_attention` and `make_memory`.
 
     Raises:
       ValueError: an unknown form, a draw without a key, or arguments that do not fit.
@@ -174,7 +174,7 @@ def read(
 
 
 def check_read(form: str, key: jax.Array | None) -> None:
-    """ValueError for a form that is none, and for a draw without a key."""
+    """Raise ValueError for an unknown form, and for a form that draws when there is no key."""
     check_choice("form", form, READS)
     if form not in FORMS:
         if key is None:
@@ -187,16 +187,16 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
 
     Args:
       key: PRNG key.
-      prior: the process.
-      lengths: number n of tokens each mixture stands for, int, shape (B,); S = n + 1. Lengths that
-        jit traces cannot be refused: they are clipped to 0 ... max_length.
+      prior: the Dirichlet process.
+      lengths: number n of tokens each mixture stands for, int, shape (B,); S = n + 1. Under jit
+        the values cannot be checked, so they are clipped to 0 ... max_length.
       max_length: static bound on `lengths`; the result has max_length + 1 components.
 
     Returns:
       A `Mixture` of impulses, shape (B, max_length + 1, D), masked beyond n + 1.
 
     Raises:
-      ValueError: `max_length < 0`; `lengths` not of shape (B,), no integers, or beyond its bounds.
+      ValueError: `max_length < 0`; `lengths` not of shape (B,), not integers, or out of bounds.
 
     Source: the bounded process of Henderson & Fehr (2023).
 
@@ -236,8 +236,8 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
     Args:
       a: mixture with S_a components, shape (B, S_a, D).
       b: mixture with S_b components, shape (B, S_b, D).
-      t: in [0, 1], shape () or (B,); beyond it weights are NaN. At 0 and 1 the gradient by t
-        leaves out the end that weighs nothing there.
+      t: in [0, 1], shape () or (B,); outside it the weights are NaN. At t = 0 and t = 1 the
+        gradient with respect to t ignores the mixture whose weight is 0.
 
     Returns:
       A `Mixture` with S_a + S_b components, float32. If only one side has variances, the other's
@@ -283,14 +283,14 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
 
 
 def _joined(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The components of both, floats as float32."""
+    """The components of both arrays, one after the other; floats become float32."""
     if a.dtype != jnp.bool_:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jnp.concatenate(alike(a, b), axis=1)
 
 
 def _log(x: jax.Array) -> jax.Array:
-    """-inf at 0, where its gradient would be no number, with gradient 0."""
+    """Logarithm with gradient 0 at x = 0, where the value is -inf and the gradient would be NaN."""
     return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1.0, x)))
 
 

@@ -1,7 +1,7 @@
-"""Encoder statistics -> `Posterior`: pseudo-count maps, the skip, component 0, a threshold.
+"""From encoder outputs to a `Posterior`: pseudo-count maps, component 0, the skip, a threshold.
 
-The linear maps `mu = W_mu x + b` and `log s2 = W_s x + b` are the caller's (a Flax
-module owns their parameters); here is what is not a plain linear map.
+The caller computes the linear maps `mu = W_mu x + b` and `log s2 = W_s x + b` (a Flax module owns
+their parameters). This module holds everything that is not a plain linear map.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def log_pseudo_count(
 
     Returns:
       float32 log alpha, shape (...,); -inf with zero gradient where `relu` gives 0, NaN where a
-      state has one.
+      state contains a NaN.
 
     Raises:
       ValueError: an unknown form, a missing or surplus `quadratic`, shapes or dtypes that do not
@@ -80,7 +80,8 @@ def log_pseudo_count(
     check_kind("bias", bias, "float")
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-        # It reaches hundreds: no bfloat16 passes of a TPU's default float32 product.
+        # Log pseudo-counts reach hundreds, so full precision is asked for: by default a TPU
+        # multiplies float32 in bfloat16 passes, which would lose the fraction.
         return jnp.dot(a, b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
     x = x.astype(jnp.float32)
@@ -89,9 +90,10 @@ def log_pseudo_count(
         value = value + dot(x * x, quadratic)
     if form != "relu":
         return value
-    # Asked so, because NaN is not removed: it has to reach the loss, where a run's guards see it.
+    # The test is `value <= 0` rather than `not (value > 0)`, because a NaN must not count as
+    # removed: it has to reach the loss, where the guards of a training run notice it.
     removed = value <= 0
-    # The inner where keeps log's gradient finite on the branch that is thrown away.
+    # The inner where keeps log's gradient finite in the branch that is not selected.
     return jnp.where(removed, -jnp.inf, jnp.log(jnp.where(removed, 1.0, value)))
 
 
@@ -104,7 +106,7 @@ def make_posterior(
       mean: shape (B, N, D).
       log_variance: shape (B, N, D).
       log_alpha: log pseudo-counts, shape (B, N).
-      mask: bool, shape (B, N), True = a real token.
+      mask: bool, shape (B, N), True = a valid token.
       prior: its mean, variance and alpha become component 0, which is never masked, so that no
         softmax over components is ever empty. No gradient reaches it unless it is `trainable`.
 
@@ -133,7 +135,8 @@ def make_posterior(
 
     def prepend(first: jax.Array, rest: jax.Array, *shape: int) -> jax.Array:
         if rest.dtype != jnp.bool_:
-            # Padding becomes 0: whatever an encoder leaves there reaches no exp and no gradient.
+            # Padding becomes 0, so that whatever the encoder left there (even a NaN) reaches no
+            # exp and no gradient.
             real = jnp.reshape(mask, (*mask.shape, *(1 for _ in shape)))
             rest = jnp.where(real, rest.astype(jnp.float32), 0.0)
         first = jnp.broadcast_to(first.astype(rest.dtype), (batch, 1, *shape))
@@ -151,14 +154,14 @@ def add_skip(log_alpha: jax.Array, previous: Posterior) -> jax.Array:
     """Add the previous NVIB layer's log pseudo-counts, its prior component excluded.
 
     Args:
-      log_alpha: this layer's, shape (B, N).
+      log_alpha: this layer's log pseudo-counts, shape (B, N).
       previous: the posterior of the layer below, S = N + 1.
 
     Returns:
       float32, shape (B, N).
 
     Raises:
-      ValueError: numbers of tokens that differ, or `previous` is no `Posterior`.
+      ValueError: the numbers of tokens differ, or `previous` is not a `Posterior`.
 
     Source: Behjati et al. (2023), arXiv 2310.17284.
 
@@ -183,14 +186,14 @@ def above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterio
 
     Args:
       posterior: S components.
-      threshold: one number, or one a row, shape (B,); None and negative ones drop nothing. The
-        largest component of a row is always kept.
+      threshold: one number, or one for each row, shape (B,). None or a negative number drops
+        nothing. The largest component of a row is always kept.
 
     Returns:
       A `Posterior` with a `log_alpha` of -inf where a component was dropped.
 
     Raises:
-      ValueError: a threshold of another shape, or one that is no number.
+      ValueError: a threshold of another shape, or one that is NaN or not a number at all.
     """
     posterior = typed("posterior", posterior, Posterior)
     rows = posterior.check()["B"]
@@ -204,12 +207,15 @@ def above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterio
     known = concrete(threshold)
     if known is not None and np.isnan(known.astype(np.float32)).any():
         raise ValueError("threshold is nan; wanted a number")
-    # One column, (1, 1) or (B, 1): a threshold of each row must not be read as one of components.
+    # The limit is a column, (1, 1) or (B, 1), so that thresholds of shape (B,) broadcast over the
+    # components of their row and are never taken for one threshold per component.
     limit = jnp.reshape(jnp.asarray(threshold, jnp.float32), (-1, 1))
     log_alpha = jnp.where(posterior.mask, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
-    # Compared in log space, where a pseudo-count cannot overflow; negative keeps everything.
+    # The comparison is in log space, where a pseudo-count cannot overflow. A negative limit has no
+    # log; `limit >= 0` below keeps everything then.
     small = log_alpha <= jnp.log(jnp.maximum(limit, 0.0))
     largest = log_alpha == jnp.max(log_alpha, axis=-1, keepdims=True)
-    # What is small is dropped, not what is large kept: NaN is neither, and has to be seen.
+    # NaN is neither small nor large. Dropping what is small (instead of keeping what is large)
+    # leaves it in, because it has to be noticed.
     dropped = small & ~largest & (limit >= 0)
     return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))

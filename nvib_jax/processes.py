@@ -1,4 +1,4 @@
-"""Several processes as one: found by JAX itself, agreeing on what only one of them has seen."""
+"""Several processes of one run: joining them, and sharing what only one of them knows."""
 
 import glob
 import importlib.util
@@ -8,23 +8,25 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# How many processes a launcher says there are. SLURM's is that of `srun`: in a shell of `salloc`
-# there is one process, whatever was asked for.
+# Launcher -> the environment variable with its number of processes. For SLURM it is the number of
+# `srun`'s step, because in a shell of `salloc` there is one process, however many were allocated.
 _LAUNCHERS = {"Open MPI": "OMPI_COMM_WORLD_SIZE", "SLURM": "SLURM_STEP_NUM_TASKS"}
 
 
 def initialize(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Join the other processes of this run, if there are any; before anything else of jax.
+    """Join the other processes of this run, if there are any. Call it before any other use of jax.
+
+    Give all three arguments if no known launcher starts the processes, otherwise none.
 
     Args:
-      coordinator: HOST:PORT of process 0, where no launcher is known; with the other two.
-      processes: how many there are.
+      coordinator: HOST:PORT of process 0.
+      processes: how many processes there are.
       process: which one this is, from 0.
 
     Raises:
-      ValueError: some of the three without the others.
+      ValueError: only some of the three are given.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [name for name, value in given.items() if value is None]
@@ -37,7 +39,7 @@ def initialize(
 
 
 def launched() -> bool:
-    """Whether a launcher has started several processes, or this is a Cloud TPU's host."""
+    """Whether a launcher has started several processes, or this is the host of a Cloud TPU."""
     if any(int(os.environ.get(name) or 1) > 1 for name in _LAUNCHERS.values()):
         return True
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
@@ -46,40 +48,40 @@ def launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone logs and writes."""
+    """Whether this is process 0, the only one that logs and writes."""
     return jax.process_index() == 0
 
 
 def from_first(value: int) -> int:
-    """Process 0's value, on all."""
+    """The value of process 0, on all processes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def everywhere(value: bool) -> bool:
-    """Whether it is so on every process."""
+    """Whether the value is True on every process."""
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.int32(value))))
 
 
 def check_same(name: str, fingerprint: int) -> None:
-    """That all processes have the same of something.
+    """Check that something is the same on all processes.
 
     Args:
-      name: what it is called.
-      fingerprint: of this process's, below 2^31.
+      name: what it is called in the error.
+      fingerprint: a hash of this process's, below 2^31.
 
     Raises:
-      ValueError: they differ.
+      ValueError: the fingerprints differ.
     """
     if not everywhere(from_first(fingerprint) == fingerprint):
         raise ValueError(f"{name} of process {jax.process_index()} and of process 0 differ")
 
 
 def text_from_first(text: str) -> str:
-    """Process 0's text, on all; at most 4,096 bytes of it."""
+    """The text of process 0, on all processes; at most its first 4,096 bytes."""
     if jax.process_count() == 1:
         return text
     row = np.zeros(4096, np.uint8)

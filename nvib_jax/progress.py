@@ -1,4 +1,4 @@
-"""On standard error: lines for a person, and on a terminal a bar for what takes long."""
+"""Lines for a person on standard error, and progress bars where that is a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ def to_standard_error(text: str) -> None:
 def console_of(file: TextIO, **options: Any) -> Console:
     """A console that is a terminal if the file is one, whatever FORCE_COLOR says.
 
-    A notebook is none, though its file may say so: a bar would fill its page.
+    A notebook does not count as a terminal, because a bar would fill its page.
     """
     terminal = file.isatty() and not Console().is_jupyter
     return Console(file=file, force_terminal=terminal, force_jupyter=False, **options)
@@ -34,20 +34,20 @@ def console_of(file: TextIO, **options: Any) -> Console:
 def track(
     items: Iterable[T], label: str, *, total: int, unit: str = "", least: int = 5
 ) -> Iterator[T]:
-    """The items, with a bar that goes when they are done.
+    """Iterate over the items with a bar that disappears at the end.
 
     Args:
       items: any.
-      label: what is being done.
-      total: how many.
-      unit: of what.
-      least: fewer need no bar.
+      label: a description of the work.
+      total: how many items there are.
+      unit: what an item is called.
+      least: with fewer items there is no bar.
     """
     console = console_of(sys.stderr)
     if total < least or not console.is_terminal:
         yield from items
         return
-    # What is printed meanwhile goes above the bar, unless it goes to a file.
+    # Text that is printed meanwhile goes above the bar, unless standard output is a file.
     to_bar = sys.stdout.isatty()
     with Progress(*COLUMNS, console=console, transient=True, redirect_stdout=to_bar) as bar:
         task = bar.add_task(label, total=total, unit=unit)

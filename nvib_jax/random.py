@@ -1,8 +1,8 @@
 """Reparameterised gamma and Dirichlet samples in log space.
 
-Enters log pseudo-counts, leaves log samples whose pathwise gradient is right from alpha = 1e-6 up
-(`jax.random.loggamma` alone saturates below 0.02). `alpha = 0` (log_alpha = -inf) is a value like
-any other: a sample of -inf, a gradient of 0.
+The functions take log pseudo-counts and return log samples. The samples' pathwise gradient is
+right from alpha = 1e-6 up, where `jax.random.loggamma` saturates below 0.02. `alpha = 0`
+(log_alpha = -inf) is allowed: the sample is -inf and its gradient 0.
 """
 
 import jax
@@ -13,31 +13,31 @@ from nvib_jax.mesh import along
 from nvib_jax.numerics.gamma import LOG_SMALLEST_SHAPE, log_quantile
 from nvib_jax.numerics.special import LOG_TINY
 
-_HALF_STEP = 2.0**-24  # jax.random.uniform is a multiple of 2^-23
+_HALF_STEP = 2.0**-24  # half of 2^-23, the step between the values of jax.random.uniform
 _SQRT_2 = 1.4142135623730951
 
 
 def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     """Draw `log x`, `x ~ Gamma(exp(log_alpha), 1)`, differentiable in `log_alpha`.
 
-    A smooth function of three uniforms, without rejection: `x = x' U_0^(1/alpha) U_1^(1/(alpha+1))`
-    with `x' ~ Gamma(alpha + 2)` from a normal by its quantile function. The law is off by 1e-7
-    (Kolmogorov), or by float32's rounding of `log x` where that is more. The gradient is that of
-    this function, so unbiased; its standard deviation is at most 1.12 times that of implicit
-    reparameterisation.
+    The sample is a smooth function of three uniforms, without rejection:
+    `x = x' U_0^(1/alpha) U_1^(1/(alpha+1))`, where `x' ~ Gamma(alpha + 2)` is computed from a
+    normal by the quantile function. The distribution is wrong by 1e-7 (Kolmogorov distance), or by
+    float32's rounding of `log x` where that is more. The gradient is that of this function, so it
+    is unbiased; its standard deviation is at most 1.12 times that of implicit reparameterisation.
 
     Args:
       key: PRNG key.
       log_alpha: log of the shape parameter, any shape; -inf gives -inf.
 
     Returns:
-      float32 samples, the shape of `log_alpha`. Below alpha = exp(-80) they are those of exp(-80).
+      float32 samples, the shape of `log_alpha`. Any alpha below exp(-80) is treated as exp(-80).
 
     Raises:
-      ValueError: no key, or a `log_alpha` that is no float.
+      ValueError: `key` is not a PRNG key, or `log_alpha` is not a float.
 
-    Source: the quantile is Temme's (1992, see `numerics.gamma`), the powers of uniforms the
-    well-known boost of small shapes (e.g. Marsaglia & Tsang 2000), twice.
+    Source: the quantile is Temme's (1992, see `numerics.gamma`). The powers of uniforms are the well-known
+    boost of small shapes (e.g. Marsaglia & Tsang 2000), applied twice.
 
     >>> log_alpha = jnp.log(jnp.array([0.01, 1.0, 100.0]))
     >>> print(loggamma(jax.random.key(0), log_alpha))
@@ -51,8 +51,8 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     log_alpha = jnp.asarray(log_alpha, jnp.float32)
     empty = jnp.isneginf(log_alpha)
     log_alpha = jnp.maximum(jnp.where(empty, 0.0, log_alpha), LOG_TINY)
-    # One call for all three: every call costs compile time. Half a step more, which is exact, keeps
-    # them inside (0, 1) and symmetric.
+    # All three uniforms are drawn in one call, because every call costs compile time. Adding half a
+    # step is exact, and it keeps them inside (0, 1) and symmetric about 1/2.
     shape, layout = (3, *log_alpha.shape), along(log_alpha, before=1)
     uniforms = jax.random.uniform(key, shape, jnp.float32, out_sharding=layout) + _HALF_STEP
     return jnp.where(empty, -jnp.inf, _loggamma(log_alpha, uniforms))
@@ -73,7 +73,7 @@ _loggamma = jax.custom_jvp(_from_uniforms)
 
 @_loggamma.defjvp
 def _loggamma_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    """The slope on the way forward: all that a backward pass has to keep is one number."""
+    """Compute the slope in the forward pass, so that the backward pass keeps one number only."""
     log_alpha, uniforms = primals
     sample, slope = jax.jvp(
         lambda a: _from_uniforms(a, uniforms), (log_alpha,), (jnp.ones_like(log_alpha),)
@@ -86,7 +86,7 @@ def log_normalize(log_weights: jax.Array, mask: jax.Array | None = None) -> jax.
 
     Args:
       log_weights: shape (..., S); -inf marks an empty entry.
-      mask: bool, shape (..., S); False marks an empty entry.
+      mask: bool, shape (..., S), or None; False marks an empty entry.
 
     Returns:
       float32, shape (..., S). A row with no entry at all is -inf throughout.
@@ -97,8 +97,9 @@ def log_normalize(log_weights: jax.Array, mask: jax.Array | None = None) -> jax.
     valid = ~jnp.isneginf(log_weights)
     valid = valid if mask is None else valid & mask
     filled = jnp.where(valid, log_weights, 0.0).astype(jnp.float32)
-    # The empty entries are left out by `where`, not by a small number: a drawn log weight may be
-    # as low as -1e36. An all-empty row gets a stand-in, or its gradient would be NaN.
+    # Empty entries are left out by `where` and not by a very negative number, because a drawn log
+    # weight may itself be as low as -1e36. In a row that is all empty the sum runs over the zeros
+    # of `filled`, because the gradient of an empty sum would be NaN.
     some = jnp.any(valid, axis=-1, keepdims=True)
     total = jax.nn.logsumexp(filled, axis=-1, keepdims=True, where=valid | ~some)
     return jnp.where(valid, filled - total, -jnp.inf)

@@ -1,9 +1,9 @@
-"""Many runs from one file: train each, evaluate each, tabulate, and go on where it stopped.
+"""Trains and evaluates many runs from one file; started again, it goes on where it stopped.
 
-A sweep file defines `sweep() -> dict[str, Config]`, a name for each run. Run NAME lives in
-OUT/NAME; it is trained once it has its last checkpoint and done once it has an `evaluation.json`.
-Every run is a process of its own, `jobs` at a time with an equal share of the cores each, and all
-share one cache of compiled code.
+A sweep file defines `sweep() -> dict[str, Config]`, with a name for each run. Run NAME is in
+OUT/NAME. Its training is done when it has the last checkpoint, and the run is done when it has an
+`evaluation.json`. Every run is a process of its own. `jobs` of them run at a time, each with an
+equal share of the cores, and all share one cache of compiled code.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ def load_sweep(path: str | Path) -> dict[str, Config]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file does not define `sweep() -> dict[str, Config]`, or a name is no folder's.
+      ValueError: the file does not define `sweep() -> dict[str, Config]`, or a run's name cannot be
+        a folder's.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +51,7 @@ def load_sweep(path: str | Path) -> dict[str, Config]:
 
 
 def changed(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The config with other values: section -> field -> value, {"model": {"kind": "VTV"}}."""
+    """The config with other values, given by section and field: {"model": {"kind": "VTV"}}."""
     new = {name: dataclasses.replace(getattr(config, name), **f) for name, f in sections.items()}
     return dataclasses.replace(config, **new)
 
@@ -58,12 +59,12 @@ def changed(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config
 def variants(
     base: Config, changes: Mapping[str, Mapping[str, Mapping[str, Any]]], seeds: Iterable[int]
 ) -> dict[str, Config]:
-    """A config with changes to its sections, each under every seed: what most sweeps are.
+    """Variants of a config, each with every seed, as most sweeps need them.
 
     Args:
-      base: what all share.
-      changes: name -> what `changed` takes.
-      seeds: of `train.seed`; run NAME at seed 1 is called NAME-s1.
+      base: the config that all start from.
+      changes: name -> the changes that `changed` takes.
+      seeds: values of `train.seed`; run NAME with seed 1 is called NAME-s1.
     """
     return {
         f"{name}-s{seed}": changed(changed(base, {"train": {"seed": seed}}), sections)
@@ -80,21 +81,21 @@ def run_sweep(
     evaluation: EvaluationConfig | None = None,
     progress: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Train and evaluate what is not done yet.
+    """Train and evaluate all runs that are not done yet.
 
     Args:
       runs: name -> config; `train.run_dir` is set here.
       out: folder of the runs.
       jobs: runs at a time.
       evaluation: what to measure.
-      progress: told of every run.
+      progress: called with a line of text about every run.
 
     Returns:
       The folders of the runs that are done, in the order of `runs`.
 
     Raises:
-      ValueError: `jobs < 1`, a folder that holds a run of another config, or runs that failed,
-        named with their logs; all others were finished first.
+      ValueError: `jobs < 1`, or a folder holds a run of another config, or runs failed. In the last
+        case all others are finished first, and the error names the logs.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; wanted at least 1")
@@ -129,7 +130,7 @@ def run_sweep(
 
 
 def _claim(folder: Path, config: Config) -> Path:
-    """The run's folder with its config; what is there already must be the same run."""
+    """Make the run's folder with its config; ValueError if it holds a run of another config."""
     config = dataclasses.replace(
         config, train=dataclasses.replace(config.train, run_dir=str(folder))
     )
@@ -142,7 +143,7 @@ def _claim(folder: Path, config: Config) -> Path:
 
 
 def _steps(folder: Path, config: Config, evaluation: EvaluationConfig) -> list[list[str]]:
-    """Commands that a run still needs."""
+    """The commands that a run still needs, as arguments of `nvib`."""
     saved, steps = max(saved_steps(folder), default=0), []
     if saved < config.train.steps:
         train = ["train", str(folder / CONFIG), "--no-summary"]
@@ -153,7 +154,7 @@ def _steps(folder: Path, config: Config, evaluation: EvaluationConfig) -> list[l
 
 
 def as_arguments(options: Any, prefix: str = "--") -> list[str]:
-    """A dataclass as the command-line arguments that give it, defaults left out."""
+    """The command-line arguments that give this dataclass, without those for defaults."""
     arguments: list[str] = []
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), prefix + field.name.replace("_", "-")
@@ -169,11 +170,11 @@ def as_arguments(options: Any, prefix: str = "--") -> list[str]:
 
 
 def _run(step: Sequence[str], folder: Path, config: Config, cores: set[int]) -> bool:
-    """One command in a process of its own; whether it went well."""
+    """Run one command in a process of its own; return whether it succeeded."""
     with (folder / LOG).open("a", encoding="utf-8") as log:
         command = [sys.executable, "-m", "nvib_jax", *step]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(config))
-        if cores:  # before it has threads: they inherit it
+        if cores:  # set at once, because threads that the process starts later inherit it
             os.sched_setaffinity(process.pid, cores)
         return process.wait() == 0
 
@@ -184,7 +185,7 @@ def _environment(config: Config) -> dict[str, str]:
 
 
 def _shares(jobs: int) -> list[set[int]]:
-    """The cores of each job; empty where the system does not say or there are fewer than jobs."""
+    """The cores of each job; empty sets if the system does not say or has fewer cores than jobs."""
     if not hasattr(os, "sched_getaffinity"):
         return [set()] * jobs
     cores = sorted(os.sched_getaffinity(0))

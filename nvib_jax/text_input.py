@@ -1,9 +1,9 @@
-"""What a person types -> what a model was trained to read, and what the person should know of it.
+"""Cleans typed text as the training text was cleaned, and warns about what the model never saw.
 
-A model knows its training text only: cleaned in one way, of some words, of some lengths. What is
-typed is cleaned in the same way, and three things are said rather than kept silent: what cleaning
-changed, which words the model never saw, and which texts are shorter or longer than those it saw.
-`TextModel` says them as warnings of the category `UnusualText`, and the command prints those.
+A model knows only text that was cleaned in one way, with certain words and lengths. So typed text
+is cleaned in the same way, and the person is told three things: what cleaning changed, which words
+the model never saw, and which texts are shorter or longer than its training sentences. `TextModel`
+issues them as warnings of the category `UnusualText`, and the command line prints those.
 """
 
 import warnings
@@ -20,16 +20,16 @@ from nvib_jax.engine import Engine, check_texts
 
 
 class UnusualText(UserWarning):
-    """A text that a model reads otherwise than it was typed, or that it never learned to read."""
+    """Warns that a text is not read as it was typed, or is unlike the training text."""
 
 
 def read(model: Engine, texts: Sequence[str], clean: bool) -> list[str]:
-    """Texts for a model's tokenizer: cleaned and warned of, or with `clean=False` as they stand.
+    """Texts for a model's tokenizer: cleaned, with warnings; or unchanged with `clean=False`.
 
-    Called by a method of `TextModel`: the warnings name the line that called that method.
+    Only methods of `TextModel` may call it, because its warnings name the line two calls above.
 
     Raises:
-      ValueError: no list of texts, or a text of which cleaning leaves nothing.
+      ValueError: not a list of texts, or cleaning leaves nothing of a text.
     """
     check_texts(texts)
     if not clean:
@@ -40,7 +40,7 @@ def read(model: Engine, texts: Sequence[str], clean: bool) -> list[str]:
 
 
 def cleaned(model: Engine, texts: Sequence[str]) -> list[str]:
-    """Each text as the training text was cleaned; raises like `read`."""
+    """The texts, cleaned as the training text was; raises like `read`."""
     check_texts(texts)
     clean = cleaner(model.config.data, model.tokenizer)
     found = [clean(text) for text in texts]
@@ -54,10 +54,11 @@ def cleaned(model: Engine, texts: Sequence[str]) -> list[str]:
 
 
 def cleaner(data: DataConfig, tokenizer: Tokenizer) -> Callable[[str], str]:
-    """What makes a typed sentence one of the training text's kind.
+    """A function that cleans a typed sentence as the training text was cleaned.
 
-    Sentences of files and of TFDS were cleaned as `data.clean` says. Those of the grammar were not;
-    they have lower-case words alone, so that capitals and punctuation are what has to go.
+    Sentences of files and of TFDS were cleaned as `data.clean` says. Those of the grammar were not
+    cleaned, because they consist of lower-case words only; so capitals become lower case and
+    punctuation is removed.
     """
     if data.source != "grammar":
         return lambda text: clean_text(text, data.clean)
@@ -72,7 +73,7 @@ def cleaner(data: DataConfig, tokenizer: Tokenizer) -> Callable[[str], str]:
 
 
 def notes(model: Engine, texts: Sequence[str]) -> list[str]:
-    """What a person should know before the model reads the texts: a sentence each, or none."""
+    """The warnings about these texts, one sentence each; an empty list if there are none."""
     read_as = cleaned(model, texts)
     limits = training_lengths(model.config, model.count_probabilities)
     found = (
@@ -84,12 +85,12 @@ def notes(model: Engine, texts: Sequence[str]) -> list[str]:
 
 
 def words_of(texts: Sequence[str]) -> list[str]:
-    """What stands between spaces, once each."""
+    """The words of all texts (the parts between spaces), each once."""
     return list(dict.fromkeys(word for text in texts for word in text.split()))
 
 
 def unknown_words(model: Engine, texts: Sequence[str]) -> list[str]:
-    """Words of the texts, as they stand, that hold something the tokenizer does not know."""
+    """Words of the texts, not cleaned, that contain something the tokenizer does not know."""
     words = words_of(texts)
     rows = model.tokenizer.encode_batch(words)
     return [w for w, row in zip(words, rows, strict=True) if model.tokenizer.unk_id in row]
@@ -98,8 +99,8 @@ def unknown_words(model: Engine, texts: Sequence[str]) -> list[str]:
 def training_lengths(config: Config, count_probabilities: np.ndarray) -> tuple[int, int]:
     """The shortest and the longest sentences a model was trained on, in tokens.
 
-    The data's own limits, and within them what `count_probabilities` says where every token has a
-    vector. Where the latent pools or drops vectors, their number is not the sentence's length.
+    They are the limits of the data config. If every token has a vector, `count_probabilities` is
+    the distribution of lengths and narrows them. If the latent pools or drops vectors, it is not.
     """
     least, most = MIN_WORDS, MAX_WORDS
     if config.data.source != "grammar":
@@ -113,7 +114,7 @@ def training_lengths(config: Config, count_probabilities: np.ndarray) -> tuple[i
 
 
 def changed_note(texts: Sequence[str], cleaned: Sequence[str]) -> str | None:
-    """What cleaning changed beyond spaces, in a sentence, or None."""
+    """A sentence that says what cleaning changed beyond spaces, or None if it changed nothing."""
     pairs = zip(texts, cleaned, strict=True)
     changed = [(a, b) for a, b in pairs if "".join(a.split()) != "".join(b.split())]
     if not changed:
@@ -124,7 +125,7 @@ def changed_note(texts: Sequence[str], cleaned: Sequence[str]) -> str | None:
 
 
 def unknown_note(words: Sequence[str], unknown: Sequence[str]) -> str | None:
-    """Which words the model cannot write, in a sentence, or None."""
+    """A sentence that says which words the model does not know, or None if it knows all."""
     if not unknown:
         return None
     named = ", ".join(unknown[:20]) + (" ..." if len(unknown) > 20 else "")
@@ -134,7 +135,7 @@ def unknown_note(words: Sequence[str], unknown: Sequence[str]) -> str | None:
 def length_note(
     texts: Sequence[str], rows: Sequence[Sequence[int]], limits: tuple[int, int]
 ) -> str | None:
-    """Which texts are of lengths that the model was not trained on, in a sentence, or None."""
+    """A sentence about texts shorter or longer than the training sentences, or None."""
     odd = [i for i, row in enumerate(rows) if not limits[0] <= len(row) <= limits[1]]
     if not odd:
         return None

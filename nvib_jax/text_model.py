@@ -1,8 +1,8 @@
 """A trained model as a person uses it: texts in, texts out.
 
-`TextModel.load("runs/quickstart")` gives encode, reconstruct, sample, interpolate, embed and score;
-the command line and the evaluation call these and nothing else. How texts are batched, and what is
-compiled, is in `nvib_jax.engine`; how typed text is read is in `nvib_jax.text_input`.
+`TextModel.load("runs/quickstart")` has methods to encode, reconstruct, sample, interpolate, embed
+and score; the command line and the evaluation use these. `nvib_jax.engine` batches texts and
+compiles functions; `nvib_jax.text_input` cleans typed text.
 """
 
 import math
@@ -35,12 +35,12 @@ __all__ = ["TextModel", "UnusualText"]
 
 @dataclass(frozen=True, repr=False)
 class TextModel(Engine):
-    """A trained model, and what can be done with it; `nvib_jax.engine.Engine` has its attributes.
+    """A trained model, with methods to use it; `nvib_jax.engine.Engine` lists its attributes.
 
     Texts may be given as they are typed: `encode`, `reconstruct`, `interpolate`, `embed` and
     `score` clean them as the training text was cleaned, and warn (`UnusualText`) of what that
-    changed, of words the model does not know, and of lengths it was not trained on. With
-    `clean=False` they take texts as they stand, which is right for sentences of the prepared data.
+    changed, of words the model does not know, and of lengths it was not trained on. `clean=False`
+    skips cleaning and warnings, which is right for sentences of the prepared data.
 
     >>> sentence = ["the dog sees a cat"]
     >>> len(model.reconstruct(sentence)), len(model.sample(3)), model.encode(sentence).mean.shape[0]
@@ -52,11 +52,11 @@ class TextModel(Engine):
 
     @classmethod
     def load(cls, run_dir: str, *, which: str = "best") -> "TextModel":
-        """Open the checkpoint of a run, or what `nvib export` wrote.
+        """Open the checkpoint of a run, or a model that `nvib export` wrote.
 
         Args:
           run_dir: the folder.
-          which: "best" or "last" checkpoint; one that is damaged is passed over, saying so.
+          which: "best" or "last" checkpoint; a damaged one is reported and the next one is read.
 
         Raises:
           FileNotFoundError, ValueError: no checkpoint there, or one of another model or version.
@@ -74,9 +74,9 @@ class TextModel(Engine):
         count_probabilities: np.ndarray,
         params: Params | None = None,
     ) -> "TextModel":
-        """A model of this config, with fresh parameters unless given some.
+        """A model of this config, with the given parameters or else fresh ones.
 
-        Fresh ones are made where they lie: each device of the mesh at hand makes its own part.
+        On a mesh each device makes its own part of fresh parameters.
         """
         graph, shapes, init = structure(config, tokenizer.vocab_size, buckets[-1])
         if params is None:
@@ -94,14 +94,14 @@ class TextModel(Engine):
     # ---- texts in
 
     def notes(self, texts: Sequence[str]) -> list[str]:
-        """What a person should know before this model reads the texts: a sentence each, or none.
+        """The warnings about these texts, one sentence each; an empty list if there are none.
 
-        What cleaning changes, which words are unknown, which lengths were not trained on.
+        They say what cleaning changes, which words are unknown, and which lengths are unusual.
         """
         return text_input.notes(self, texts)
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Words of the texts, as they stand, that hold something unknown, once each."""
+        """Words of the texts, not cleaned, that contain something unknown, each once."""
         return text_input.unknown_words(self, texts)
 
     def encode(self, texts: Sequence[str], *, clean: bool = True) -> Posterior:
@@ -109,7 +109,7 @@ class TextModel(Engine):
 
         Args:
           texts: sentences.
-          clean: False takes them as they stand.
+          clean: False skips cleaning and warnings.
 
         Returns:
           `Posterior`, shape (len(texts), max_length + 1, ...); component 0 is the prior's, and
@@ -119,12 +119,12 @@ class TextModel(Engine):
         return self.compiled(NVAE.encode)(self.params, tokens, mask)
 
     def embed(self, texts: Sequence[str], *, clean: bool = True) -> np.ndarray:
-        """One vector a text: the mean of its own latent vectors, weighted by their pseudo-counts.
+        """One vector per text: the mean of its latent vectors, weighted by their pseudo-counts.
 
             e = sum_i alpha_i mu_i / sum_i alpha_i
 
-        over the components that are there, without the prior's component; the mean mu^p of the
-        prior where no other is. Deterministic; nothing is dropped by `model.threshold`.
+        over the present components without the prior's. If there are none, it is the prior's mean
+        mu^p. It is deterministic, and `model.threshold` does not apply.
 
         Returns:
           float32, shape (len(texts), D).
@@ -136,19 +136,19 @@ class TextModel(Engine):
 
             log p(m) + log p(x | F) - KL_G - KL_D        F drawn once from q(F | x)
 
-        with exact KLs, as `nvib_jax.evaluation.evidence_bound` averages it. It is a bound in
-        expectation over `seed`; end-of-sentence counts as a token.
+        with exact KLs; `nvib_jax.evaluation.evidence_bound` averages it over texts. It is a bound
+        in expectation over `seed`; end-of-sentence counts as a token.
 
         Args:
           texts: sentences.
           seed: of the drawn mixtures.
-          clean: False takes texts as they stand; otherwise the cleaned text is scored.
+          clean: False skips cleaning and warnings; otherwise the cleaned text is scored.
 
         Returns:
-          float64 nats, shape (len(texts),). For nats a token, divide by the tokens and one more.
+          float64 nats, shape (len(texts),). For nats per token, divide by the tokens plus one.
 
         Raises:
-          ValueError: a latent without a density (kind T), which has no bound.
+          ValueError: the latent has no density (kind T), so there is no bound.
         """
         kind = self.config.model.kind
         if not LATENTS[kind].variational:
@@ -161,7 +161,7 @@ class TextModel(Engine):
     def mixture(
         self, posterior: Posterior, *, form: str | None = None, seed: int = 0
     ) -> tuple[Mixture, str]:
-        """What the decoder reads of a posterior, and the attention form that goes with it.
+        """The mixture that the decoder reads for a posterior, and the form of attention to use.
 
         `form` None is the config's `evaluation_form`; `seed` is for "drawn" and "average".
         """
@@ -169,7 +169,7 @@ class TextModel(Engine):
         return model.read(posterior, form=form, key=jax.random.key(seed))
 
     def between(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """What lies between two mixtures of `mixture`, t (B,) in [0, 1], as the latent has it."""
+        """The latent's interpolation between two mixtures from `mixture`; t (B,) in [0, 1]."""
         return merge(self.graph, self.params).latent.interpolate(a, b, t)
 
     def decode(
@@ -183,15 +183,15 @@ class TextModel(Engine):
         """Write the text of each posterior or mixture.
 
         Args:
-          latent: a `Posterior` of `encode`, which is read as `form` says; or any `Mixture`, a
-            sample, a mean, an interpolation.
-          form: how a posterior is read, None as the model was made to be read (`evaluation_form`);
-            of a mixture, the form of attention, None the one that its weights are for.
+          latent: a `Posterior` from `encode`, or any `Mixture` (a sample, a mean, an
+            interpolation).
+          form: for a posterior, how to read it; None is the config's `evaluation_form`. For a
+            mixture, the form of attention; None is the one that fits its weights.
           decoding: None is greedy.
-          seed: of "drawn" and "average", and of sampling.
+          seed: for the forms "drawn" and "average", and for sampling tokens.
 
         Raises:
-          ValueError: neither a posterior nor a mixture.
+          ValueError: `latent` is neither a posterior nor a mixture.
         """
         if isinstance(latent, Posterior):
             mixture, form = self.mixture(latent, form=form, seed=seed)
@@ -219,11 +219,11 @@ class TextModel(Engine):
           texts: sentences.
           form: how the posterior is read; None is the config's `evaluation_form`.
           decoding: None is greedy.
-          seed: for "drawn" and for sampling.
-          clean: False takes texts as they stand.
+          seed: for the forms "drawn" and "average", and for sampling tokens.
+          clean: False skips cleaning and warnings.
 
         Returns:
-          One text each, in order.
+          One text for each, in order.
         """
         texts = text_input.read(self, texts, clean)
         how: dict[str, Any] = {"form": form, "max_length": self.max_length, "config": decoding}
@@ -237,14 +237,14 @@ class TextModel(Engine):
         decoding: DecodingConfig | None = None,
         seed: int = 0,
     ) -> list[str]:
-        """Write texts of mixtures drawn from the prior.
+        """Write texts from mixtures that are drawn from the prior.
 
         Args:
           count: how many.
-          lengths: vectors in each mixture, the prior's own left out; None draws them from
+          lengths: number of vectors in each mixture without the prior's; None draws them from
             `count_probabilities`.
           decoding: None is greedy.
-          seed: of numbers of vectors, mixtures and tokens.
+          seed: for the numbers of vectors, the mixtures and the tokens.
 
         Raises:
           ValueError: `count < 1`, or lengths that do not fit.

@@ -27,7 +27,7 @@ from nvib_jax.checks import check_choice, check_count, check_shapes, concrete, d
 
 T = TypeVar("T")
 WEIGHTS = ("mean", "geometric")  # log E[pi] and E[log pi]
-_LOG_SMALL = -40.0  # exp(40) times any number of tokens still fits float32
+_LOG_SMALL = -40.0  # exp(40) times any number of tokens still fits in float32
 
 
 @jax.tree_util.register_dataclass
@@ -35,19 +35,19 @@ _LOG_SMALL = -40.0  # exp(40) times any number of tokens still fits float32
 class Prior:
     """The Dirichlet process `F ~ DP(N(mean, exp(log_variance)), exp(log_alpha))`.
 
-    Its arrays are leaves of a pytree, so an optimiser of a module that has a `Prior` as a field
-    would train them. It does not by default, because all functions here that take a prior
-    (`make_posterior`, `sample_prior`, the KLs, `objective.log_density_ratio`) take it as a
-    constant: gradients by the prior are 0. `trainable=True` gives them.
+    Its arrays are leaves of a pytree, so an optimiser would find them in a module that has a
+    `Prior` as a field. By default they are not trained, because every function here that takes a
+    prior (`make_posterior`, `sample_prior`, the KLs, `objective.log_density_ratio`) treats it as a
+    constant: gradients with respect to the prior are 0. `trainable=True` lets them through.
 
     Attributes:
       mean: base mean, shape (D,).
       log_variance: log of the base variance, shape (D,).
       log_alpha: log of the total pseudo-count alpha_0^p, shape ().
-      alpha_delta: pseudo-counts that every real token adds to the total (the *conditional* prior,
-        alpha_0^p + alpha_delta * n), shape (). 0 is the pure process, 1 gives each component one
-        pseudo-count; it is the knob of the bottleneck.
-      trainable: whether gradients reach the four arrays; static, so no leaf.
+      alpha_delta: pseudo-counts that every valid token adds to the total (the *conditional* prior,
+        alpha_0^p + alpha_delta * n), shape (). 0 is the plain Dirichlet process, 1 gives each
+        component one pseudo-count. It sets the strength of the bottleneck.
+      trainable: whether gradients reach the four arrays. It is static, so it is not a leaf.
 
     >>> prior = Prior.standard(4, alpha=1.0, alpha_delta=0.3)
     >>> prior.mean.shape
@@ -71,7 +71,7 @@ class Prior:
         """The default prior: `N(0, 1)` in `dim` dimensions, total pseudo-count `alpha`.
 
         Raises:
-          ValueError: `dim < 1`, `alpha <= 0` or `alpha_delta < 0`, or one that is not finite.
+          ValueError: `dim < 1`, `alpha <= 0`, `alpha_delta < 0`, or one of them is not finite.
         """
         if not (dim >= 1 and 0 < alpha < math.inf and 0 <= alpha_delta < math.inf):
             raise ValueError(
@@ -79,7 +79,9 @@ class Prior:
                 "wanted dim >= 1, alpha > 0, alpha_delta >= 0"
             )
         dim = check_count("dim", dim)
-        return cls(  # two buffers, not one shared: a donated state may not hold an array twice
+        # The two arrays are separate buffers, because jax refuses to donate a state that holds the
+        # same array twice.
+        return cls(
             mean=jnp.zeros((dim,), jnp.float32),
             log_variance=jnp.zeros((dim,), jnp.float32),
             log_alpha=jnp.float32(math.log(alpha)),
@@ -91,22 +93,23 @@ class Prior:
         """`log(alpha_0^p + alpha_delta * n)`, the conditional prior's total.
 
         Args:
-          lengths: number n of real tokens, any shape.
+          lengths: number n of valid tokens, any shape.
 
         Returns:
           float32, the shape of `lengths`.
         """
         log_alpha, delta = (jnp.asarray(a, jnp.float32) for a in (self.log_alpha, self.alpha_delta))
         added = delta * jnp.asarray(lengths).astype(jnp.float32)
-        # Pretrained priors have log_alpha > 88: exp(log_alpha) is not formed.
+        # exp(log_alpha) is never computed, because it overflows for pretrained priors, whose
+        # log_alpha is above 88. The total is log_alpha + log(1 + added / alpha) instead.
         total = log_alpha + jnp.log1p(added * jnp.exp(-jnp.maximum(log_alpha, _LOG_SMALL)))
-        # Of an alpha so small that 1/alpha is not formed either, the logs are added.
+        # Where alpha is so small that 1/alpha would overflow, logaddexp gives the same total.
         tiny = (log_alpha < _LOG_SMALL) & (added > 0)
         log_added = jnp.log(jnp.where(tiny, added, 1.0))
         return jnp.where(tiny, jnp.logaddexp(log_alpha, log_added), total)
 
     def check(self) -> dict[str, int]:
-        """Check shapes, dtypes and, where they are known, the numbers; returns the size of D.
+        """Check shapes, dtypes and the numbers (unless jit traces them); returns the size of D.
 
         Raises:
           ValueError: naming the field, what it has and what was wanted.
@@ -129,20 +132,20 @@ class Prior:
 
 
 def _worst(values: np.ndarray) -> float:
-    """A number that is not finite."""
+    """The first number that is not finite, for an error message."""
     values = values.astype(np.float32)
     return float(values[~np.isfinite(values)][0])
 
 
 def prior_of(prior: Any, dim: int | None = None) -> Prior:
-    """A prior as every function reads it: checked, float32, and a constant unless trainable.
+    """Prepare a prior for use: check it, cast it to float32, stop its gradient unless trainable.
 
     Args:
-      prior: a `Prior`, or what has its fields.
-      dim: the width it has to have, or None.
+      prior: a `Prior`, or any object with the same fields.
+      dim: the width D that it must have, or None for any.
 
     Raises:
-      ValueError: no prior, a field that does not fit, or another width.
+      ValueError: it is not a prior, a field does not fit, or its width is not `dim`.
     """
     prior = typed("prior", prior, Prior)
     width = prior.check()["D"]
@@ -153,10 +156,10 @@ def prior_of(prior: Any, dim: int | None = None) -> Prior:
 
 
 def typed(name: str, value: Any, kind: type[T]) -> T:
-    """`value` as a `kind`: itself, or one made of a value that has all of its fields.
+    """Return `value` if it is a `kind`; build a `kind` from any object that has all of its fields.
 
     Raises:
-      ValueError: something else.
+      ValueError: a field is missing.
     """
     if isinstance(value, kind):
         return value
@@ -202,24 +205,25 @@ class Posterior:
 
     @property
     def present(self) -> jax.Array:
-        """Which components have a pseudo-count and are no padding, bool, shape (B, S)."""
+        """Which components have a pseudo-count above 0 and are valid (no padding), bool (B, S)."""
         return self.mask & ~jnp.isneginf(self.log_alpha)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mixture:
-    """`F = sum_i pi_i N(mean_i, exp(log_variance_i))`, what attention reads.
+    """`F = sum_i pi_i N(mean_i, exp(log_variance_i))`, the set of vectors that attention reads.
 
     Attributes:
       mean: shape (B, S, D).
       log_variance: shape (B, S, D), or None for a mixture of impulses (every variance 0).
-      log_weights: log pi, shape (B, S); -inf where a component is empty. Attention normalises, so
-        they need not sum to one.
+      log_weights: log pi, shape (B, S); -inf where a component is not present. The weights need
+        not sum to one, because attention normalises them.
       mask: bool, shape (B, S).
-      weights_kind: what `expected` made the weights to be: "mean", the logs of E[pi], or
-        "geometric", E[log pi], which only form "expected_logit" of attention reads. None of all
-        others, and of mixtures made by hand: any form may read them. Static, so no leaf.
+      weights_kind: which weights `expected` computed: "mean" is log E[pi]; "geometric" is
+        E[log pi], which only the attention form "expected_logit" may read. None for every other
+        mixture, such as a draw or one made by hand, which any form may read. It is static, so it
+        is not a leaf.
 
     >>> mean = jnp.array([[[-1.0], [1.0]]])  # two points of R^1
     >>> points = Mixture(mean, None, jnp.log(jnp.array([[0.5, 0.5]])), jnp.ones((1, 2), bool))
@@ -248,5 +252,5 @@ class Mixture:
 
     @property
     def present(self) -> jax.Array:
-        """Which components have a weight and are no padding, bool, shape (B, S)."""
+        """Which components have a weight above 0 and are valid (no padding), bool (B, S)."""
         return self.mask & ~jnp.isneginf(self.log_weights)

@@ -1,9 +1,9 @@
 """Denoising attention: `Mixture` and queries -> the expected denoised vector of each query.
 
-`denoising_attention` checks and dispatches; `inputs` holds the algebra that makes every form one
-primitive over a `Memory`; `reference` is the equation as written; `xla`, `pallas_tpu` and
-`pallas_gpu` compute the primitive; `choice` says which is taken where. On a mesh (`nvib_jax.mesh`)
-each device attends with its own sentences and heads.
+`denoising_attention` checks its arguments and dispatches. `inputs` reduces every form to one
+primitive over a `Memory`; `xla`, `cudnn`, `pallas_tpu` and `pallas_gpu` compute that primitive, and
+`choice` says which of them is used on which device. `reference` evaluates the equation as written.
+On a mesh (`nvib_jax.mesh`) each device computes the attention of its own sentences and heads.
 """
 
 from typing import Any
@@ -31,8 +31,8 @@ __all__ = [
     "make_memory",
 ]
 
-# "pallas" is the kernel of the platform at hand; named with its platform it can be compiled for a
-# TPU or a GPU that is not there.
+# "pallas" stands for the kernel of the current platform. The names with a platform also allow
+# compiling ahead of time, for a TPU or GPU that this machine does not have.
 IMPLEMENTATIONS = ("reference", "xla", "pallas", "pallas_tpu", "pallas_gpu", "cudnn")
 
 
@@ -45,9 +45,9 @@ def attend(
     causal: bool = False,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Attend to a `Memory` made once: what cached decoding repeats at every step.
+    """Attend to a `Memory` that was made before, as cached decoding does at every step.
 
-        out = softmax(q k + bias) v    and the two terms of width D where the form has them
+        out = softmax(q k + bias) v    plus two terms of width D if the form has them (`inputs`)
 
     Args:
       query: projected, unscaled, shape (B, T, H, E).
@@ -55,14 +55,14 @@ def attend(
       value_bias: shape (H, E), or None.
       mask: bool, shape (B, T, S), or None. At least one component a query must be visible.
       causal: query t sees component 0 and the components up to t + S - T, on top of the mask.
-      implementation: as in `denoising_attention`, "reference" left out: it takes no memory.
+      implementation: as in `denoising_attention`, except "reference", which takes no memory.
 
     Returns:
       shape (B, T, H, E).
 
     Raises:
       ValueError: naming the argument, what it is and what it should be.
-      NotImplementedError: a named implementation that cannot do what is asked.
+      NotImplementedError: the implementation you named cannot do what you ask.
 
     >>> lengths, kernel = jnp.array([3]), jnp.ones((8, 2, 4))
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(8), lengths, max_length=3)
@@ -91,7 +91,8 @@ def attend(
     except NotImplementedError:
         if implementation is not None:
             raise
-        out = _on_mesh(xla.attend, query, memory, mask, causal)  # the fastest that can
+        # "xla" can do everything, so it replaces an automatic choice that cannot do this.
+        out = _on_mesh(xla.attend, query, memory, mask, causal)
     return out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
 
 
@@ -107,7 +108,7 @@ def denoising_attention(
     form: str = "exact",
     implementation: str | None = None,
 ) -> jax.Array:
-    """Attention as denoising: the mean of p(v | u) for `v ~ F` seen as `u = v + N(0, sqrt(E))`.
+    """Attention as denoising: the mean of p(v | u), where `v ~ F` and `u = v + N(0, sqrt(E))`.
 
         DAttn(u; F) = E_{v~F}[ N(u; v, sqrt(E) I) v ] / E_{v~F}[ N(u; v, sqrt(E) I) ]
 
@@ -126,18 +127,19 @@ def denoising_attention(
         with S = T + 1, a token's own component and those before it.
       form: "exact" is the definition; "published" drops a query term, as released code does;
         "simplified" drops the log-determinant and the interpolation; "expected_logit" averages
-        the logit of a draw. The same for impulses. `nvib_jax.attention.inputs` has the equations.
-      implementation: "reference" (the equation as written), "xla" (in chunks, anywhere), "pallas"
-        (the kernel for the TPU or GPU at hand; "pallas_tpu" and "pallas_gpu" name it),
-        "cudnn" (NVIDIA's library, forms of head width), or None for the fastest that can
-        (`nvib_jax.attention.choice`).
+        the logit of a draw. For impulses all four are equal. `nvib_jax.attention.inputs` has the
+        equations.
+      implementation: "reference" (the equation as written), "xla" (in chunks, on any platform),
+        "pallas" (the kernel for the current TPU or GPU; "pallas_tpu" and "pallas_gpu" name one),
+        "cudnn" (NVIDIA's library, for the forms without terms of width D), or None for the fastest
+        one that can do it (`nvib_jax.attention.choice`).
 
     Returns:
       shape (B, T, H, E), the query's dtype; softmax and biases are float32 throughout.
 
     Raises:
       ValueError: naming the argument, what it is and what it should be.
-      NotImplementedError: a named implementation that cannot do what is asked.
+      NotImplementedError: the implementation you named cannot do what you ask.
 
     Source: Henderson & Fehr (2023), arXiv 2207.13529; `nvib_jax.attention.inputs` has the forms.
 
@@ -195,7 +197,7 @@ _AXES: dict[str, tuple[str | None, ...]] = {
 def _on_mesh(
     function: Any, query: jax.Array, memory: Memory, mask: jax.Array | None, causal: bool
 ) -> jax.Array:
-    """An implementation at each device's sentences and heads, where there is a mesh."""
+    """Run an implementation; on a mesh, every device runs it on its own sentences and heads."""
     given = {"query": query, "mask": mask, **vars(memory)}
 
     def run(query: jax.Array, mask: jax.Array | None = None, **fields: jax.Array) -> jax.Array:
@@ -206,7 +208,7 @@ def _on_mesh(
 
 
 def _primitive(name: str) -> Any:
-    """`attend` of the module that goes by this name, on the platform at hand where it matters."""
+    """The `attend` function that an implementation's name stands for on the current platform."""
     platform = device()[0]
     if name == "reference":
         raise NotImplementedError(
@@ -218,7 +220,8 @@ def _primitive(name: str) -> Any:
                 f"implementation 'pallas' has kernels for TPU and GPU; this is {platform}"
             )
         name = f"pallas_{platform}"
-    # Pallas takes a third of a second to import, and who computes on a CPU never needs it.
+    # These are imported late, because Pallas takes a third of a second to import and a CPU never
+    # needs it.
     if name == "pallas_tpu":
         from nvib_jax.attention import pallas_tpu
 
@@ -235,10 +238,12 @@ def _primitive(name: str) -> Any:
 
 
 def _at_home(function: Any, home: str, name: str) -> Any:
-    """A kernel that says where it runs when it is compiled for a CPU."""
+    """A kernel that raises an error naming its platform (`home`) when it is compiled for a CPU."""
 
     def run(query: jax.Array, *others: Any, **options: Any) -> jax.Array:
-        if device()[0] == "cpu":  # what it refuses anywhere is said before where it runs
+        # On a CPU the kernel is traced first, so that arguments which it refuses on any platform
+        # are reported before the fact that this platform is the wrong one.
+        if device()[0] == "cpu":
             jax.eval_shape(lambda q: function(q, *others, **options), query)
         return function(runs_on(query, home, name), *others, **options)
 

@@ -1,8 +1,8 @@
-"""How many queries and keys a TPU kernel takes at a time, by generation and by sizes.
+"""How many queries and keys a TPU kernel takes at a time, by TPU generation and array sizes.
 
-Larger blocks read the keys less often (a pass over the queries reads every key T / queries times)
-and keep the matrix unit busy between the softmax's passes of the vector unit; what bounds them is
-vector memory. So: the first of `CANDIDATES` whose buffers fit in what the generation has.
+Larger blocks are faster, because every key is read from memory once for each block of queries, and
+because the matrix unit has more work between the softmax's passes of the vector unit. Vector
+memory limits them. So the first of `CANDIDATES` whose buffers fit into it is chosen.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from nvib_jax.mesh import device
 
 MIB = 1 << 20
 LANES = 128
-# Vector memory of a core, as jax's own table has it (`pltpu.get_tpu_info`): 128 MiB on v5e and v6e,
-# 64 on v5p and 7x; less a quarter for what the compiler spills. The key is the device kind. v4 and
-# older have 16 MiB, too little for all sizes that are promised, and are not supported. None: no TPU
-# at hand (compilation ahead of time), the least of them, which all can run.
+# Device kind -> bytes of vector memory that the buffers may take. A core has 128 MiB on v5e and
+# v6e, 64 on v5p and 7x (jax's own table, `pltpu.get_tpu_info`); a quarter of it is left for what
+# the compiler spills. v4 and older are not supported, because their 16 MiB are too little for some
+# sizes that the kernel has to support. None stands for compilation on a machine without a TPU: the
+# smallest entry, so that the kernel runs on all of them.
 VMEM = {
     "TPU v5 lite": 96 * MIB,
     "TPU v5e": 96 * MIB,
@@ -28,8 +29,9 @@ VMEM = {
     "TPU7x": 48 * MIB,
     None: 48 * MIB,
 }
-# Falling; more keys than queries, because the softmax is rescaled once a block of keys. Beyond 512
-# by 1,024 the logits alone, float32, fill what the vector registers can be kept fed from.
+# (queries, keys) of a block, largest first. There are at least as many keys as queries, because the
+# softmax is rescaled once per block of keys. Nothing is larger than 512 by 1,024, because beyond
+# that the float32 logits alone are more than the vector registers can be kept supplied from.
 CANDIDATES = ((512, 1024), (512, 512), (256, 512), (256, 256), (128, 256), (128, 128))
 
 
@@ -38,8 +40,8 @@ class Blocks:
     """Block sizes of the TPU kernels.
 
     Attributes:
-      queries: queries a block, a multiple of 128.
-      keys: keys a block, a multiple of 128.
+      queries: queries per block, a multiple of 128.
+      keys: keys per block, a multiple of 128.
       vmem_bytes: vector memory the compiler may use.
     """
 
@@ -54,7 +56,7 @@ class Blocks:
                 raise ValueError(f"blocks.{name} is {size}; wanted a multiple of {LANES}")
 
     def within(self, queries: int, keys: int) -> "Blocks":
-        """No larger than the sizes, rounded up to lanes."""
+        """These blocks, but no larger than an array's sizes rounded up to a multiple of 128."""
         return Blocks(
             min(self.queries, _round(queries)), min(self.keys, _round(keys)), self.vmem_bytes
         )
@@ -66,10 +68,10 @@ def choose_blocks(query: jax.Array, memory: Memory, kind: str | None = None) -> 
     Args:
       query: shape (B, T, H, E).
       memory: what is attended to.
-      kind: device kind; None is the TPU at hand, or the least of all where there is none.
+      kind: device kind. None is the current TPU; without one, the smallest entry of `VMEM`.
 
     Raises:
-      NotImplementedError: a TPU older than those of `VMEM`, or not even the smallest fits.
+      NotImplementedError: a TPU older than those of `VMEM`, or not even the smallest blocks fit.
     """
     if kind is None and device()[0] == "tpu":
         kind = device()[1]
@@ -90,9 +92,12 @@ def choose_blocks(query: jax.Array, memory: Memory, kind: str | None = None) -> 
 
 
 def buffer_bytes(blocks: Blocks, query: jax.Array, memory: Memory) -> int:
-    """Bytes of the larger of the two backward kernels: blocks twice (pipelined), scratch once."""
+    """Bytes that the larger of the two backward kernels needs.
+
+    Blocks count twice, because the next one is loaded while one is worked on; scratch counts once.
+    """
     arrays = (query, memory.key, memory.value, memory.shared_value, memory.key_kernel)
-    size = max(a.dtype.itemsize for a in arrays if a is not None)  # they may be mixed
+    size = max(a.dtype.itemsize for a in arrays if a is not None)  # the dtypes may differ
     rows, cols = blocks.queries, blocks.keys
     key, value = (_round(x.shape[-1]) for x in (memory.key, memory.value))
     heads = rows * (key + value) + cols * (key + value)
@@ -104,7 +109,7 @@ def buffer_bytes(blocks: Blocks, query: jax.Array, memory: Memory) -> int:
         shared = cols * dim * (size + (4 if memory.shared_key is not None else 0))
         kernels = dim * (key + value)
         blocks_in += 2 * shared + 2 * size * kernels
-        by_query += 2 * 4 * kernels + (4 + 3) * 4 * rows * dim  # scratch, and what du is made of
+        by_query += 2 * 4 * kernels + (4 + 3) * 4 * rows * dim  # 4 scratch arrays, 3 temporaries
         by_key += 2 * shared + 2 * 4 * cols * dim + 4 * 4 * rows * dim
     return blocks_in + logits + max(by_query, by_key)
 

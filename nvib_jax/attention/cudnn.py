@@ -1,8 +1,9 @@
-"""The primitive through NVIDIA's cuDNN, for the forms whose keys and values have head width.
+"""The primitive through NVIDIA's cuDNN, for the forms without terms of width D.
 
-cuDNN's flash attention takes no bias of one number per key, only a whole [B, H, T, S] one. So the
-bias becomes three more columns of the keys, met by ones in the queries: three bfloat16 numbers hold
-the 24 bits of a float32, where a single one would err by a half at a bias of -300.
+cuDNN's flash attention does not take a bias of one number per key, only a whole [B, H, T, S] array.
+So the bias becomes three more columns of the keys, which the queries multiply by ones. There are
+three, because three bfloat16 numbers hold the 24 bits of a float32; a single one would be wrong by
+about a half at a bias of -300.
 """
 
 import jax
@@ -41,7 +42,7 @@ def attend(
 
 
 def fold(query: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(q, k, v) of one width, such that q.k is the whole logit, bias included.
+    """(q, k, v) padded to one width, such that q.k is the whole logit with its bias.
 
     Returns:
       shapes (B, T, H, W), (B, S, H, W), (B, S, H, W), W a multiple of 8 of at least E + 3.
@@ -64,10 +65,13 @@ def fold(query: jax.Array, memory: Memory) -> tuple[jax.Array, jax.Array, jax.Ar
 
 
 def split_columns(bias: jax.Array) -> jax.Array:
-    """float32 (...) -> bfloat16 (..., 3) whose sum it is; the gradient arrives in the first."""
+    """Split float32 (...) into three bfloat16 numbers (..., 3) that add up to it.
+
+    The gradient flows through the first of the three.
+    """
     columns = []
     for _ in range(COLUMNS):
-        # Not a cast there and back, which XLA may take for nothing.
+        # The rounding is not written as a cast to bfloat16 and back, because XLA may remove that.
         column = jax.lax.reduce_precision(bias, exponent_bits=8, mantissa_bits=7)
         columns.append(column.astype(jnp.bfloat16))
         bias = bias - column

@@ -1,8 +1,8 @@
-"""What a kernel says where it cannot run: one sentence, when it is lowered for a CPU.
+"""A clear error for a TPU or GPU kernel that is lowered for a CPU.
 
-Only then is it known. A kernel is traced on a machine without its device too, in order to be
-compiled for one (`jax.jit(f).trace(...).lower(lowering_platforms=("tpu",))`), so that a refusal
-while tracing would forbid too much.
+The error is raised at lowering and not at tracing, because only lowering knows the platform. A
+kernel may rightly be traced on a machine without its device, in order to be compiled for one
+(`jax.jit(f).trace(...).lower(lowering_platforms=("tpu",))`).
 """
 
 from typing import Any, NoReturn
@@ -12,19 +12,19 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-_runs_on = Primitive("nvib_runs_on")  # its argument; an error on a CPU
+_runs_on = Primitive("nvib_runs_on")  # the identity, except that lowering it for a CPU is an error
 
 
 def runs_on(x: jax.Array, home: str, name: str) -> jax.Array:
-    """`x`, which an implementation that runs on another platform is about to read.
+    """Return `x` unchanged, marked as the input of an implementation that cannot run on a CPU.
 
     Args:
       x: any array.
-      home: where it runs, in words.
-      name: of the implementation.
+      home: the platform the implementation runs on, in words for the error.
+      name: the implementation's name.
 
     Raises:
-      NotImplementedError: compiled for a CPU; under jit when jit compiles.
+      NotImplementedError: when the computation is compiled for a CPU.
     """
     return _runs_on.bind(x, home=home, name=name)
 
@@ -36,7 +36,7 @@ def simulated() -> bool:
     def copy(source: Any, target: Any) -> None:
         target[...] = source[...]
 
-    # No public name tells, but a call that is traced now does.
+    # JAX has no public way to ask, but a kernel call that is traced now carries the mode.
     x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
     call = jax.make_jaxpr(pl.pallas_call(copy, out_shape=x))(x).eqns[0]
     return bool(call.params.get("interpret"))

@@ -1,21 +1,22 @@
 """Every form of denoising attention as one primitive: keys, values and one bias per key.
 
-A query `u` in R^D is a vector of the mixture seen through noise of variance r = sqrt(E) per
+A query `u` in R^D is taken as a vector of the mixture plus noise of variance r = sqrt(E) per
 dimension (Henderson & Fehr 2023, arXiv 2207.13529). With t_i = s2_i + r, the posterior mean of that
-vector has
+vector is the softmax average of
 
     logit_i = log pi_i - 1/2 sum_d (u_d - mu_id)^2 / t_id - 1/2 sum_d log t_id
     value_i = (s2_i/t_i) * u + (r/t_i) * mu_i
 
-With heads u_h = W_k,h^T q_h, and since u_h.x = q_h.(W_k,h x), nearly all of it needs head-width
-keys and values only. Two terms do not; their key side is shared by all heads:
+With u_h = W_k,h^T q_h for each head, u_h.x = q_h.(W_k,h x). So keys and values of head width E are
+enough for all but two terms. Those two need width D, but all heads share their arrays:
 
     out_h = W_v,h [ (sum_i a_i s2_i/t_i) * u_h ] + sum_i a_i W_v,h (r mu_i/t_i)
     a = softmax_i( q_h . W_k,h (mu_i/t_i)  +  (u_h*u_h) . (s2_i/(2 r t_i))  +  bias_i )
 
-Every logit has had + 1/2 sum u^2/r + D/2 log r, the same for all keys, added to it: s2/(2 r t) is
-1/(2r) - 1/(2t). What is left of both terms is small where s2 is, and impulses, s2 = 0, need
-neither: hundreds are not subtracted from hundreds.
+Here every logit has + 1/2 sum u^2/r + D/2 log r added, which the softmax cancels because it is the
+same for all keys; that is why s2/(2 r t) = 1/(2r) - 1/(2t) stands where -1/(2t) stood. The added
+constant makes both terms small where s2 is small, so that no two numbers in the hundreds are
+subtracted from each other, and impulses (s2 = 0) need neither term.
 
     form             key, value      bias beyond log pi                            shared terms
     exact            t               - 1/2 sum mu^2/t - 1/2 sum log(t/r)           u*u, s2/t
@@ -34,23 +35,24 @@ from nvib_jax.mesh import by_rows
 from nvib_jax.types import Mixture, typed
 
 FORMS = ("exact", "published", "simplified", "expected_logit")
-# Finite, so that no softmax and no gradient ever meets inf - inf; below any log weight that can be
-# drawn (1e-35 pseudo-counts reach -1e36), so that a hidden component never wins.
+# It is finite, so that no softmax and no gradient meets inf - inf. It is below every log weight
+# that can be drawn (a pseudo-count of 1e-35 gives -1e36), so that a hidden component never wins.
 MASK_VALUE = -2e38
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Memory:
-    """A mixture made ready to be attended to; computed once, read by every query.
+    """A mixture's keys, values and biases; computed once, read by every query.
 
     Attributes:
-      key: W_k,h (mu/t), shape (B, H, S, E): a head's keys lie together, as every product wants.
+      key: W_k,h (mu/t), shape (B, H, S, E). The head axis is before S, because every product then
+        reads a head's keys from contiguous memory.
       value: W_v,h (r mu/t), shape (B, H, S, E).
-      bias: one number per key, float32, shape (B, S); MASK_VALUE where empty or masked.
-      shared_key: s2/(2rt) against u*u, float32, shape (B, S, D), or None.
-      shared_value: s2/t, the share of the query that is kept, shape (B, S, D), or None.
-      key_kernel: W_k, shape (D, H, E), to pull queries back into R^D; None if no term needs it.
+      bias: one number per key, float32, shape (B, S); MASK_VALUE where not present.
+      shared_key: s2/(2rt), which multiplies u*u, float32, shape (B, S, D), or None.
+      shared_value: s2/t, the share of the query in the value, shape (B, S, D), or None.
+      key_kernel: W_k, shape (D, H, E), which maps queries back into R^D; None if no term needs it.
       value_kernel: W_v, shape (D, H, E), likewise.
     """
 
@@ -66,21 +68,21 @@ class Memory:
 def make_memory(
     mixture: Mixture, *, key_kernel: jax.Array, value_kernel: jax.Array, form: str = "exact"
 ) -> Memory:
-    """Project a mixture to keys, values and biases: once, for any number of queries.
+    """Project a mixture to keys, values and biases, once for any number of queries.
 
     Args:
       mixture: S components.
       key_kernel: shape (D, H, E); its dtype is the compute dtype.
       value_kernel: shape (D, H, E).
-      form: one of `FORMS`; all four are the same for impulses. "expected_logit" reads the
-        "geometric" weights of `nvib_jax.expected`, the others its "mean" ones.
+      form: one of `FORMS`; all four are equal for impulses. "expected_logit" reads the "geometric"
+        weights of `nvib_jax.expected`, the others its "mean" weights.
 
     Returns:
-      A `Memory`; linear in S, nothing of it depends on the queries.
+      A `Memory`. Its size is linear in S and it does not depend on the queries.
 
     Raises:
-      ValueError: an unknown form, one that does not go with the mixture's weights, or shapes or
-        dtypes that do not fit.
+      ValueError: an unknown form, one that may not read the mixture's weights, or shapes or dtypes
+        that do not fit.
 
     >>> lengths = jnp.array([3, 1])
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(8), lengths, max_length=3)
@@ -130,13 +132,14 @@ def checked_mixture(mixture: Mixture, form: str) -> Mixture:
     """The mixture, if this form of attention may read it.
 
     Raises:
-      ValueError: an unknown form, no mixture, or weights that belong to another form.
+      ValueError: an unknown form, not a mixture, or weights that belong to another form.
     """
     check_choice("form", form, FORMS)
     mixture = typed("mixture", mixture, Mixture)
     mixture.check()
     wanted = "geometric" if form == "expected_logit" else "mean"
-    # Of impulses all forms are the same. Gaussians read with the other weights are off by a tenth.
+    # Impulses pass with any weights, because all forms are equal for them. For Gaussians the wrong
+    # kind of weights changes the result by about a tenth.
     if mixture.log_variance is not None and mixture.weights_kind not in (None, wanted):
         raise ValueError(
             f"mixture has {mixture.weights_kind!r} weights; form {form!r} wants {wanted!r} ones, "
@@ -154,15 +157,15 @@ def _by_head(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def causal_mask(
     queries: int, components: int, *, start: int | jax.Array = 0, rows: int | None = None
 ) -> jax.Array:
-    """Component 0 and the components up to t + S - T: what query t may see of a growing mixture.
+    """Which components query t may see: component 0 and those up to t + S - T.
 
-    With S = T + 1, the prior's component in front, a query sees its own token and all before it.
+    With S = T + 1 (the prior's component in front), a query sees its own token and all before it.
 
     Args:
       queries: T.
       components: S.
-      start: first query of the rows that are wanted.
-      rows: how many; None is all T.
+      start: the query that the first row of the result is for.
+      rows: how many rows (queries) to return; None is all T.
 
     Returns:
       bool, shape (rows, S).
@@ -174,12 +177,12 @@ def causal_mask(
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """float32 at least; float64 stays float64, for tests that need a ground truth."""
+    """The dtype to add up in: float32, or float64 for float64 (tests take it as ground truth)."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def moments(mixture: Mixture, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Means and variances; 0 where masked, so that padding reaches neither a sum nor a gradient."""
+    """Means and variances, 0 where masked: then padding reaches neither a sum nor a gradient."""
     visible = mixture.mask[..., None]
     mean = jnp.where(visible, mixture.mean.astype(dtype), 0.0)
     if mixture.log_variance is None:

@@ -1,13 +1,14 @@
-"""The primitive as a Mosaic GPU kernel (Hopper), forward; the gradient is that of `xla`.
+"""The forward pass of the primitive as a Mosaic GPU kernel (Hopper); `xla` computes its gradient.
 
-Enters a `Memory` and queries, leaves (B, T, H, E). One warpgroup takes 64 queries of a head over
-all keys, 64 at a time: keys, values and biases arrive in shared memory while the block before is
-worked on, the logits never leave the registers. What no library kernel takes is the bias, one
-float32 a key, and values wider than keys: the part of width D that form "published" needs
-(s2/t, one for all heads) is a second pass with values that have no head axis, in runs of `WIDTH`.
+One warpgroup takes 64 queries of a head and goes over all keys, 64 at a time. The next block's
+keys, values and biases are copied to shared memory while the current block is worked on, and the
+logits never leave the registers. Two things here are in no library kernel: a bias of one float32
+per key, and values that are wider than the keys. Form "published" needs such values for its term
+of width D (s2/t, the same for all heads). They take a second pass, `WIDTH` columns at a time,
+with values that have no head axis.
 
-Never run on a GPU so far: checked in Pallas's simulation of one and by lowering. So no table names
-it (`choice.py`); it runs where it is asked for.
+The kernel has never run on a GPU so far; it was checked in Pallas's simulation of a GPU and by
+lowering it. So `choice.py` never picks it, and it runs only when a caller names it.
 """
 
 import functools
@@ -24,11 +25,11 @@ from nvib_jax.attention import xla
 from nvib_jax.attention.inputs import MASK_VALUE, Memory
 from nvib_jax.checks import vary_alike
 
-ROWS, KEYS, WIDTH = 64, 64, 128  # queries of a warpgroup, keys a block, widest values a pass
-WIDEST = 384  # head width whose keys and queries fit in a Hopper's shared memory
-SLOTS = 2  # blocks of keys in shared memory: the one worked on and the next
+ROWS, KEYS, WIDTH = 64, 64, 128  # queries per warpgroup, keys per block, value columns per pass
+WIDEST = 384  # largest head width whose keys and queries fit in a Hopper's shared memory
+SLOTS = 2  # blocks of keys in shared memory: the current one and the next
 LOWEST = float(jnp.finfo(jnp.float32).min)
-CHUNK = 1024  # queries at a time where terms of width D are pulled back into R^D
+CHUNK = 1024  # queries at a time if they have to be mapped back into R^D, which takes memory
 
 
 def attend(
@@ -99,7 +100,7 @@ _attend.defvjp(_forward, _backward)
 def _run(
     query: jax.Array, memory: Memory, *, start: int, length: int, causal: bool, interpret: Any
 ) -> jax.Array:
-    """Queries `start` and on of `length` in all."""
+    """Attend with the given queries, which are the ones from `start` on of `length` in all."""
     f32, components = jnp.float32, memory.key.shape[2]
     shift = start + components - length if causal else None
     q = _pad(jnp.swapaxes(query, 1, 2), (2, ROWS), (3, 64))
@@ -140,7 +141,8 @@ def _softmax_times(
         shift=shift,
         simulated=interpret is not None,
     )
-    # Rows of 128 bytes, swizzled: how the tensor cores read shared memory without conflicts.
+    # Rows of 128 bytes are swizzled, because the tensor cores then read shared memory without
+    # bank conflicts.
     bf16 = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     f32 = (plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
     run: Callable[..., jax.Array] = plgpu.kernel(
@@ -160,7 +162,8 @@ def _softmax_times(
         ],
         **({} if interpret is None else {"interpret": interpret}),
     )
-    return vary_alike((run(q, k, bias, v), q))[0]  # the kernel forgets what its inputs vary over
+    # The kernel's result has lost which mesh axes it varies over; `vary_alike` copies them from q.
+    return vary_alike((run(q, k, bias, v), q))[0]
 
 
 def _kernel(
@@ -172,7 +175,7 @@ def _kernel(
     layout = plgpu.Layout.WGMMA
 
     def cast(x: jax.Array, to: Any) -> jax.Array:
-        """Which register holds what; the simulation has no registers."""
+        """Set which register holds which number; the simulation has no registers to set."""
         return x if simulated else plgpu.layout_cast(x, to)
 
     def iota(axis: int) -> jax.Array:
@@ -216,8 +219,9 @@ def _kernel(
         shrink = jnp.exp(m - higher)
         p = jnp.exp(logits - across(higher, 0, KEYS))
         total = total * shrink + jnp.sum(p, axis=1)
-        # Through shared memory: the simulation reads a left operand from nowhere else, and what is
-        # tested should be what runs. From the registers it would save this copy.
+        # The weights go through shared memory, because the simulation reads left operands from
+        # nowhere else, and the code that is tested should be the code that runs. Reading them from
+        # registers would save this copy.
         weights[...] = p.astype(jnp.bfloat16)
         plgpu.commit_smem()
         moved = product(weights, v.at[slot], width)
@@ -239,7 +243,10 @@ def _kernel(
 
 
 def _pad(x: jax.Array, *sizes: tuple[int, int], value: float = 0) -> jax.Array:
-    """Axes made multiples: (axis, of what), at the end."""
+    """Pad axes at their end; each of `sizes` is (axis, the number its size must be a multiple of).
+
+    New entries are `value`.
+    """
     widths = [(0, 0)] * x.ndim
     for axis, of in sizes:
         widths[axis] = (0, -x.shape[axis] % of)

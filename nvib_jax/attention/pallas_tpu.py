@@ -1,24 +1,24 @@
 """The primitive as Mosaic TPU kernels: one pass over the keys, forward and backward.
 
-Enters a `Memory` and queries, leaves (B, T, H, E). With p = softmax(q.k + u*u . shared_key + bias)
-over the keys and u = W_k q, a query pulled back into R^D,
+With p = softmax(q.k + u*u . shared_key + bias) over the keys, and u = W_k q, the query mapped back
+into R^D,
 
     out = p v + W_v [ (p shared_value) * u ]
 
-The softmax is taken online (Dao et al., 2022), a block of queries against a block of keys at a
-time, so that nothing of size T x S, and no width-D query beyond one block, is ever in HBM. The
-parts of width D are blocks of their own whose index has no head: they are read, never copied, per
-head. The backward pass recomputes p from the row's maximum and sum, kept apart: a log-sum-exp of a
-hundred has lost two digits of p. With g = W_v^T dout and
-delta = sum_e dout out, which is sum_s p dp here too,
+The softmax is computed online (Dao et al., 2022), a block of queries against a block of keys at a
+time, so that neither an array of size T x S nor the width-D queries are ever in HBM. The arrays of
+width D have no head axis; every head reads the same blocks, without a copy. The backward pass
+recomputes p from each row's maximum and sum. They are stored separately, because a log-sum-exp in
+the hundreds would lose two digits of p. With g = W_v^T dout and delta = sum_e dout out, which
+equals sum_s p dp here too,
 
     dp = dout v + (g*u) shared_value            ds = p (dp - delta)
     dq = ds k + W_k^T du,                       du = g * (p shared_value) + 2u * (ds shared_key)
     dk = ds^T q      dv = p^T dout              dbias = sum_{h,t} ds
     dshared_key = sum_h ds^T (u*u)              dshared_value = sum_h p^T (g*u)
 
-`query_gradient_kernel` (tpu_kernels.py) does the second line and the gradients of W_k and W_v,
-`key_gradient_kernel` the last two.
+`query_gradient_kernel` (tpu_kernels.py) computes the second line and the gradients of W_k and W_v,
+`key_gradient_kernel` the last two lines.
 """
 
 import functools
@@ -61,7 +61,7 @@ def attend(
       memory: from `make_memory`.
       mask: bool, shape (B, T, S), or None.
       causal: query t sees component 0 and components up to t + S - T.
-      blocks: sizes of the blocks; None chooses by the TPU's generation (`blocks.py`).
+      blocks: sizes of the blocks; None chooses them by the TPU's generation (`blocks.py`).
       interpret: True or `pltpu.InterpretParams()` to run without a TPU.
 
     Returns:
@@ -148,11 +148,12 @@ def _backward(plan: Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None]
     inputs |= {} if mask is None else {"mask": mask}
 
     def like(*names: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Gradients of these arrays, of those that there are."""
+        """Shapes of the gradients of these arrays, leaving out names that `arrays` lacks."""
         found = {name: arrays[name] for name in names if name in arrays}
         return {f"d_{n}": jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in found.items()}
 
-    # Kernels are shared by the batch: each sentence has a gradient of its own, summed below.
+    # W_k and W_v are shared by all sentences. The kernel writes one gradient per sentence, because
+    # grid points of different sentences run in parallel; the sum over the batch is taken below.
     kernels = [name for name in ("key_kernel", "value_kernel") if plan.keeps]
     batch = arrays["q"].shape[:1]
     outputs = like("q") | {
@@ -181,7 +182,7 @@ def _backward(plan: Plan, saved: tuple, d_out: jax.Array) -> tuple[Arrays, None]
 _attention.defvjp(_forward, _backward)
 
 
-# ---- from arrays to a grid
+# ---- calling a kernel over a grid
 
 
 def _dim(arrays: Arrays) -> int:
@@ -199,7 +200,8 @@ def _call(
 ) -> Arrays:
     """Run a kernel over the grid (b, h, query block, key block), or (b, key block, h, query block).
 
-    What is written last varies slowest: a gradient that sums over heads needs them inside it.
+    The block that is written must vary slower than every axis that is summed into it. `keys_last`
+    is the first order; gradients of keys also sum over heads, so they need the second.
     """
     batch, heads, length, _ = inputs["q"].shape
     grid_q, grid_k = length // plan.blocks.queries, inputs["k"].shape[2] // plan.blocks.keys
@@ -229,7 +231,8 @@ def _call(
         ],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
         compiler_params=pltpu.CompilerParams(
-            # Gradients of the kernels accumulate over query blocks, those of keys over heads.
+            # The last two axes are sequential ("arbitrary"), because gradients of W_k and W_v add
+            # up over query blocks, and those of shared keys over heads and query blocks.
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=plan.blocks.vmem_bytes,
         ),
@@ -239,14 +242,16 @@ def _call(
     return dict(zip(outputs, found, strict=True))
 
 
-# For every array of the kernels, what its axes are: a letter each, b batch, h head, t queries, s
-# keys, "1" a single one, "." all of the axis. A kernel sees one b, one h, and blocks of t and s.
+# The axes of every array of the kernels, one letter each: b is batch, h head, t queries, s keys,
+# "1" an axis of size 1, and "." an axis that is not cut. A kernel sees one b and one h at a time,
+# and one block of t and s.
 _AXES = {
     "q": "bht.",
     "d_q": "bht.",
     "out": "bht.",
     "d_out": "bht.",
-    "top": "bh1t",  # the maximum of each row of logits, their sum, and delta, queries along lanes
+    # The three with "1t" are each row's maximum, sum and delta, with the queries along the lanes.
+    "top": "bh1t",
     "sum": "bh1t",
     "delta": "bh1t",
     "k": "bhs.",
@@ -270,7 +275,10 @@ _AXES = {
 def _layout(
     name: str, shape: tuple[int, ...], blocks: Blocks
 ) -> tuple[tuple[int | None, ...], Callable[..., tuple]]:
-    """Block shape (None: one, and no axis in the kernel) and block index by (b, h, i, j)."""
+    """The shape of an array's block, and the function from (b, h, i, j) to the block's index.
+
+    None in the shape means a block of size 1 whose axis the kernel does not see.
+    """
     axes = _AXES[name]
     sizes = {"b": None, "h": None, "t": blocks.queries, "s": blocks.keys, "1": 1}
     block = tuple(sizes.get(axis, size) for axis, size in zip(axes, shape, strict=True))

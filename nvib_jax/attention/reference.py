@@ -1,6 +1,8 @@
-"""Denoising attention as the equation is written, in R^D: slow, plain, what the rest must equal.
+"""Denoising attention as the equation is written, in R^D.
 
-Term by term, with [B, T, H, S, D] never formed but [B, T, H, D] queries and values.
+It is slow and plain, and the tests compare every other implementation with it. It computes the
+equation term by term. Queries and values of shape (B, T, H, D) are formed, an array of shape
+(B, T, H, S, D) never is.
 """
 
 import jax
@@ -25,8 +27,8 @@ def attend(
     query, key_kernel, value_kernel = (a.astype(dtype) for a in (query, key_kernel, value_kernel))
     mu, s2 = moments(mixture, dtype)
     root = float(query.shape[-1]) ** 0.5
-    # Of impulses all forms are the same; and products with an array of zeros are best not asked
-    # for: XLA on CPUs (jax 0.10.2) has been seen to make NaN gradients of them.
+    # For impulses all forms are equal, and "simplified" avoids products with an array of zero
+    # variances, because XLA on CPUs (jax 0.10.2) has been seen to give NaN gradients for them.
     form = "simplified" if mixture.log_variance is None else form
     log_weights = mixture.log_weights.astype(dtype)
     if form == "expected_logit":

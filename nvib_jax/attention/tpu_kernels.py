@@ -1,9 +1,10 @@
 """The bodies of the TPU kernels: a block of queries against a block of keys.
 
-`r` holds references to blocks in vector memory, which have no batch or head axis. They go by the
-names of `pallas_tpu`, where the equations and the table of all names stand. `plan` says which of
-the terms of a form there are: `plan.moves` the one of u*u in the logits (exact), `plan.keeps` the
-one of u in the values (exact and published). Only the references of terms that there are exist.
+`r` holds references to blocks in vector memory, without batch and head axes. Their names are those
+of `pallas_tpu`, whose head has the equations and whose `_AXES` lists all names. `plan` says which
+terms the form has: `plan.moves` is the term of u*u in the logits (form exact), `plan.keeps` the
+term of u in the values (forms exact and published). References that only an absent term needs do
+not exist.
 """
 
 import functools
@@ -18,22 +19,22 @@ from jax.experimental import pallas as pl
 from nvib_jax.attention.blocks import LANES, Blocks
 from nvib_jax.attention.inputs import MASK_VALUE
 
-LOWEST = float(jnp.finfo(jnp.float32).min)  # where a running maximum starts; below MASK_VALUE
+LOWEST = float(jnp.finfo(jnp.float32).min)  # the first running maximum, which is below MASK_VALUE
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is static.
+    """What is known when a kernel is compiled.
 
     Attributes:
       queries: T, without the padding to whole blocks.
-      keys: S, without it.
-      blocks: their sizes.
+      keys: S, without that padding.
+      blocks: the block sizes.
       causal: whether query t sees component 0 and components up to t + S - T only.
       masked: whether there is a mask.
-      moves: whether logits have the term u*u . shared_key; then `keeps` holds too.
+      moves: whether logits have the term u*u . shared_key; if so, `keeps` is True too.
       keeps: whether values have the term W_v (shared_value * u).
-      interpret: how to run without a TPU.
+      interpret: how to run without a TPU, as in `pallas_tpu.attend`.
     """
 
     queries: int
@@ -46,7 +47,7 @@ class Plan:
     interpret: Any
 
     def visible(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Whether query block i sees anything of key block j."""
+        """Whether any query of block i may see any key of block j."""
         if not self.causal:
             return jnp.bool_(True)
         last = (i + 1) * self.blocks.queries - 1 + self.keys - self.queries
@@ -54,7 +55,7 @@ class Plan:
 
 
 def forward_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, **_) -> None:
-    """out, and the maximum and the sum of each row; keys vary fastest."""
+    """Compute `out` and each row's maximum and sum. The grid's key axis varies fastest."""
 
     @pl.when(j == 0)
     def _start():
@@ -96,7 +97,7 @@ def forward_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, *
 
 
 def query_gradient_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, **_) -> None:
-    """dq and the gradients of W_k and W_v; keys vary fastest."""
+    """Compute dq and the gradients of W_k and W_v. The grid's key axis varies fastest."""
 
     @pl.when(j == 0)
     def _start():
@@ -149,9 +150,10 @@ def query_gradient_kernel(plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.A
 def key_gradient_kernel(
     plan: Plan, r: SimpleNamespace, i: jax.Array, j: jax.Array, *, h: jax.Array, heads: int
 ) -> None:
-    """dk, dv, dbias and the shared ones; queries, then heads, vary fastest.
+    """Compute dk, dv, dbias and the gradients of the shared arrays.
 
-    Logits are transposed here, keys by queries, so that every product is a plain one.
+    The grid's query axis varies fastest, then the heads. Logits are transposed here (keys by
+    queries), so that the products that add up gradients need no transposition.
     """
     first_query, last_query = i == 0, i == pl.num_programs(3) - 1
 
@@ -207,8 +209,11 @@ def _zero(*references: Any) -> None:
 
 
 def _dot(a: jax.Array, b: jax.Array, of_a: int = 1, of_b: int = 0) -> jax.Array:
-    """Product in float32. A pair of float32 operands takes no bfloat16 passes: squares of queries
-    reach hundreds, and a logit that errs by a half is wrong."""
+    """Product that adds up in float32, over axis `of_a` of a and axis `of_b` of b.
+
+    Two float32 operands are multiplied without bfloat16 passes: squares of queries reach hundreds,
+    and bfloat16 would make a logit wrong by a half.
+    """
     exact = a.dtype == jnp.float32 and b.dtype == jnp.float32
     return jax.lax.dot_general(
         a,
@@ -227,7 +232,7 @@ def _hide(
     j: jax.Array,
     transposed: bool = False,
 ) -> jax.Array:
-    """MASK_VALUE where a query may not see a key."""
+    """The logits, with MASK_VALUE where a query may not see a key."""
     if plan.masked:
         seen = r.mask[...].astype(jnp.float32)
         logits = jnp.where((seen.T if transposed else seen) > 0, logits, MASK_VALUE)

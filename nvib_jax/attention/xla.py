@@ -1,7 +1,7 @@
 """The primitive in plain XLA: softmax(q.k + bias) v in chunks of queries, linear memory in S.
 
-Enters a `Memory` and queries, leaves (B, T, H, E). Only one chunk's logits exist at a time, in the
-backward pass too, where they are recomputed; no width-D query exists beyond one chunk either.
+The logits and the width-D queries of only one chunk exist at a time. That holds in the backward
+pass too, because each chunk is recomputed there.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nvib_jax.attention.inputs import MASK_VALUE, Memory, accumulator, causal_mask
 
-ROWS = 512  # queries of all heads together that one chunk takes from each example
+ROWS = 512  # about this many (query, head) pairs of each example are in one chunk
 
 
 def attend(
@@ -60,7 +60,7 @@ def attend(
 
 
 def attention_weights(query: jax.Array, memory: Memory, mask: jax.Array | None = None) -> jax.Array:
-    """The softmax of `attend`, for looking at.
+    """The softmax weights of `attend`, for plots and inspection.
 
     Args:
       query: shape (B, T, H, E).
@@ -76,7 +76,10 @@ def attention_weights(query: jax.Array, memory: Memory, mask: jax.Array | None =
 def _logits(
     query: jax.Array, memory: Memory, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(logits, queries (B, H, T, E) pulled back into R^D where a term needs them), float32."""
+    """(logits (B, H, T, S), queries mapped back into R^D or None if no term needs them), float32.
+
+    The query has shape (B, H, T, E).
+    """
     f32 = accumulator(query.dtype)
     logits = jnp.einsum("bhte,bhse->bhts", query, memory.key, preferred_element_type=f32)
     logits = logits + memory.bias[:, None, None, :]
@@ -84,8 +87,8 @@ def _logits(
     if memory.key_kernel is not None:
         pulled = jnp.einsum("bhte,dhe->bhtd", query, memory.key_kernel, preferred_element_type=f32)
     if memory.shared_key is not None and pulled is not None:
-        # Squares of a query reach hundreds: float32, and no bfloat16 passes of it on a TPU, even
-        # when the model computes in bfloat16.
+        # Squares of a query reach hundreds, so this product is in full float32 (no bfloat16 passes
+        # on a TPU), even when the model computes in bfloat16.
         logits = logits + jnp.einsum(
             "bhtd,bsd->bhts",
             jnp.square(pulled),
@@ -104,7 +107,9 @@ def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> j
     total: jax.Array | float = 1.0
     if logits.shape[-1] <= memory.value.shape[-1]:
         weights = jax.nn.softmax(logits, axis=-1)
-    else:  # More keys than values are wide: there is less to divide after the products.
+    else:
+        # There are more keys than the values are wide, so it is cheaper to divide the products by
+        # the softmax's sum than the weights.
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
         total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights.astype(dtype)

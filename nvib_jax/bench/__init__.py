@@ -1,5 +1,6 @@
-"""`nvib bench`: what this library costs beside plain transcriptions, timed in one run.
+"""`nvib bench`: this library's time and memory, compared with plain versions in the same run.
 
-`attention`, `train`, `generate` and `sampler` make the cases, `plain` has what they are compared
-with, `timing` times them in turns, `report` prints and writes rows, `tables` makes Markdown.
+`attention`, `train`, `generate`, `sampler`, `scaling` and `data` define the cases, and `plain` has
+what they are compared with. `timing` times them in turns, `report` prints and writes rows, `tables`
+makes Markdown.
 """

@@ -1,14 +1,15 @@
-"""Attention: every implementation beside the plain formulation, forward and backward.
+"""Benchmarks of attention: every implementation beside the plain one, forward and backward.
 
-Operations are counted once for all implementations of a group, so that shares compare; a
-multiply-add is two. With H heads of width E = D/H, the algebra of `attention.inputs` needs
+All implementations of a group have the same count of operations, so that their shares of the peak
+can be compared; a multiply-add is two. With H heads of width E = D/H, the algebra of
+`attention.inputs` needs
 
     keys and values           4 B S D^2
     logits, weighted values   4 B T S D
     exact, published          4 B T D^2 + 2 B T S H D    queries into R^D and back, share kept
     exact                     2 B T S H D                squares of queries
 
-and every product two more in the backward pass.
+and two more products for each of these in the backward pass.
 """
 
 import functools
@@ -29,7 +30,7 @@ from nvib_jax.types import Mixture
 Form = Literal["impulse", "exact", "published", "simplified", "expected_logit"]
 Pass = Literal["forward", "backward"]
 Arrays = dict[str, jax.Array]
-_CHECKED = 64  # queries of the first row whose error is measured
+_CHECKED = 64  # the error is measured on this many queries of the first row
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ class Attention:
 
 
 def default_implementations() -> tuple[str, ...]:
-    """Plain first; what has no compiled code for the platform is left out."""
+    """The implementations that run compiled on this platform, with "plain" first."""
     kernels = {"tpu": ("pallas",), "gpu": ("cudnn", "pallas")}.get(jax.default_backend(), ())
     return ("plain", "reference", "xla", *kernels, "kept")
 
 
 def flops(shape: Shape, form: str, which: str = "forward", *, kept: bool = False) -> float:
-    """Operations that a call needs; `kept` leaves out the keys and values."""
+    """Operations that a call needs; `kept` leaves out computing the keys and values."""
     s = shape
     products = 4.0 * s.batch * s.queries * s.components * s.dim
     if not kept:
@@ -103,7 +104,7 @@ def flops(shape: Shape, form: str, which: str = "forward", *, kept: bool = False
 
 
 def inputs(shape: Shape, form: str, dtype: str, seed: int = 0) -> Arrays:
-    """Random queries, mixtures, kernels and cotangents, all drawn, none zero."""
+    """Random queries, mixtures, kernels and cotangents; none are zero."""
     rng = np.random.default_rng(seed)
     s, width = shape, shape.dim // shape.heads
 
@@ -123,7 +124,7 @@ def inputs(shape: Shape, form: str, dtype: str, seed: int = 0) -> Arrays:
 
 
 def implement(name: str, form: str) -> Callable[[Arrays], jax.Array]:
-    """Arrays -> (B, T, H, E), the named implementation."""
+    """The named implementation as a function of `inputs`' arrays that returns (B, T, H, E)."""
     asked = "exact" if form == "impulse" else form
 
     def run(arrays: Arrays) -> jax.Array:
@@ -137,7 +138,7 @@ def implement(name: str, form: str) -> Callable[[Arrays], jax.Array]:
 
 
 def with_gradients(run: Callable[[Arrays], jax.Array]) -> Callable[[Arrays], dict[str, jax.Array]]:
-    """Arrays -> the output and the gradient of every array under the cotangent."""
+    """A function arrays -> {"out": output, and the gradient of every array by its name}."""
 
     def both(arrays: Arrays) -> dict[str, jax.Array]:
         given = {name: array for name, array in arrays.items() if name != "cotangent"}
@@ -148,12 +149,12 @@ def with_gradients(run: Callable[[Arrays], jax.Array]) -> Callable[[Arrays], dic
 
 
 def only_forward(run: Callable[[Arrays], jax.Array]) -> Callable[[Arrays], dict[str, jax.Array]]:
-    """Arrays -> the output."""
+    """A function arrays -> {"out": output}."""
     return lambda arrays: {"out": run(arrays)}
 
 
 def truth(arrays: Arrays, form: str, which: str) -> dict[str, np.ndarray]:
-    """The reference in float64 on the first row's first 64 queries, which is affordable."""
+    """The reference in float64, on the first row's first 64 queries only, because it is slow."""
     wrap = only_forward if which == "forward" else with_gradients
     with jax.enable_x64(True):
         exact = {name: _part(name, array).astype(jnp.float64) for name, array in arrays.items()}
@@ -165,8 +166,8 @@ def error(
 ) -> float:
     """Largest error of a compiled function against `truth`.
 
-    The cotangent is zero but for the part that `truth` has, so that the gradients which the whole
-    program gives are those of that part alone.
+    The cotangent is zero except for the queries that `truth` has, so that the whole program gives
+    the gradients of those queries alone.
 
     Returns:
       the largest of max |difference| / max |true| over the output and each gradient.
@@ -175,7 +176,7 @@ def error(
     part = _part("cotangent", cotangent)
     cotangent = jnp.zeros_like(cotangent).at[:1, :_CHECKED].set(part)
     got = jax.device_get(function({**arrays, "cotangent": cotangent}))
-    # numpy's maximum, not Python's, which loses a NaN
+    # numpy's maximum is used, because Python's may drop a NaN.
     return float(np.max([_relative(_cut(n, got[n], want[n]), want[n]) for n in want]))
 
 
@@ -207,7 +208,7 @@ def _group(
     arrays = inputs(shape, form, dtype)
     labels = {"shape": f"{label}: {shape}", "form": form, "dtype": dtype, "pass": which}
     wrap = only_forward if which == "forward" else with_gradients
-    want = functools.cache(lambda: truth(arrays, form, which))  # once for all implementations
+    want = functools.cache(lambda: truth(arrays, form, which))  # shared by all implementations
 
     def case(name: str) -> Case:
         function = wrap(implement(name, form))
@@ -232,7 +233,7 @@ def _kept(
     labels: dict[str, str],
     want: Callable[[], dict[str, np.ndarray]],
 ) -> Case:
-    """`attend` to a memory made before: what a decoder's step runs."""
+    """The case "kept": `attend` to a memory that was made before, as in a decoder's step."""
     asked = "exact" if form == "impulse" else form
     kernels = {name: arrays[name] for name in ("key_kernel", "value_kernel")}
     memory = jax.jit(lambda a, k: make_memory(_mixture(a), **k, form=asked))(arrays, kernels)

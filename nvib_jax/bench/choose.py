@@ -1,8 +1,9 @@
-"""`nvib bench choose`: what `implementation=None` should take on the device at hand.
+"""`nvib bench choose`: finds what `implementation=None` should use on the current device.
 
-Every implementation that runs here is timed in turns, forward and backward in bfloat16 (float32 on
-a CPU), and the fastest that is right becomes a rule of `nvib_jax.attention.choice.FASTEST`: its
-error against float64 is at most twice that of "xla", and it is faster by more than the noise.
+All implementations that run here are timed in turns, forward and backward in bfloat16 (float32 on a
+CPU). The fastest that is accurate becomes a rule of `nvib_jax.attention.choice.FASTEST`. Accurate
+means that its error against float64 is at most twice that of "xla"; and it has to be faster by more
+than the noise of the timing.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from nvib_jax.bench.device import Peak
 from nvib_jax.bench.report import text
 from nvib_jax.bench.timing import Row, measure
 
-MARGIN = 1.05  # a rule must be worth having
-_FORMS = {False: "expected_logit", True: "exact"}  # wide: the form that stands for the others
+MARGIN = 1.05  # how many times faster an implementation must be to become a rule
+# For forms with terms of width D (True) and without (False): the one that is measured for all.
+_FORMS = {False: "expected_logit", True: "exact"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Choose:
 def choose(options: Choose) -> tuple[Rule, ...]:
     """Measure, print the rows and the rules; returns the rules."""
     kind, peak = jax.devices()[0].device_kind, Peak()
-    skipped = ("plain", "reference", "kept")  # never an answer
+    skipped = ("plain", "reference", "kept")  # `implementation=None` can use none of these
     names = tuple(n for n in default_implementations() if n not in skipped)
     rules: list[Rule] = []
     for wide, form in _FORMS.items():
@@ -68,7 +70,7 @@ def choose(options: Choose) -> tuple[Rule, ...]:
 
 
 def fastest_right(rows: Sequence[Row]) -> str:
-    """The implementation to take, of rows among which is "xla"."""
+    """The fastest accurate implementation among rows, of which one must be "xla"."""
     plain = next(row for row in rows if row.implementation == "xla")
     if plain.seconds is None or plain.error is None:
         raise ValueError(f"'xla' was not measured: {plain.reason}")

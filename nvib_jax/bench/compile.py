@@ -1,9 +1,10 @@
-"""Compile the TPU kernels for a TPU that is not here, and read what the compiler says of memory.
+"""Compile the TPU kernels without having a TPU, and check the memory that the compiler reports.
 
     pip install "nvib-jax[tpu]" && python -m nvib_jax.bench.compile v5e:2x2
 
-Needs libtpu, no TPU. For each case the gradient of attention by queries, mixture and kernels is
-compiled; temporary memory must grow no faster than the sizes do, from 16,384 to 32,768.
+It needs libtpu but no TPU. Each case compiles the gradient of attention with respect to queries,
+mixture and kernels. From 16,384 to 32,768 tokens, temporary memory must grow no faster than the
+sizes do.
 Topologies: v5e:2x2 on jax 0.10, also v5p:2x2x1 and v6e:2x2 on jax 0.12.
 """
 
@@ -16,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-# Before jax is imported: libtpu compiles, the CPU is what there is, nobody asks for metadata.
+# These are set before jax is imported: there is only a CPU here, and libtpu, which compiles, must
+# not query a cloud machine's metadata.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
@@ -30,10 +32,13 @@ from nvib_jax.attention import make_memory, pallas_tpu
 from nvib_jax.attention.blocks import choose_blocks
 from nvib_jax.types import Mixture
 
-# T = S of the cases that show linear memory. Judged by the last two: at 4,096 a v5e keeps some of
-# the arrays in its 128 MiB of vector memory, where they do not count as temporary.
+# T = S of the cases that show that memory is linear. Only the last two are compared, because at
+# 4,096 a v5e keeps some arrays in its 128 MiB of vector memory, where they do not count as
+# temporary.
 LONG = (4096, 16_384, 32_768)
-GROWTH = 1.25  # times as fast as the sizes that temporary memory may grow: fixed parts, padding
+# Temporary memory may grow by this times the growth of the sizes, because of fixed parts and
+# padding.
+GROWTH = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class Case:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Long ones, and the corners of what is promised: odd sizes, H 1 and 16, E 16 and 256."""
+    """Long cases, and extremes of the supported sizes: odd ones, H 1 and 16, E 16 and 256."""
     for form in ("impulse", "exact"):
         for size in LONG:
             yield Case(form=form, queries=size, components=size)
@@ -111,7 +116,7 @@ def compile_case(case: Case, device: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile all cases for a topology; 1 if a memory is not linear."""
+    """Compile all cases for a topology; return 1 if the memory of one is not linear."""
     parser = argparse.ArgumentParser(prog="python -m nvib_jax.bench.compile", description=__doc__)
     parser.add_argument("topology", help="as v5e:2x2")
     parser.add_argument("--quick", action="store_true", help="fewer corners")

@@ -1,7 +1,7 @@
-"""Batches of prepared data: valid tokens a second, made when asked for and made ahead.
+"""Benchmarks of reading batches: valid tokens per second, with and without prefetching.
 
-The corpora are random ids with the lengths of clean sentences, written as `nvib prepare` writes
-them: what is in a sentence does not matter to whoever reads it.
+The corpora are random ids with the lengths of clean sentences, in the format of `nvib prepare`,
+because the content of a sentence does not affect the speed of reading it.
 """
 
 import hashlib
@@ -63,7 +63,8 @@ class Data:
         def prepare() -> Program:
             start = time.perf_counter()
             call = reader(name, batches)
-            for _ in range(len(batches) // 8 + 1):  # every page is in memory, as in a second epoch
+            # The file's pages are read into memory first, as they are from the second epoch on.
+            for _ in range(len(batches) // 8 + 1):
                 call()
             return Program(call, (), time.perf_counter() - start, None)
 
@@ -77,7 +78,7 @@ class Data:
 
 
 def reader(name: str, batches: Batches) -> Callable[[], Any]:
-    """A function that gives the next batch."""
+    """A function that returns the next batch."""
     if name == "iterated":
         iterator = batches.iterate()
         return lambda: next(iterator)
@@ -86,7 +87,7 @@ def reader(name: str, batches: Batches) -> Callable[[], Any]:
 
 
 def corpus(folder: Path, tokens: int, vocab_size: int, seed: int) -> PreparedData:
-    """About so many random ids as prepared data, in a folder."""
+    """Write about this many random ids as prepared data in a folder, and open them."""
     rng = np.random.default_rng(seed)
     count = max(tokens // ((_SHORTEST + _LONGEST) // 2), 1)
     lengths = rng.integers(_SHORTEST, _LONGEST + 1, count).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What the device could do at best, and what it is."""
+"""The device's peak rate, and a description of the machine."""
 
 import datetime
 import os
@@ -12,10 +12,10 @@ import numpy as np
 
 from nvib_jax.bench.timing import Program, compile_program
 
-# Dense peaks in FLOP/s of one jax device: (bfloat16, what float32 products run at by default).
-# TPUs: cloud.google.com/tpu/docs, the page of each version; by default they multiply float32 in
-# bfloat16. GPUs: NVIDIA's data sheets of the SXM modules, without sparsity; XLA's default for
-# float32 there is TF32. A prefix of `device_kind` is the key; PCIe boards are slower and left out.
+# A prefix of `device_kind` -> the dense peak of one jax device in FLOP/s, for (bfloat16, float32
+# products at default precision). TPUs: cloud.google.com/tpu/docs, the page of each version; by
+# default they multiply float32 in bfloat16. GPUs: NVIDIA's data sheets of the SXM modules, without
+# sparsity; XLA's default for float32 there is TF32. PCIe boards are slower and are not listed.
 PEAKS: dict[str, tuple[float, float]] = {
     "TPU v4": (275e12, 275e12),
     "TPU v5 lite": (197e12, 197e12),
@@ -27,11 +27,14 @@ PEAKS: dict[str, tuple[float, float]] = {
     "NVIDIA H100 80GB HBM3": (989e12, 494.5e12),
     "NVIDIA H200": (989e12, 494.5e12),
 }
-_SIDE = 1536  # of the matrices whose product gives the CPU's rate
+_SIDE = 1536  # rows of the square matrices whose product is timed for the CPU's rate
 
 
 class Peak:
-    """From a dtype's name to the device's FLOP/s; a CPU has a `yardstick` for it."""
+    """Maps a dtype's name to the device's peak FLOP/s.
+
+    A CPU has no published peak. It has a `yardstick` instead, a product that is timed.
+    """
 
     def __init__(self) -> None:
         self.kind = jax.devices()[0].device_kind
@@ -39,27 +42,27 @@ class Peak:
 
     @property
     def source(self) -> str:
-        """What a share is a share of."""
+        """A description of the rate that the "share" column is relative to."""
         if self.yardstick is not None:
             return f"the rate of a float32 {_SIDE}x{_SIDE} matmul in the same rounds"
         known = self("bfloat16") is not None
         return "the published dense peak" if known else "nothing: no peak for this device"
 
     def __call__(self, dtype: str) -> float | None:
-        """FLOP/s, or None for a device that is not in the table."""
+        """Peak FLOP/s, or None for a device that is not in the table."""
         known = [peaks for name, peaks in PEAKS.items() if self.kind.startswith(name)]
         return known[0][0 if dtype == "bfloat16" else 1] if known else None
 
 
 def matmul() -> tuple[Program, float]:
-    """(product of two random float32 matrices, its operations)."""
+    """(a program that multiplies two random float32 matrices, its number of operations)."""
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=(_SIDE, _SIDE)), jnp.float32) for _ in range(2))
     return compile_program(jnp.matmul, a, b), 2.0 * _SIDE**3
 
 
 def machine(peak: Peak, command: Sequence[str]) -> dict[str, Any]:
-    """What a reader needs to know to compare; `load` says how busy others kept it."""
+    """A description of the machine for the report; `load` shows how busy other work kept it."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {

@@ -1,4 +1,4 @@
-"""Generation: the cached loop beside one that runs the decoder on the whole prefix every step."""
+"""Benchmarks of generation: cached decoding, and decoding that recomputes the whole prefix."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from nvib_jax.models.nvae import EOS, NVAE
 from nvib_jax.models.params import Params, merge, split
 from nvib_jax.types import Mixture
 
-_NEVER = -1e9  # the logit of end-of-sentence: every sentence has all its tokens
+_NEVER = -1e9  # the logit of end-of-sentence, so that every sentence has the same length
 _BEAMS = 4
 Implementation = Literal["prefix recomputed", "prefix, last logits only", "cached greedy", "beam 4"]
 
@@ -43,7 +43,7 @@ class Generate:
     """Seed of parameters and mixtures."""
 
     def groups(self) -> Iterator[list[Case]]:
-        """One group: the rows that were asked for."""
+        """One group of the implementations that were asked for."""
         graph, params, mixture = setting(self)
         labels = {
             "model": f"D{self.dim} V{self.vocab_size}",
@@ -102,6 +102,6 @@ def _decoding(name: str) -> DecodingConfig | None:
 
 
 def tokens_of(options: Generate, name: str) -> np.ndarray:
-    """What a row writes, for looking at: ids (B, length)."""
+    """The ids (B, length) that a row writes, for inspection."""
     graph, params, mixture = setting(options)
     return np.asarray(jax.jit(writer(name, graph, options.length))(params, mixture))

@@ -1,7 +1,7 @@
-"""Plain transcriptions: the equations, whole tensors, nothing saved. What `nvib bench` compares to.
+"""Plain versions for `nvib bench` to compare with: the equations on whole tensors, no shortcuts.
 
-They share the library's parameters and none of its shortcuts, and they do not change with it:
-draw, loss and step are written out here on purpose.
+They use the library's parameters but none of its optimisations. Draw, loss and step are written out
+here on purpose, so that they do not change when the library does.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,9 @@ def attention(
 ) -> jax.Array:
     """Denoising attention with whole [B, T, H, D] queries and [B, H, T, S] weights.
 
-    The arguments of `nvib_jax.denoising_attention`, no mask beyond the mixture's; products at the
-    default precision, biases and softmax in float32. Impulses skip what is zero for them.
+    It takes the arguments of `nvib_jax.denoising_attention`, but no mask other than the mixture's.
+    Products have the default precision; biases and softmax are float32. For impulses, terms that
+    are zero are skipped.
 
     Returns:
       shape (B, T, H, E).
@@ -52,7 +53,7 @@ def attention(
     shares = jax.nn.softmax(logits + bias[:, None, None], -1).astype(dtype)
     out = jnp.einsum("bhts,bshe->bthe", shares, values)
     if s2 is not None:
-        # XLA on CPUs has no bfloat16 product into "bthd".
+        # The order is "bhtd" and not "bthd", because XLA on CPUs lacks that product in bfloat16.
         kept = jnp.einsum("bhts,bsd->bhtd", shares, (s2 / total).astype(dtype))
         out = out + jnp.einsum("bthd,dhe->bthe", jnp.swapaxes(kept, 1, 2) * u, value_kernel)
     return out
@@ -61,7 +62,7 @@ def attention(
 def _statistics(
     mixture: Mixture, root: float, form: str
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
-    """(means, variances where the form interpolates, variances + sqrt(E), bias of each key)."""
+    """(means, variances or None if the form needs none, variances + sqrt(E), bias of each key)."""
     mean, weights = mixture.mean.astype(jnp.float32), mixture.log_weights.astype(jnp.float32)
     s2 = None
     if mixture.log_variance is not None:
@@ -77,7 +78,7 @@ def _statistics(
 
 
 class PlainAttention(DenoisingAttention):
-    """The layer with the reference attention: nothing is computed once for all queries."""
+    """The layer with the reference attention, which computes keys and values again in each call."""
 
     def memory(self, mixture: Mixture, form: str) -> Any:
         """The mixture itself."""
@@ -105,7 +106,7 @@ class PlainSelfAttention(SelfAttention):
         """x (B, N, D), mask (B, N) or None for causal -> (B, N, D)."""
         q, k, v = self._heads(x)
         seen = None if mask is None else mask[:, None, None, :]
-        with jax.numpy_dtype_promotion("standard"):  # what it does in bfloat16
+        with jax.numpy_dtype_promotion("standard"):  # jax's attention promotes bfloat16 implicitly
             out = jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=mask is None)
         return self.out(out.reshape(x.shape))
 
@@ -124,9 +125,10 @@ def model(config: NVAEConfig, *, vocab_size: int, max_length: int) -> NVAE:
 
 
 def draw(posterior: Posterior, key: jax.Array) -> Mixture:
-    """One draw a component, gammas by `jax.random.loggamma` of alpha + 1 (Marsaglia & Tsang).
+    """One draw per component; gammas by `jax.random.loggamma` of alpha + 1 (Marsaglia & Tsang).
 
-    The part of the gradient that jax loses where alpha is small, e/alpha, is explicit here, too.
+    The boost to alpha is written out as exponential / alpha, because jax's own loggamma loses this
+    part of the gradient if alpha is small.
     """
     gamma_key, boost_key, noise_key = jax.random.split(key, 3)
     kept = posterior.present
@@ -154,7 +156,7 @@ def loss(
 
     Args:
       model: from `model`.
-      batch: "tokens" int (B, N) and "mask" bool (B, N), no filler rows.
+      batch: "tokens" int (B, N) and "mask" bool (B, N), without rows that are all padding.
       key: PRNG key of the step.
       lambda_gaussian: weight of KL_G / (S D).
       lambda_dirichlet: weight of KL_D / S.
@@ -205,8 +207,8 @@ def decode_by_prefix(
       model: the module.
       mixture: B mixtures.
       form: form of attention.
-      length: tokens to write; an end-of-sentence does not end anything.
-      last_only: logits of the position that is written alone; else of all, as `decode` gives them.
+      length: tokens to write; it does not stop at an end-of-sentence.
+      last_only: compute logits only for the current position; otherwise for all, as `decode` does.
 
     Returns:
       int32 ids, shape (B, length).

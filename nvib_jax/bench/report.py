@@ -1,4 +1,4 @@
-"""Rows -> a table to read and a JSON object to keep."""
+"""Formats rows as a table for the terminal and as a JSON object for a file."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ def from_json(report: dict[str, Any]) -> list[Row]:
     """The rows of a report.
 
     Raises:
-      ValueError: it is no report of `nvib bench`.
+      ValueError: it is not a report of `nvib bench`.
     """
     try:
         return [Row(**{**row, **_tuples(row)}) for row in report["rows"]]
@@ -34,7 +34,7 @@ def _tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def cells(rows: Sequence[Row]) -> Table:
-    """Header and lines as text; a column that no row fills is left out."""
+    """(header, lines) as text, without columns that are empty in all rows."""
     labels = list(dict.fromkeys(name for row in rows for name in row.labels))
     extra = list(dict.fromkeys(name for row in rows for name in row.extra))
     columns: list[tuple[str, Callable[[Row], str]]] = [

@@ -1,4 +1,4 @@
-"""`nvib bench SUITE ...`: arguments -> rows on standard output, and a JSON file if asked for."""
+"""`nvib bench SUITE ...`: prints rows on standard output, and writes a JSON file if asked to."""
 
 import dataclasses
 import json
@@ -25,10 +25,10 @@ from nvib_jax.files import write_whole
 
 
 class Suite(Protocol):
-    """Options that make groups of cases."""
+    """The options of a suite, which make its groups of cases."""
 
     def groups(self) -> Iterator[list[Case]]:
-        """Groups; the rows of one are timed in turns."""
+        """Groups of cases; those of one group are timed in turns."""
 
 
 SUITES: dict[str, type[Suite]] = {
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run a suite, or print the table of an earlier run.
 
     Raises:
-      ValueError: no such suite, or a file that is no report.
+      ValueError: there is no such suite, or the file is not a report.
     """
     wanted = f"wanted one of {', '.join(SUITES)}, choose, or table"
     if not arguments:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check_counts(options: Any) -> None:
-    """That whole numbers are counts, at least 1, but for seeds; and that no number is below 0.
+    """Check that whole numbers except seeds are at least 1, and that no number is below 0.
 
     Raises:
       ValueError: naming the option.
@@ -106,7 +106,7 @@ def check_counts(options: Any) -> None:
 
 
 def run(suite: Suite, timing: Timing, command: Sequence[str]) -> dict[str, Any]:
-    """Measure every group, print its rows as they come, and return the report."""
+    """Measure every group, print its rows when it is done, and return the report."""
     peak = Peak()
     about = machine(peak, command)
     print(f"{about['device']}, jax {about['jax']}, load {about['load']}; share is of {peak.source}")

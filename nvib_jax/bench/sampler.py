@@ -1,7 +1,7 @@
-"""Gamma draws in log space: the library's beside jax's, values and gradients.
+"""Benchmarks of gamma draws in log space: the library's and jax's, values and gradients.
 
-The error is of the mean gradient: E log x = digamma(alpha), so d/d log alpha of it is
-alpha trigamma(alpha), whatever the sampler. It is a Monte Carlo mean, good to about 1e-2.
+The error is that of the mean gradient. Since E log x = digamma(alpha), its derivative by log alpha
+is alpha trigamma(alpha) for every right sampler. The mean is Monte Carlo, accurate to about 1e-2.
 """
 
 import functools
@@ -89,10 +89,10 @@ def sampler(name: str) -> Draw:
 
 
 def value(draw: Draw) -> Draw:
-    """The draws alone."""
+    """A function that returns the draws without a gradient."""
 
     def values(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
-        return draw(key, log_alpha)  # a function of its own: never an earlier compilation
+        return draw(key, log_alpha)  # a new function each time, so that jit compiles it anew
 
     return values
 
@@ -100,7 +100,7 @@ def value(draw: Draw) -> Draw:
 def value_and_gradient(
     draw: Draw,
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The draws and d draw / d log_alpha of each."""
+    """A function that returns the draws, and the derivative of each by its log_alpha."""
 
     def both(key: jax.Array, log_alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
         drawn, pull = jax.vjp(lambda a: draw(key, a), log_alpha)
@@ -111,7 +111,7 @@ def value_and_gradient(
 
 @functools.cache
 def gradient_error(draw: Draw, draws: int = _DRAWS) -> float:
-    """Largest relative error of the mean gradient at `CHECKED_ALPHAS`, once a run."""
+    """Largest relative error of the mean gradient at `CHECKED_ALPHAS`; computed once per run."""
     alphas = np.array(CHECKED_ALPHAS)
     log_alpha = jnp.asarray(np.repeat(np.log(alphas)[:, None], draws, 1), jnp.float32)
     gradient = jax.jit(value_and_gradient(draw))(jax.random.key(1), log_alpha)[1]

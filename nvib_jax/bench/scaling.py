@@ -1,8 +1,8 @@
 """`nvib bench scaling`: one training step on meshes of one device to eight, in turns.
 
-The global batch is the same on every mesh, so that with simulated devices, which share the same
-cores, what a mesh adds is what dividing costs. Memory and traffic are those of one device, by the
-compiler's account: they are the same on real ones.
+The global batch is the same on every mesh. Simulated devices share the same cores, so the time that
+a mesh adds is the cost of dividing the work. Memory and traffic are those of one device as the
+compiler reports them, and they are the same on real devices.
 """
 
 import time
@@ -43,10 +43,10 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.devices < 1:
             raise ValueError(f"devices is {self.devices}; wanted at least 1")
-        jax.config.update("jax_num_cpu_devices", self.devices)  # before there are any
+        jax.config.update("jax_num_cpu_devices", self.devices)  # must precede the first use of jax
 
     def groups(self) -> Iterator[list[Case]]:
-        """One group: every mesh that the devices make up."""
+        """One group of all meshes that need no more than these devices."""
         config = load_preset(self.config)
         here = min(self.devices, jax.device_count())
         meshes = [m for m in MESHES if m.data * m.fsdp * m.tensor <= here]
@@ -83,7 +83,7 @@ def _case(config: Config, name: str, seed: int) -> Case:
 
 
 class _Stepper:
-    """A compiled step and its state: called, it takes one more."""
+    """A compiled step and its state; each call takes one step."""
 
     def __init__(self, compiled: Any, planned: Any, batch: Any, seed: int):
         self.compiled, self.batch = compiled, batch
@@ -95,7 +95,7 @@ class _Stepper:
 
 
 def _text(rows: int, length: int, vocab_size: int, seed: int) -> np.ndarray:
-    """Random ids, each row of another length; 0 is padding."""
+    """Random ids, with rows of random lengths; 0 is padding."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(length // 2, length + 1, rows)
     tokens = rng.integers(4, vocab_size, (rows, length))

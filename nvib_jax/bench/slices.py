@@ -1,15 +1,16 @@
-"""The README's table of training steps compiled for slices that are not here.
+"""The README's table of training steps that were compiled for TPU slices without having one.
 
-From a JSON list of `nvib_jax.training.dry_run.DryRun.to_dict()`, each with "preset", "topology" and
-"jax" beside. The two times are arithmetic, not measurements: operations at the chip's published
-peak, and bytes at its published rate between chips; a step takes longer than either.
+It is made from a JSON list of `nvib_jax.training.dry_run.DryRun.to_dict()`, each with "preset",
+"topology" and "jax" added. The two times are computed and not measured: the operations at the
+chip's published peak, and the bytes at its published rate between chips. A step takes longer than
+either.
 """
 
 from typing import Any
 
 from nvib_jax.bench.device import PEAKS
 
-# Bytes a second that a chip sends to others: cloud.google.com/tpu/docs, the page of each version.
+# Bytes per second that a chip can send to others: cloud.google.com/tpu/docs, each version's page.
 SENDS = {"TPU v5 lite": 200e9, "TPU v5": 600e9, "TPU v6 lite": 448e9}
 _PEAKS = {**{name: bf16 for name, (bf16, _) in PEAKS.items()}, "TPU v5": PEAKS["TPU v5p"][0]}
 _MIB = 2**20

@@ -4,15 +4,15 @@ from typing import Any
 
 from nvib_jax.bench import report
 
-# A README says how long, how much faster, how large and how wrong; the rest is in the JSON.
+# Columns that the README's table lacks; the JSON file has them.
 _LEFT_OUT = ("quartiles", "rounds")
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """A report -> a Markdown table, with a line that says where it was measured.
+    """A report as a Markdown table, with a line that says where it was measured.
 
     Raises:
-      ValueError: it is no report of `nvib bench`.
+      ValueError: it is not a report of `nvib bench`.
     """
     rows = report.from_json(found)
     header, lines = report.cells(rows)

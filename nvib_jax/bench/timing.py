@@ -1,7 +1,7 @@
-"""Cases in, rows out: compiled once, timed in turns (A B C A B C ...), never one after another.
+"""Measures cases: each is compiled once, then all are timed in turns (A B C A B C ...).
 
-Machines are shared and clocks change: only times of the same round are compared, and every row's
-spread is over rounds.
+Only times of the same round are compared, because machines are shared and clock rates change. The
+spread of a row is over rounds.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LEAST_ROUNDS = 5
-_LEAST_SECONDS = 0.005  # of a round of one row; quicker calls are repeated within it
+_LEAST_SECONDS = 0.005  # a faster call is repeated within a round until it takes this long
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Program:
     """A compiled function and its arguments.
 
     Attributes:
-      function: compiled; returns what has to be waited for.
-      args: what it is timed on, random numbers and never zeros.
-      compile_seconds: tracing, lowering and compiling.
-      memory: bytes of temporaries and outputs by the compiler's account, None where it has none.
+      function: compiled; its results are waited for.
+      args: its arguments, random numbers and never zeros.
+      compile_seconds: the time for tracing, lowering and compiling.
+      memory: bytes of temporaries and outputs as the compiler reports them; None if it does not.
     """
 
     function: Callable[..., Any]
@@ -44,13 +44,13 @@ class Case:
     """One row before it is measured.
 
     Attributes:
-      implementation: what distinguishes the rows of a group.
+      implementation: the name that distinguishes the rows of a group.
       labels: what they share: form, shape, dtype, pass.
-      prepare: compiles; NotImplementedError becomes the row's reason.
+      prepare: compiles the program; if it raises, the row has the error as its `reason`.
       flops: floating point operations that the mathematics needs, per call.
       amount: units of work per call, such as valid tokens.
-      unit: the name of one.
-      error: from the compiled function to its error against float64.
+      unit: the name of a unit of work.
+      error: a function that takes the compiled function and returns its error against float64.
       extra: further numbers for the row.
     """
 
@@ -66,7 +66,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured row; what could not be measured is None, `reason` says why.
+    """One measured row. If it could not be measured, numbers are None and `reason` says why.
 
     Attributes:
       seconds: median over rounds of the time of one call.
@@ -103,7 +103,7 @@ class Row:
 
 
 def compile_program(function: Callable[..., Any], *args: Any) -> Program:
-    """`jax.jit(function)` compiled for these arguments; nothing of them becomes a constant."""
+    """`jax.jit(function)` compiled for these arguments; none becomes a constant of the program."""
     jitted = function if hasattr(function, "lower") else jax.jit(function)
     start = time.perf_counter()
     compiled = jitted.lower(*args).compile()
@@ -131,16 +131,16 @@ def measure(
     """Measure a group of cases together.
 
     Args:
-      cases: the first that can run is what the others are compared with.
-      seconds: time for each row, beyond compiling and the least number of rounds.
-      rounds: exactly so many rounds; 0 means as many as fit in `seconds`.
-      peak: from a dtype's name to the device's FLOP/s, None where it is not known.
-      yardstick: (a call, its operations), timed in every round; shares are of its rate in the
-        same round, where there is no peak.
-      clock: in seconds.
+      cases: the others are compared with the first one that can run.
+      seconds: time for each row, in addition to compiling and the least number of rounds.
+      rounds: exactly this many rounds; 0 means as many as fit in `seconds`.
+      peak: maps a dtype's name to the device's FLOP/s, or None if that is unknown.
+      yardstick: (a call, its operations), timed in every round. If there is no peak, shares are
+        relative to its rate in the same round.
+      clock: returns the time in seconds.
 
     Returns:
-      One row a case, in order.
+      One row for each case, in order.
     """
     programs, finite, rows = _prepare(cases)
     calls: list[Callable[[], Any]] = list(programs.values())
@@ -158,7 +158,9 @@ def measure(
 def _prepare(
     cases: Sequence[Case],
 ) -> tuple[dict[int, Program], dict[int, bool], dict[int, Row]]:
-    """By place: compiled programs, whether what they give is finite, rows that cannot be run."""
+    """Three dicts by a case's index: compiled programs, whether their results are finite, and the
+    rows of cases that cannot run.
+    """
     programs: dict[int, Program] = {}
     finite: dict[int, bool] = {}
     rows: dict[int, Row] = {}
@@ -168,7 +170,8 @@ def _prepare(
             finite[i] = _finite(program())
             programs[i] = program
         except Exception as error:
-            # A kernel may also fail to compile, or the memory not suffice: that is a result, too.
+            # That a kernel fails to compile or needs too much memory is a result, too. But in the
+            # first case only NotImplementedError is, because the others are compared with it.
             if i == 0 and not isinstance(error, NotImplementedError):
                 raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -183,7 +186,7 @@ def interleave(
     rounds: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
-    """Seconds of one call of each, round after round: shape (calls, rounds)."""
+    """The seconds that one call of each takes in each round, shape (calls, rounds)."""
     repeats = []
     for call in calls:
         start = clock()
@@ -242,7 +245,7 @@ def _row(
 
 
 def _share(case: Case, times: np.ndarray, top: float | np.ndarray | None) -> float | None:
-    """Median over rounds of the share of a rate, or of its value in each round."""
+    """Median over rounds of the case's rate over `top`, a number or one for each round."""
     return None if case.flops is None or top is None else float(np.median(case.flops / times / top))
 
 

@@ -1,7 +1,8 @@
-"""Training steps of the published model: the library's loop beside a plain transcription.
+"""Benchmarks of training steps of the published model: the library's and a plain version.
 
-Both see the same sentences in a round: plain in batches padded to the longest length, the library
-in batches of one bucket each. Work is valid tokens, end-of-sentence counted and padding not.
+Both process the same sentences in a round: the plain one in batches padded to the longest length,
+the library in batches of one bucket each. Work is counted in valid tokens, with end-of-sentence and
+without padding.
 """
 
 import time
@@ -27,8 +28,8 @@ from nvib_jax.training.state import TrainState, make_optimizer, make_train_step
 Implementation = Literal["plain", "nvib_jax"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 SHORTEST, LONGEST = 8, 50
-_FIRST_WORD = 4  # below are PAD, BOS, EOS, UNK
-_POOL = 20_000  # sentences from which buckets are chosen: an epoch in small
+_FIRST_WORD = 4  # the ids below are PAD, BOS, EOS, UNK
+_POOL = 20_000  # lengths from which buckets are chosen, as many as in a small epoch
 
 Batch = dict[str, np.ndarray]
 
@@ -55,7 +56,7 @@ class Train:
     """Seed of sentences, parameters and draws."""
 
     def groups(self) -> Iterator[list[Case]]:
-        """One group: the rows that were asked for."""
+        """One group of the implementations that were asked for."""
         config = model_config(self.dim, self.dtype)
         buckets, sentences = shard(
             self.batches,
@@ -109,9 +110,9 @@ def shard(
 ) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """(buckets, batches * batch_size sentences): lengths uniform in 8 ... 50, Zipf ids.
 
-    Each bucket gets whole batches in proportion to its share of a large pool: in an epoch of
-    thousands of sentences the few rows that fill up a last batch do not count, in a shard of
-    hundreds they would.
+    Each bucket gets a number of full batches in proportion to its share of a large pool. In a real
+    epoch of thousands of sentences the padding rows of the last batches hardly count, but in a
+    shard of hundreds they would.
     """
     rng = np.random.default_rng(seed)
     pool = rng.integers(SHORTEST, LONGEST + 1, _POOL)
@@ -151,19 +152,19 @@ def regroup(
 
 
 def padded_share(batches: Sequence[Batch]) -> float:
-    """Share of positions, end-of-sentence's included, that hold no token."""
+    """Share of positions without a token; end-of-sentence has a position and is a token."""
     places = sum(b["mask"].shape[0] * (b["mask"].shape[1] + 1) for b in batches)
     tokens = sum(b["mask"].sum() + b["mask"].any(-1).sum() for b in batches)
     return float(1 - tokens / places)
 
 
 def flops(config: NVAEConfig, vocab_size: int, lengths: Sequence[int]) -> float:
-    """Operations that a step needs, summed over sentences of these lengths, padding left out.
+    """Operations that a step needs, summed over sentences of these lengths, without padding.
 
-    Products alone, 2 a multiply-add, times 3 for forward and backward. With n tokens, m = n + 1
-    targets and components, and h the hidden width: the encoder's layer 4 n D^2 + 2 n D h + 2 n^2 D,
-    the bottleneck 2 n D^2, the decoder's 6 m D^2 + 2 m D h + m^2 D (causal half) + 2 m^2 D, keys
-    and values of the mixture 2 m D^2, the output m D V.
+    It counts matrix products only, 2 operations per multiply-add, times 3 for forward and backward.
+    With n tokens, m = n + 1 targets and components, and hidden width h, the multiply-adds are:
+    encoder layer 4 n D^2 + 2 n D h + 2 n^2 D; bottleneck 2 n D^2; decoder layer 6 m D^2 + 2 m D h
+    + m^2 D (causal, so half) + 2 m^2 D; keys and values of the mixture 2 m D^2; output m D V.
     """
     d, h = config.dim, config.hidden
     n = np.asarray(lengths, np.float64)
@@ -175,7 +176,7 @@ def flops(config: NVAEConfig, vocab_size: int, lengths: Sequence[int]) -> float:
 
 
 class Steps:
-    """One implementation's steps over a fixed list of batches; the state is threaded through.
+    """One implementation's steps over a fixed list of batches; each step updates its state.
 
     Args:
       name: "plain" or "nvib_jax".
@@ -215,7 +216,7 @@ class Steps:
         return make_train_step(graph, optimizer, ObjectiveConfig())
 
     def compile(self) -> Program:
-        """Every bucket's step; the memory is that of the largest."""
+        """Compile every bucket's step; the program's memory is that of the largest."""
         start, memory = time.perf_counter(), []
         for batch in self.batches:
             shape = batch["tokens"].shape
@@ -228,7 +229,7 @@ class Steps:
         return Program(self.run, (), seconds, max(known) if known else None)
 
     def run(self) -> Any:
-        """All batches once; returns what the last step reported."""
+        """Run all batches once; return the last step's metrics or loss."""
         report = None
         for batch in self.batches:
             step = self.compiled[batch["tokens"].shape]

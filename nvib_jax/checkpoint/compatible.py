@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the model, the run and the data that it is read for."""
+"""Checks that a checkpoint belongs to the model, the run and the data that it is read for."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,19 @@ from nvib_jax.config import Config
 from nvib_jax.presets import to_json
 from nvib_jax.text_model import TextModel
 
-# What may differ between a run and its continuation, beside the mesh.
+# Fields that may differ between a run and its continuation; those of `mesh` may too.
 _FREE = {
     *("run_dir", "steps", "log_every", "eval_every", "eval_sentences", "cache_dir"),
-    "digest",  # 0.1.0 did not note it; the tokenizer and the buckets are compared below
+    "digest",  # runs of 0.1.0 lack it, so the tokenizer and the buckets are compared instead
     *("keep_checkpoints", "keep_best", "keep_every", "bad_step", "watchdog"),
 }
 
 
 def check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
-    """That this version's model of a config has the parameters that were saved."""
+    """Check that the saved parameters have the names, dtypes and shapes of this version's model."""
     found = meta["fingerprints"]["params"]
-    saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}  # "['name']"
+    # A path is "['name']", and a value is "digits dtype[shape]".
+    saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}
     differ = [
         f"{name} is saved as {saved.get(name)}, the config makes it {array.dtype}{[*array.shape]}"
         for name, array in model.params.items()
@@ -31,7 +32,7 @@ def check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
 
 
 def check_same_run(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
-    """A continuation may run longer and elsewhere and log otherwise; all else must be as it was."""
+    """Check that config and data are those of the saved run, except the fields in `_FREE`."""
     wanted, found = (_flat(c) for c in (model.config, check_format(meta, folder)))
     differ = [
         f"{name} is {wanted[name]!r}, saved as {found[name]!r}"

@@ -1,9 +1,9 @@
-"""What was saved is what comes back: fingerprints of arrays, a seal on the rest, no links.
+"""Detects damaged checkpoints: fingerprints of arrays, a seal on the meta data, no links.
 
-A fingerprint is a sum of integers, which wrap around and so add up to the same in any order: it
-does not depend on how an array lies on the devices, and is checked on the arrays themselves after
-they were read, on whatever mesh. A change of one number always shows, of several all but one time
-in 2^64.
+A fingerprint is a sum of integers with wrap-around, so it is the same in any order of summation.
+It therefore does not depend on the layout of an array, and can be checked on the arrays after they
+were read, on any mesh. It always detects a change of one number, and misses a change of several
+with probability 2^-64.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 def fingerprints(tree: Any) -> dict[str, str]:
@@ -41,10 +41,12 @@ def _sums(arrays: list[jax.Array]) -> jax.Array:
 
 
 def _sum(array: jax.Array) -> jax.Array:
-    """Two sums of the bits, each weighted by an odd number of its place: uint32 (2,)."""
+    """Two sums of the array's words, each word weighted by an odd number that depends on its place:
+    uint32 (2,).
+    """
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
-    width = min(8 * array.dtype.itemsize, 32)  # of 64 bits, two words
+    width = min(8 * array.dtype.itemsize, 32)  # a number of 64 bits becomes two words
     bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}"))
     words = bits.astype(jnp.uint32)
     place = jnp.zeros(words.shape, jnp.uint32)
@@ -60,10 +62,10 @@ def _sum(array: jax.Array) -> jax.Array:
 
 
 def check_fingerprints(found: dict[str, str], saved: dict[str, str]) -> None:
-    """That arrays are those that were saved.
+    """Check that arrays have the fingerprints that were saved.
 
     Raises:
-      Damaged: naming the first that is not.
+      Damaged: naming the first that has not.
     """
     for path in sorted(found.keys() | saved.keys()):
         if found.get(path) != saved.get(path):
@@ -71,15 +73,15 @@ def check_fingerprints(found: dict[str, str], saved: dict[str, str]) -> None:
 
 
 def seal(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON values with a hash of them."""
+    """JSON values with their hash added."""
     return {**values, "sha256": _hash(values)}
 
 
 def check_seal(values: Any) -> None:
-    """That sealed values are as they were.
+    """Check that sealed values match their hash.
 
     Raises:
-      Damaged: they are not.
+      Damaged: they do not.
     """
     if not isinstance(values, dict) or "sha256" not in values:
         raise Damaged("its meta data have no seal")
@@ -92,10 +94,12 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def check_no_links(folder: str | Path) -> None:
-    """That a folder is one, of plain files and folders: reading it leads nowhere else, and ends.
+    """Check that a folder holds only plain files and folders.
+
+    A link could lead the reader elsewhere, and a pipe could make it wait forever.
 
     Raises:
-      Damaged: naming a link, a pipe or the like.
+      Damaged: naming the first link or special file.
     """
     if os.path.islink(folder):
         raise Damaged(f"{folder} is a link")

@@ -1,4 +1,4 @@
-"""A folder that holds a model -> the model: a run, or what `nvib export` wrote."""
+"""Loads the model from a run's folder, or from one that `nvib export` wrote."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def load_model(
     Args:
       path: the folder.
       which: "best" or "last" checkpoint of a run.
-      say: told of a damaged checkpoint.
+      say: called with a line of text about a damaged checkpoint.
     """
     return load_with_step(path, which=which, say=say)[0]
 
@@ -29,7 +29,7 @@ def load_model(
 def load_with_step(
     path: str | Path, *, which: str = "best", say: Callable[[str], None] = to_standard_error
 ) -> tuple[TextModel, int | None]:
-    """`load_model`, and the step of the checkpoint it read; None for an exported model."""
+    """(model, step of the checkpoint that was read); the step is None for an exported model."""
     folder = Path(path) / FOLDER
     if which not in ("best", "last"):
         raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")

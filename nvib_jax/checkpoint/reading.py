@@ -1,9 +1,9 @@
-"""Reading the checkpoints of a run: the wanted one that is whole; the folder stays as it is.
+"""Reading a run's checkpoints: the wanted one, or the next one that is undamaged.
 
-A checkpoint is not trusted. Its folder must hold plain files only, its meta data must be sealed and
-of the step that the folder's name says, and its arrays must have the fingerprints that were saved.
-The run may go on meanwhile and remove a checkpoint under the reader: then the next one is read.
-Reading runs no code of a file.
+A checkpoint is not trusted. Its folder must hold plain files only, its meta data must match their
+seal and the step in the folder's name, and its arrays must have the fingerprints that were saved.
+If a running training removes a checkpoint while it is read, the next one is read. The reader
+changes nothing in the folder, and executes no code from a file.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.state import TrainState
 
-_PATIENCE = 0.5  # seconds in which a checkpoint that is being removed is gone
+_PATIENCE = 0.5  # seconds to wait for a checkpoint that is being removed to disappear
 T = TypeVar("T")
 
 
 class CheckpointReader:
-    """The checkpoints of one run directory, as somebody sees them who only reads.
+    """The checkpoints of one run directory, read-only.
 
     Args:
       run_dir: the run.
-      say: told of a damaged checkpoint.
+      say: called with a line of text about a damaged checkpoint.
     """
 
     def __init__(self, run_dir: str | Path, *, say: Callable[[str], None] = to_standard_error):
@@ -44,11 +44,11 @@ class CheckpointReader:
         self._say = say
 
     def steps(self) -> list[int]:
-        """Steps that are there, rising."""
+        """The saved steps, rising."""
         return saved_steps(self.folder.parent)
 
     def metas(self, which: str = "last") -> Iterator[tuple[int, dict[str, Any]]]:
-        """(step, meta data) of the checkpoints whose meta data are whole, the wanted one first.
+        """(step, meta data) of all checkpoints with undamaged meta data, the wanted one first.
 
         Args:
           which: "last", or "best" for the lowest objective.
@@ -63,7 +63,7 @@ class CheckpointReader:
         return self._metas(which)
 
     def _metas(self, which: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """As `metas`; the folder is listed anew for each, because a run may be writing to it."""
+        """As `metas`. The folder is listed again each time, because a run may be writing to it."""
         read: dict[int, dict[str, Any] | None] = {}
         given: set[int] = set()
         while True:
@@ -86,10 +86,10 @@ class CheckpointReader:
     def read(
         self, step: int, meta: dict[str, Any], shapes: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """Items of a checkpoint as arrays; None, and a line that says so, where it is damaged.
+        """Items of a checkpoint as arrays; None, and a line of text, if it is damaged.
 
         Args:
-          step: one of `metas`.
+          step: one that `metas` gave.
           meta: its meta data.
           shapes: item -> tree of shapes with shardings.
         """
@@ -98,7 +98,8 @@ class CheckpointReader:
             return None
 
         def check() -> dict[str, Any]:
-            # All of them first: every process takes part in each, whatever it finds in one.
+            # All fingerprints are computed before any is compared, because computing one takes all
+            # processes, and a process that raised at the first would be missing at the second.
             found = {name: fingerprints(tree) for name, tree in items.items()}
             for name in found:
                 check_fingerprints(found[name], meta["fingerprints"][name])
@@ -107,16 +108,16 @@ class CheckpointReader:
         return self._whole(step, check)
 
     def restore(self, state: TrainState, model: TextModel) -> TrainState:
-        """The last state that is whole.
+        """The state of the last undamaged checkpoint.
 
         Args:
-          state: of arrays, or of shapes with shardings: what comes back is like it.
-          model: what is to be continued.
+          state: arrays, or shapes with shardings; the result has the same shapes and shardings.
+          model: the model of the run that is to be continued.
 
         Raises:
-          FileNotFoundError: nothing to resume from.
-          ValueError: the checkpoint is of another config than `model`, the fields that differ are
-            named, or of other data; or none is whole.
+          FileNotFoundError: there is no checkpoint.
+          ValueError: the checkpoint is of another config than `model` (the error names the fields
+            that differ) or of other data; or all are damaged.
         """
         shapes = jax.tree.map(_abstract, state)
         wanted = {"params": shapes.params, "optimizer": optimizer_of(shapes)}
@@ -128,9 +129,9 @@ class CheckpointReader:
         raise ValueError(f"no checkpoint in {self.folder} is whole")
 
     def _read_items(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
-        """The arrays, without Orbax's manager.
+        """Read the arrays with Orbax's handlers rather than its manager.
 
-        It ends each reading with a barrier: if one process found its files damaged and raised, the
+        The manager ends with a barrier: if one process finds its files damaged and raises, the
         others would wait for it forever.
         """
         folder = epath.Path(self.folder) / str(step)
@@ -142,12 +143,12 @@ class CheckpointReader:
         }
 
     def _whole(self, step: int, read: Callable[[], T]) -> T | None:
-        """What was read; None, and a line that says so, if that failed on any process."""
+        """The result of `read()`; None, and a line of text, if that failed on any process."""
         result, reason = None, "another process could not read it"
         try:
             with quiet_orbax():
                 result = read()
-        except Exception as error:  # whatever a reader makes of bytes that mean nothing
+        except Exception as error:  # readers raise anything on damaged bytes
             kind = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())[:300]
         if everywhere(result is not None):
@@ -157,7 +158,7 @@ class CheckpointReader:
         return None
 
     def _is_removed(self, step: int) -> bool:
-        """Whether the run that this reader looks at is removing a checkpoint that it may remove."""
+        """Whether the checkpoint failed to be read only because a running training removed it."""
         end = time.monotonic() + _PATIENCE
         while (self.folder / str(step)).exists():
             if time.monotonic() > end:
@@ -167,13 +168,13 @@ class CheckpointReader:
 
 
 def optimizer_of(state: TrainState) -> dict[str, Any]:
-    """All of a state but its parameters."""
+    """All fields of a state except its parameters."""
     return {name: value for name, value in vars(state).items() if name != "params"}
 
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Without what Orbax logs by the way: its errors are raised, and said in one sentence here."""
+    """Hide what Orbax logs; its errors are still raised, and reported here in one sentence."""
 
     def of_others(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname

@@ -1,4 +1,4 @@
-"""Which checkpoints a run has, what they say of themselves, and which of them stay."""
+"""Lists a run's checkpoints, reads their meta data, and decides which of them are kept."""
 
 import json
 import math
@@ -12,11 +12,11 @@ from nvib_jax.checkpoint.description import FORMAT
 from nvib_jax.checkpoint.integrity import Damaged, check_no_links, check_seal
 
 FOLDER = "checkpoints"
-METRIC = "objective"  # the loss on held-out data with the KLs at full weight
+METRIC = "objective"  # in the meta data: the loss on held-out data with the KLs at full weight
 
 
 def saved_steps(run_dir: str | Path) -> list[int]:
-    """Steps of a run's checkpoints, rising; touches nothing."""
+    """Steps of a run's checkpoints, rising; it only lists the folder."""
     return sorted(int(p.name) for p in (Path(run_dir) / FOLDER).glob("*") if _is_step(p))
 
 
@@ -24,17 +24,18 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """The meta data of a checkpoint.
 
     Args:
-      folder: of the checkpoint, whose name is its step.
+      folder: the checkpoint's, whose name is its step.
 
     Raises:
-      Damaged: links in it, no seal, or a step that is not the folder's name.
-      OSError, RecursionError, ValueError: what is no file or no JSON.
+      Damaged: it contains links, does not match its seal, or says another step than its name.
+      OSError, RecursionError, ValueError: the file is missing or is not JSON.
     """
     check_no_links(folder)
     meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
     if not isinstance(meta, dict):
         raise Damaged("its meta data are no JSON object")
-    if meta.get("format") == FORMAT:  # another version's is refused for that, not for its seal
+    # Only this version's seal is checked; a caller refuses another version for being another one.
+    if meta.get("format") == FORMAT:
         check_seal(meta)
         if meta.get("step") != int(folder.name):
             raise Damaged(f"it says that it is of step {meta.get('step')}")
@@ -42,21 +43,22 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def objective_of(meta: dict[str, Any] | None) -> float:
-    """How good a checkpoint is, the lower the better; infinity where that was not measured."""
+    """A checkpoint's objective, the lower the better; infinity if it was not measured."""
     value = (meta or {}).get(METRIC)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.inf
 
 
 class Keep(policies.PreservationPolicy):
-    """Which checkpoints stay: the last, the best, and every so many steps.
+    """Which checkpoints are not deleted: the last ones, the best ones, and every so many steps.
 
-    The objectives are those in the meta data, so that no other file can be damaged; best is lowest.
+    The objectives are read from the meta data and from no other file, because another file could be
+    damaged as well. The best is the lowest.
 
     Args:
-      folder: of the checkpoints.
-      last: how many of the last.
-      best: how many of the best.
-      every: those at multiples of so many steps; 0 is none.
+      folder: the folder of the checkpoints.
+      last: how many of the last ones.
+      best: how many of the best ones.
+      every: those at multiples of this number of steps; 0 is none.
     """
 
     def __init__(self, folder: Path, last: int, best: int, every: int):
@@ -74,11 +76,11 @@ class Keep(policies.PreservationPolicy):
 def _objective(folder: Path) -> float:
     try:
         return objective_of(read_meta(folder))
-    except (Damaged, OSError, ValueError, RecursionError):  # it is named where it is read
+    except (Damaged, OSError, ValueError, RecursionError):  # whoever reads it reports the damage
         return math.inf
 
 
 def _is_step(path: Path) -> bool:
-    """Whether a folder's name is a step as it is written, "12" and not "012" or "²"."""
+    """Whether a folder's name is a step exactly as it is written: "12", not "012" or "²"."""
     name = path.name
     return name.isascii() and name.isdigit() and str(int(name[:18])) == name and path.is_dir()

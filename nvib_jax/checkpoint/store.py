@@ -1,10 +1,10 @@
-"""Checkpoints of a run: parameters, optimiser state, and all that is needed to go on without it.
+"""Writing a run's checkpoints: everything that is needed to continue the run or to use its model.
 
 One Orbax step folder holds three items: `params` (a flat dict), `optimizer` (step, state, running
 mean of the loss) and `meta` (JSON: config, tokenizer, buckets, counts, versions, fingerprints). The
-data's position is the step: a batch is a function of (seed, step). Orbax writes to a temporary name
-and renames, so a folder that counts as a step was whole once; what has changed since is found by
-whoever reads it (`reading.py`), and the one before it is read.
+position in the data is not saved, because a batch is a function of (seed, step). Orbax writes under
+a temporary name and renames, so every step folder was complete once. The reader (`reading.py`)
+detects damage since then, and reads the checkpoint before it instead.
 """
 
 import contextlib
@@ -35,14 +35,20 @@ _NOTES = "_CHECKPOINT_METADATA"
 
 
 def _of_others(record: logging.LogRecord) -> bool:
-    """Not of Orbax's writing: when one array fails, asyncio logs those that failed beside it."""
+    """Whether a log record is to be shown.
+
+    It hides what asyncio logs when several of Orbax's writes fail together: Orbax raises the first
+    error, and asyncio logs the others.
+    """
     text = record.getMessage()
     return "exception was never retrieved" not in text or "orbax-checkpoint" not in text
 
 
 @contextlib.contextmanager
 def _quiet_tensorstore() -> Iterator[None]:
-    """Without the traceback of each array that fails after the first one has closed the loop."""
+    """Hide the tracebacks of arrays whose writing fails because the first failure has closed the
+    event loop.
+    """
     plain = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -56,15 +62,16 @@ def _quiet_tensorstore() -> Iterator[None]:
         sys.excepthook = plain
 
 
-logging.getLogger("asyncio").addFilter(_of_others)  # for good: it logs when the garbage goes
-DAMAGED = "damaged"  # where damaged ones are moved by a run that goes on
+# This filter is never removed, because asyncio logs at garbage collection, at any later time.
+logging.getLogger("asyncio").addFilter(_of_others)
+DAMAGED = "damaged"  # the folder to which a resumed run moves damaged checkpoints
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, but for a notice of preemption, which `Interrupt` alone may ask for."""
+    """Orbax's manager, but it never asks JAX for a notice of preemption; `Interrupt` does."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Never: every question moves JAX's own counter of steps."""
+        """Always False, without asking JAX, because every question moves JAX's own step counter."""
         return False
 
 
@@ -73,13 +80,13 @@ class Checkpoints(CheckpointReader):
 
     Args:
       run_dir: the run.
-      keep: how many of the last to keep.
-      best: how many with the lowest objective to keep beside them.
-      every: keep those at multiples of so many steps for good; 0 keeps none of them.
-      say: told of a damaged checkpoint.
+      keep: how many of the last checkpoints to keep.
+      best: how many with the lowest objective to keep besides.
+      every: keep those at multiples of this number of steps forever; 0 keeps none of them.
+      say: called with a line of text about a damaged checkpoint.
 
     Raises:
-      OSError: a folder that cannot be written to.
+      OSError: the folder cannot be written to.
     """
 
     def __init__(
@@ -103,7 +110,7 @@ class Checkpoints(CheckpointReader):
                 self._manager = self._open()
             except OSError:
                 raise
-            except Exception:  # whatever Orbax makes of a file that it could do without
+            except Exception:  # Orbax raises many kinds if a file of its own notes is damaged
                 self._drop_step_metadata()
                 self._manager = self._open()
 
@@ -122,26 +129,26 @@ class Checkpoints(CheckpointReader):
         )
 
     def _drop_step_metadata(self) -> None:
-        """Remove Orbax's own notes: its manager fails on damaged ones, nobody here reads them."""
+        """Remove Orbax's own notes: damaged ones stop its manager, and nothing needs them."""
         for step in saved_steps(self.folder.parent) if is_first() else ():
             (self.folder / str(step) / _NOTES).unlink(missing_ok=True)
-        everywhere(True)  # nobody opens the folder before process 0 has done so
+        everywhere(True)  # a barrier: no process opens the folder before process 0 is done
         self._say(f"a {_NOTES} in {self.folder} is damaged; they are removed, nothing needs them")
 
     def steps(self) -> list[int]:
-        """Steps that are there, rising."""
+        """The saved steps, rising."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, model: TextModel, objective: float | None) -> None:
-        """Save in the background; waits for the save before it, if any.
+        """Save in the background, after waiting for the previous save to end.
 
         Args:
           state: what is saved.
-          model: of this state.
-          objective: the lower, the better; None where there was no time to measure it.
+          model: the model of this state, for the meta data.
+          objective: the held-out loss; None if there was no time to measure it.
 
         Raises:
-          OSError: this one, or the one before it, cannot be written.
+          OSError: this checkpoint or the previous one cannot be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -162,7 +169,7 @@ class Checkpoints(CheckpointReader):
                 raise OSError(f"there is one of a later step, {max(self.steps(), default=None)}")
 
     def _check_space(self, items: Any) -> None:
-        """Refuse what does not fit: a writer that runs into the end of a disk wastes what is left.
+        """Refuse a save that does not fit, before it fills the disk.
 
         Raises:
           OSError: on all processes, if one of them sees too little space.
@@ -175,32 +182,32 @@ class Checkpoints(CheckpointReader):
             )
 
     def check(self) -> None:
-        """Nothing, without waiting, unless the save in the background has failed.
+        """Raise the error of the save in the background if it has failed; never wait for it.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the checkpoint cannot be written.
         """
-        # `check_for_errors` would say nothing: Orbax's own thread has taken the error already.
+        # `check_for_errors` does not help, because Orbax's own thread has taken the error already.
         with self._writing():
             if self._saving is not None and not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()
 
     def wait(self) -> None:
-        """Until the last save is whole.
+        """Wait until the last save is complete.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the checkpoint cannot be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def resume(self, state: TrainState, model: TextModel) -> TrainState:
-        """As `restore`; damaged ones after the last that is whole are moved out of the way.
+        """As `restore`; damaged checkpoints after the one that is read are moved to `DAMAGED`.
 
         Raises:
-          FileNotFoundError: nothing to resume from.
-          OSError: a damaged one cannot be moved.
-          ValueError: as `restore`; if none is whole, none is moved.
+          FileNotFoundError: there is no checkpoint.
+          OSError: a damaged checkpoint cannot be moved.
+          ValueError: as `restore`; if all are damaged, none is moved.
         """
         self.wait()
         state = self.restore(state, model)
@@ -208,7 +215,9 @@ class Checkpoints(CheckpointReader):
         return state
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Out of the way of their steps' next saves, for a person to look at."""
+        """Move these checkpoints aside, so that the run can save these steps again and a person
+        can look at the damaged ones.
+        """
         moved = True
         for step in steps if is_first() else ():
             aside = self.folder.parent / DAMAGED
@@ -226,10 +235,10 @@ class Checkpoints(CheckpointReader):
             self._manager.reload()
 
     def close(self) -> None:
-        """Wait for the last save.
+        """Wait for the last save and close Orbax's manager.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the checkpoint cannot be written.
         """
         said = self._failed
         try:
@@ -239,7 +248,7 @@ class Checkpoints(CheckpointReader):
                 finally:
                     self._manager.close()
         except OSError:
-            if not said:  # the same error, which has ended the run already
+            if not said:  # otherwise it is the error that has already ended the run
                 raise
         finally:
             self._quiet.close()
@@ -248,7 +257,7 @@ class Checkpoints(CheckpointReader):
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of the file system, or of Orbax about it
+        except Exception as error:  # the file system's, or what Orbax makes of it
             self._failed = True
             step = self._saving
             name = "a checkpoint" if step is None else f"the checkpoint of step {step}"
@@ -260,7 +269,7 @@ class Checkpoints(CheckpointReader):
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, where it is known; otherwise the beginning of what Orbax says of it."""
+    """The system's message if Orbax's contains a known one, otherwise the beginning of Orbax's."""
     text = " ".join(str(error).split())
     known = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     return next((reason for reason in known if reason in text), text[:300])

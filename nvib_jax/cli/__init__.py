@@ -1,6 +1,6 @@
-"""The `nvib` command: train, evaluate, sweep, report, and what a trained model is played with.
+"""The `nvib` command: prints usage and errors, and runs a command.
 
-This file prints the usage and the errors; `commands.py`, slower to import, does the rest.
+`commands.py` has the commands. It is imported late, because it is slower to import.
 """
 
 import difflib
@@ -35,12 +35,13 @@ _NAMES = (
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
     *("export", "evaluate", "sweep", "report", "bench", "doctor"),
 )
-# RuntimeError: of the libraries of files and devices, whose errors have no class of their own.
+# Errors that are printed as one line. RuntimeError is among them, because libraries for files and
+# devices raise it.
 _SAID = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status. Errors of use are one line on standard error."""
+    """Run a command and return the exit status. Errors are one line on standard error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(command, rest)
         sys.stdout.flush()
-    except BrokenPipeError:  # `nvib sample RUN | head` has read enough
+    except BrokenPipeError:  # as in `nvib sample RUN | head`, when head has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         said = " ".join(str(error).split()) or type(error).__name__
-        # A library's, of a disk or a device: where it comes from is not in its words.
+        # A library's error about a disk or a device does not say where it comes from.
         more = "; --debug shows where" if type(error) in (RuntimeError, RecursionError) else ""
         print(f"nvib {command}: {said[:1000]}{more}", file=sys.stderr)
         return 1
@@ -77,7 +78,7 @@ def _run(command: str, arguments: list[str]) -> None:
     if command not in _NAMES:
         print(USAGE, end="")
         return
-    if command == "doctor" and not arguments:  # says what is missing, so it needs nothing of it
+    if command == "doctor" and not arguments:  # must run without the packages it reports missing
         from nvib_jax.cli.doctor import main as doctor
 
         doctor()

@@ -1,8 +1,8 @@
-"""What each `nvib` command does.
+"""The table of `nvib` commands, and the small ones.
 
-The options of each are the fields of a frozen dataclass, which tyro shows with their defaults under
-`--help`. `train` and `prepare` take a preset file and the fields of `Config`. Commands about texts
-are in `text_commands.py`, those about whole runs in `studies.py`.
+A command's options are the fields of a frozen dataclass, which tyro shows with their defaults under
+`--help`. `train` and `prepare` (`launch.py`) take a preset file and the fields of `Config`.
+Commands on texts are in `text_commands.py`, those on whole runs in `studies.py`.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def _bench(arguments: list[str]) -> None:
 
 
 def _command(kind: type[T], function: Callable[[T], Any]) -> Callable[[list[str]], None]:
-    """What reads the options of a command and runs it."""
+    """A function that parses a command's arguments to options and runs it."""
     return lambda arguments: function(options.parse_command(kind, arguments))
 
 

@@ -1,4 +1,4 @@
-"""`nvib doctor`: versions, devices, and which attention runs here, by trying it."""
+"""`nvib doctor`: prints versions, devices, and which attention runs here, by trying each."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ from nvib_jax.attention import FORMS, IMPLEMENTATIONS, denoising_attention
 from nvib_jax.attention.choice import fastest
 from nvib_jax.types import Mixture
 
-# What each extra is there for; `jax[cuda13]` and `jax[tpu]` bring plugins that jax finds itself.
+# Packages that are listed; plugins of `jax[cuda13]` and `jax[tpu]` are not, as jax finds them.
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 TRAINING = (
     *("optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets"),
@@ -28,7 +28,7 @@ _DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def lines() -> Iterator[str]:
-    """The report, line by line: what comes late is computed late."""
+    """The report's lines, each computed when it is needed, so that the first appear at once."""
     python = platform.python_version()
     yield f"nvib_jax {nvib_jax.__version__} in {Path(nvib_jax.__file__).parent}"
     yield f"Python {python}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
@@ -42,7 +42,7 @@ def lines() -> Iterator[str]:
     yield ""
     try:
         devices = jax.devices()
-    except Exception as reason:  # whatever a backend's start says
+    except Exception as reason:  # backends raise any kind of error when they fail to start
         platforms = os.environ.get("JAX_PLATFORMS")
         asked = f", with JAX_PLATFORMS={platforms}" if platforms else ""
         yield f"devices      none{asked}: {' '.join(str(reason).split()) or repr(reason)}"
@@ -62,13 +62,13 @@ def lines() -> Iterator[str]:
 
 
 def main() -> None:
-    """Print it."""
+    """Print the report."""
     for line in lines():
         print(line, flush=True)
 
 
 def version(package: str) -> str:
-    """Of an installed package, or "missing"."""
+    """The version of an installed package, or "missing"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -76,7 +76,7 @@ def version(package: str) -> str:
 
 
 def _tried(name: str) -> str:
-    """Every form in float32 or else bfloat16, or why none runs."""
+    """The forms that an implementation runs, in float32 or else bfloat16, or why it runs none."""
     here = jax.default_backend()
     if _HOMES.get(name, here) != here:
         return f"no: it is for {_HOMES[name].upper()}s, this is a {here.upper()}"
@@ -86,7 +86,7 @@ def _tried(name: str) -> str:
         for dtype in _DTYPES:
             try:
                 error = _error(name, form, dtype)
-            except Exception as reason:  # whatever a backend says
+            except Exception as reason:  # backends raise any kind of error
                 reasons.setdefault(form, " ".join(str(reason).split())[:160])
             else:
                 good.setdefault(jnp.dtype(dtype).name, []).append(f"{form} {error:.0e}")
@@ -96,7 +96,7 @@ def _tried(name: str) -> str:
 
 
 def _error(name: str, form: str, dtype) -> float:
-    """Largest difference to the reference in float32 at a small random problem."""
+    """Largest difference to the float32 reference on a small random problem."""
     keys = jax.random.split(jax.random.key(0), 6)
     batch, queries, components, dim, heads = 2, 64, 65, 64, 2
 

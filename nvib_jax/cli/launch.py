@@ -1,4 +1,4 @@
-"""`nvib train` and `nvib prepare`: a preset, any of its fields, how to go on and where to run."""
+"""`nvib train` and `nvib prepare`: reads a preset and its overrides, and starts the run."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Prepare:
 
 
 def train(arguments: list[str]) -> None:
-    """Train, or say what training would need."""
+    """Train, or with `--dry-run` print what training would need."""
     options, name = _read(Train, arguments)
     if options.dry_run or options.topology:
         from nvib_jax.training.dry_run import dry_run
@@ -64,7 +64,7 @@ def train(arguments: list[str]) -> None:
     initialize(options.coordinator, options.processes, options.process)
     going_on = options.resume or options.auto_resume
     named = options.config.train.run_dir
-    # Before anything else, because another run may ask for the same folder meanwhile.
+    # The folder is claimed first, because another run might otherwise take the same one meanwhile.
     with Claim([named] if named else _folders(Path("runs"), name, going_on)) as claim:
         settings = dataclasses.replace(options.config.train, run_dir=str(claim.folder))
         config = dataclasses.replace(options.config, train=settings)
@@ -109,7 +109,10 @@ def _read(kind: type[T], arguments: list[str]) -> tuple[T, str]:
 
 
 def _folders(parent: Path, name: str, going_on: bool) -> Iterator[Path]:
-    """runs/NAME, -2, -3 ... without a run; of a run that goes on, the last that has one."""
+    """Candidates for the run's folder: runs/NAME, runs/NAME-2 ... that hold no run yet.
+
+    If a run is to be continued, it is only the last of them that holds a run.
+    """
     paths = [parent / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
     used = [path for path in paths if (path / "config.json").exists()]
     if going_on:

@@ -31,11 +31,11 @@ def parse(kind: Any, arguments: list[str], *, prog: str, command: str = "", **op
       kind: the dataclass or function.
       arguments: words of the command line.
       prog: how the command is written, for the usage line.
-      command: what shows its help with `--help`, where that is not `prog`.
-      **options: `tyro.cli`'s.
+      command: the command whose `--help` an error recommends; empty is `prog`.
+      **options: passed to `tyro.cli`.
 
     Raises:
-      ValueError: options that are wrong, the nearest one named.
+      ValueError: an option is wrong; the error names the nearest right one.
       SystemExit: after `--help`.
     """
     box = io.StringIO()
@@ -46,12 +46,12 @@ def parse(kind: Any, arguments: list[str], *, prog: str, command: str = "", **op
         if not stop.code:
             raise
         raise ValueError(f"{_sentence(box.getvalue())}; see {command or prog} --help") from None
-    sys.stderr.write(box.getvalue())  # a warning, say
+    sys.stderr.write(box.getvalue())  # such as a warning
     return found
 
 
 def _sentence(box: str) -> str:
-    """What a box of tyro's says, without its title and its rules, drawn or of ASCII."""
+    """The message in tyro's error box, without the box's title and lines (Unicode or ASCII)."""
     lines = [line.strip("│| ") for line in box.strip().splitlines()[1:]]
     parts = [list(group) for rule, group in itertools.groupby(lines, _is_rule) if not rule] or [
         [box]
@@ -59,7 +59,8 @@ def _sentence(box: str) -> str:
     said = " ".join(parts[0])
     given = next(iter(re.findall(r"--[\w.-]+", said)), "")
     said = re.sub(r"^Error parsing (\S+):", r"\1:", said)
-    said = re.sub(r"^[\w.]+: (\w+\.\w+ )", r"\1", said)  # config.model: model.heads is 3
+    # "config.model: model.heads is 3" becomes "model.heads is 3".
+    said = re.sub(r"^[\w.]+: (\w+\.\w+ )", r"\1", said)
     said = _NO_NUMBER.sub(r"\1 is \2; wanted a number", said)
     said = _NO_NUMBER_OR_NONE.sub(r"\1 is \2; wanted a number", said)
     near = [line.split()[0] for line in lines if re.match(r"--\w", line)]
@@ -72,13 +73,13 @@ def _is_rule(line: str) -> bool:
 
 
 def warn(text: str) -> None:
-    """A line for a person, beside what a program may read."""
+    """Print a line to standard error, because a program may read standard output."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def notes_as_lines() -> Iterator[None]:
-    """What Python warns of unusual texts, `UnusualText`, as plain lines for a person."""
+    """Within it, warnings of the category `UnusualText` are printed as plain lines."""
     from nvib_jax.text_input import UnusualText
 
     with warnings.catch_warnings():
@@ -96,7 +97,7 @@ def notes_as_lines() -> Iterator[None]:
 
 
 def parse_command(kind: type[T], arguments: list[str]) -> T:
-    """The options of the command that goes by the name of a dataclass."""
+    """The options of the command with the name of this dataclass."""
     name = f"nvib {kind.__name__.lower()}"
     return parse(kind, arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
 

@@ -1,7 +1,7 @@
-"""`nvib play RUN`: lines in, texts out. What is typed is written again; `/help` says the rest.
+"""`nvib play RUN`: encodes each typed sentence and writes it again; `/help` lists the commands.
 
-`Player` turns a line into lines and knows nothing of terminals; `play` gives it a prompt, or the
-lines of a pipe. A line that cannot be done is an error of one line, and the next one is read.
+`Player` answers a line with lines and does not depend on a terminal; `play` gives it the lines of a
+prompt or of a pipe. A line that fails prints an error of one line, and the next line is read.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ STEPS = 5
 
 @dataclass
 class Player:
-    """What a session remembers, and what it answers."""
+    """A session: its settings, and its answers to lines."""
 
     model: TextModel
     form: str | None = None
@@ -44,7 +44,7 @@ class Player:
         """The lines that answer a line.
 
         Raises:
-          ValueError: a command that there is not, or a text that the model does not take.
+          ValueError: an unknown command, or a text that the model does not take.
         """
         line = line.strip()
         if not line.startswith("/"):
@@ -100,12 +100,12 @@ class Player:
         return []
 
     def _next(self) -> None:
-        """Every line has draws of its own; the same lines after the same seed have the same."""
+        """Change the seed, so that every line has new draws, the same in each session."""
         self.seed += 1
 
 
 def _number(command: str, value: str, kind: Callable[[str], float], least: int) -> int:
-    """The argument of a command."""
+    """The argument of a command as a number of at least `least`."""
     what = "a whole number" if kind is int else "a number"
     try:
         number = kind(value)
@@ -125,7 +125,7 @@ def largest(posterior: Posterior, count: int) -> Posterior:
 
 
 def play(model: TextModel, *, form: str | None = None, seed: int = 0) -> None:
-    """Answer the lines of standard input until it ends; a prompt where that is a terminal."""
+    """Answer the lines of standard input until it ends; on a terminal there is a prompt."""
     player, person = Player(model, form, seed), sys.stdin.isatty()
     if person:
         print(f"{model}\nType a sentence, A -> B, /sample or /help; Ctrl-D ends.")
@@ -136,7 +136,7 @@ def play(model: TextModel, *, form: str | None = None, seed: int = 0) -> None:
                     print(text, flush=True)
         except ValueError as error:
             warn(" ".join(str(error).split()))
-        except KeyboardInterrupt:  # what takes long is given up, the session goes on
+        except KeyboardInterrupt:  # at a prompt it stops the current line and not the session
             if not person:
                 raise
             print()

@@ -1,4 +1,4 @@
-"""`nvib evaluate`, `nvib sweep` and `nvib report`: options, and what they call."""
+"""`nvib evaluate`, `nvib sweep` and `nvib report`: their options, and the functions they call."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class Report:
 
 
 def evaluate(options: Evaluate) -> None:
-    """Runs, one after the other, and their table."""
+    """Evaluate the runs one after the other, and print their table."""
     from nvib_jax.evaluation.protocol import evaluate_run
     from nvib_jax.evaluation.table import legend, read_runs, score_table
 
@@ -68,7 +68,7 @@ def evaluate(options: Evaluate) -> None:
 
 
 def sweep(options: Sweep) -> None:
-    """What is not done yet; then the table of all, and their scores in one file."""
+    """Run what is not done yet, save the scores of all runs, and print their table."""
     from nvib_jax.evaluation.table import legend, read_runs, save_scores, score_table
     from nvib_jax.sweep import load_sweep, run_sweep
 
@@ -84,7 +84,7 @@ def sweep(options: Sweep) -> None:
 
 
 def report(options: Report) -> None:
-    """The page."""
+    """Write the report's page and print its path."""
     from nvib_jax.evaluation.report import write_report
 
     if not options.run:

@@ -1,4 +1,4 @@
-"""`nvib reconstruct`, `sample`, `interpolate` and `play`: options, and what they do with texts."""
+"""`nvib reconstruct`, `sample`, `interpolate` and `play`: their options and what they do."""
 
 import json
 import sys
@@ -100,7 +100,7 @@ class Play:
 
 
 def reconstruct(options: Reconstruct) -> None:
-    """The text of each sentence, in order."""
+    """Print the reconstruction of each sentence, in order."""
     texts = _texts(options.text, options.inputs)
     model = load(options.run, options.checkpoint)
     with notes_as_lines():
@@ -112,7 +112,7 @@ def reconstruct(options: Reconstruct) -> None:
 
 
 def sample(options: Sample) -> None:
-    """So many sentences."""
+    """Print sentences written from the prior."""
     model = load(options.run, options.checkpoint)
     lengths = None if options.length is None else [options.length] * options.count
     outputs = model.sample(
@@ -123,7 +123,7 @@ def sample(options: Sample) -> None:
 
 
 def interpolate(options: Interpolate) -> None:
-    """A path for each pair."""
+    """Print the path between the two sentences of each pair."""
     texts = _texts(options.text, options.inputs)
     if len(texts) % 2:
         raise ValueError(f"there are {len(texts)} sentences; wanted pairs")
@@ -146,14 +146,14 @@ def interpolate(options: Interpolate) -> None:
 
 
 def play(options: Play) -> None:
-    """A prompt, or the lines of a pipe."""
+    """Answer lines from a prompt or a pipe."""
     from nvib_jax.cli.play import play
 
     play(load(options.run, options.checkpoint), form=options.form, seed=options.seed)
 
 
 def _texts(given: Sequence[str], inputs: Inputs) -> list[str]:
-    """Sentences of arguments, files and standard input, blank lines left out."""
+    """The sentences in arguments, files and standard input, without blank lines."""
     for place, text in enumerate(given, 1):
         if not text.strip():
             raise ValueError(f"sentence {place} is empty; wanted words")

@@ -1,4 +1,4 @@
-"""The data's way: source -> clean -> sentences -> tokenizer -> cache -> batches.
+"""The data pipeline: source -> clean -> sentences -> tokenizer -> cache -> batches.
 
     config.py     what to read, how to clean, tokenise and batch it
     sources.py    raw text: the embedded grammar (grammar.py), files (text_files.py), TFDS
@@ -8,8 +8,8 @@
     prepared.py   the cache, opened; its ids are a flat file (token_file.py)
     batches.py    the batch of any step
 
-Importing this loads numpy only; lark, sentencepiece, array_record, grain and TFDS are imported by
-the functions that need them, and TensorFlow never.
+Importing this package loads numpy only. lark, sentencepiece, array_record, grain and TFDS are
+imported by the functions that need them, and TensorFlow is never imported.
 """
 
 from nvib_jax.data.batches import Batch, Batches, choose_buckets

@@ -1,9 +1,9 @@
-"""Tokens in, batches out: a pure function of (seed, step), of which a process reads its rows.
+"""Batches of token ids: a batch is a pure function of (seed, step), and a process reads its rows.
 
-Sentences are grouped by length into buckets, each a static shape. An epoch is a permutation of
-the split, cut into batches of one bucket each; every sentence is in it exactly once, and the last
-batch of a bucket is filled up with rows that are masked throughout. Nothing depends on what was
-read before, so that a resumed run needs only its step, and all processes agree on the global batch.
+Sentences are grouped by length into buckets, each a static shape. An epoch is a permutation of the
+split, cut into batches of one bucket each. Every sentence is in it exactly once, and the last batch
+of a bucket is filled up with rows that are all padding. Nothing depends on what was read before, so
+a resumed run needs only its step, and all processes agree on the global batch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from nvib_jax.data.config import Split
 from nvib_jax.data.prepared import PreparedData
 
 _DEFAULT_BUCKETS = 4
-_HANDED_OVER = 4096  # sentences
-# No run is this long; grain wants an end.
-_NO_END = 1 << 40
+_HANDED_OVER = 4096  # about as many sentences are handed from a prefetching thread at once
+_NO_END = 1 << 40  # grain wants a number of steps; no run has this many
 
 
 class Batch(TypedDict):
@@ -31,8 +30,8 @@ class Batch(TypedDict):
 
     Keys:
       tokens: `[B, N]` int32, padded with `Tokenizer.pad_id`.
-      mask: `[B, N]` bool, True on tokens; a filler row has none.
-      index: `[B]` int32, the sentence's place in its split; -1 for a filler row.
+      mask: `[B, N]` bool, True on tokens.
+      index: `[B]` int32, the sentence's place in its split; -1 for a row that is all padding.
     """
 
     tokens: np.ndarray
@@ -42,7 +41,7 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class _Plan:
-    """One epoch: `rows[b]` are the sentences of batch b (-1 fills up), `lengths[b]` its bucket."""
+    """An epoch: `rows[b]` are the sentences of batch b (-1 is padding), `lengths[b]` its bucket."""
 
     rows: np.ndarray
     lengths: np.ndarray
@@ -55,14 +54,14 @@ class Batches:
       data: prepared data.
       split: `train`, `validation` or `test`.
       batch_size: sentences in a global batch.
-      buckets: padded lengths in tokens, rising; empty for four that pad least.
-      seed: names the order of sentences and of batches.
+      buckets: padded lengths in tokens, rising; empty chooses the four that pad least.
+      seed: of the order of sentences and of batches.
       rows: which rows of the global batch are read, rising; None is all. Processes that share a
         batch each read their own.
       shuffle: False keeps the split's order within each bucket, short buckets first, every epoch.
 
     Raises:
-      ValueError: an unknown or empty split, rows that no batch has, or sentences longer than the
+      ValueError: an unknown or empty split, rows outside the batch, or sentences longer than the
         longest bucket.
 
     >>> data = prepare(DataConfig(num_train=200, num_validation=0, num_test=0, cache_dir="cache"))
@@ -88,7 +87,7 @@ class Batches:
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         if not len(self._rows) or not 0 <= self._rows.min() <= self._rows.max() < batch_size:
             raise ValueError(f"rows must be of [0, {batch_size}), got {self._rows.tolist()}")
-        # Every split shares the training data's buckets, so that no split adds shapes to compile.
+        # All splits have the same buckets, so that no split adds shapes to compile.
         self.buckets = tuple(buckets) or default_buckets(data)
         check_buckets(self.buckets, int(lengths.max()), f"sentence of {split!r}")
         self.batch_size = batch_size
@@ -104,7 +103,7 @@ class Batches:
         return sum(-(-len(members) // self.batch_size) for members in self._members)
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of any step from 0, `step // len(self)` being its epoch: `[len(rows), N]`."""
+        """The batch of a step, 0 or more, shape (len(rows), N). Its epoch is step // len(self)."""
         plan, position = self._place(step)
         index = plan.rows[position, self._rows].astype(np.int32)
         tokens, mask = self._data.padded(self._split, index, int(plan.lengths[position]))
@@ -120,14 +119,15 @@ class Batches:
 
         Args:
           start_step: the first step.
-          prefetch: how far background threads are ahead, in batches of 4,096 sentences or more; 0
-            makes each when it is asked for.
+          prefetch: how far background threads work ahead, in groups of about 4,096 sentences; 0
+            makes each batch when it is asked for.
         """
         if not prefetch:
             return map(self.__getitem__, itertools.count(start_step))
         import grain
 
-        # Handing a small batch from thread to thread takes longer than making it: many go at once.
+        # Several batches are handed over at once, because handing a small one from thread to thread
+        # takes longer than making it.
         together = max(1, _HANDED_OVER // self.batch_size)
 
         def several(group: int) -> list[Batch]:
@@ -145,8 +145,8 @@ class Batches:
         return self._plan(epoch), position
 
     def _plan(self, epoch: int) -> _Plan:
-        # Prefetching threads meet at the turn of an epoch: two plans are kept, so that threads on
-        # either side of it do not make each other's plan anew.
+        # Two plans are kept, because at the end of an epoch some prefetching threads still need the
+        # old plan and others already need the new one.
         with self._plan_lock:
             if epoch not in self._plans:
                 while len(self._plans) > 1:
@@ -170,10 +170,10 @@ class Batches:
 
 
 def check_buckets(buckets: Sequence[int], longest: int, what: str = "sentence") -> None:
-    """That the longest sentence has a bucket.
+    """Check that the longest sentence fits into a bucket.
 
     Raises:
-      ValueError: it has none.
+      ValueError: it does not.
     """
     if longest > buckets[-1]:
         raise ValueError(
@@ -191,8 +191,9 @@ def default_buckets(data: PreparedData) -> tuple[int, ...]:
 def choose_buckets(lengths: np.ndarray, count: int) -> tuple[int, ...]:
     """At most `count` padded lengths that minimise the padding of sentences of these lengths.
 
-    Exact, by dynamic programming over the lengths that occur: the cheapest way to cover the lengths
-    up to `l` with `k` buckets ends with one bucket of length `l`. Ties take the fewer buckets.
+    The choice is exact, by dynamic programming over the lengths that occur: the cheapest way to
+    cover the lengths up to `l` with `k` buckets ends with a bucket of length `l`. If several
+    choices pad equally, the one with the fewest buckets is taken.
 
     Args:
       lengths: `[n]` integers, in tokens.

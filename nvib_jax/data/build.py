@@ -1,8 +1,8 @@
 """The stages of preparing: text -> clean sentences in a file -> tokenizer -> flat files of ids.
 
-Text goes through in blocks of about a megabyte, in several processes where that pays; a block's
-result depends on the block alone, so that the files are the same to the byte with any number of
-processes, and memory does not grow with the corpus.
+Text is processed in blocks of about a megabyte, by several processes if the text is long enough.
+A block's result depends on the block alone, so the files are the same to the byte with any number
+of processes, and memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.data.workers import ordered_map, usable_cores
 
 _BLOCK = 1 << 20  # characters of documents or bytes of sentences that a process gets at once
-_PAYS_FROM = 8 << 20  # bytes of text for which starting processes pays
-_SAMPLED_BYTES = 64 << 20  # of sentences that the tokenizer is trained on, at most
-_SAMPLED_OF_SENTENCE = 4096  # characters; training is quadratic in a sentence
+_PAYS_FROM = 8 << 20  # bytes of text from which starting processes is faster
+_SAMPLED_BYTES = 64 << 20  # most bytes of sentences that the tokenizer is trained on
+_SAMPLED_OF_SENTENCE = 4096  # most characters of each, because training is quadratic in them
 
 Progress = Callable[[str], None]
 Limits = tuple[int, int] | None
@@ -48,17 +48,17 @@ Limits = tuple[int, int] | None
 def build(
     config: DataConfig, digest: str, folder: Path, report: Progress, workers: int | None = None
 ) -> None:
-    """Writes a whole cache into `folder`, the metadata last.
+    """Write a whole cache into `folder`, the metadata last.
 
     Args:
       config: what to prepare.
-      digest: its hash.
-      folder: empty.
+      digest: the hash of the config and the text.
+      folder: an empty folder.
       report: called with a line of text at each stage.
-      workers: processes; None for as many as there are cores, where the text is long enough.
+      workers: number of processes; None is one per core if the text is long enough, otherwise one.
 
     Raises:
-      ValueError: of a split no sentence is left.
+      ValueError: no sentence of a split is left.
     """
     if workers is None:
         workers = usable_cores() if sources.text_bytes(config) >= _PAYS_FROM else 1
@@ -101,7 +101,7 @@ def build(
 
 
 def described(config: DataConfig) -> dict[str, Any]:
-    """What the data are, as JSON values, and not where they lie."""
+    """The config's fields that determine the data, as JSON values."""
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in OF_BATCHES}
     return json.loads(json.dumps(values))
 
@@ -116,7 +116,7 @@ def _text_file(folder: Path, split: str) -> Path:
 def _write_text(
     config: DataConfig, split: Split, layout: Layout, file: Path, workers: int
 ) -> tuple[int, Dropped]:
-    """Clean sentences to a file, one a line: their number, and what was dropped."""
+    """Write clean sentences to a file, one per line; return how many and what was dropped."""
     documents = sources.read_sentences(config, split)
     count, dropped = 0, Dropped()
     with file.open("wb") as stream:
@@ -148,7 +148,7 @@ def _blocks(documents: Iterable[str]) -> Iterator[list[str]]:
 def _clean_block(
     config: CleanConfig, layout: Layout, documents: list[str]
 ) -> tuple[bytes, int, Dropped]:
-    """Lines of clean sentences, how many, and what was dropped."""
+    """(lines of clean sentences, how many, what was dropped)."""
     sentences, dropped = _cleaner(config, layout).sentences(documents)
     return "".join(f"{s}\n" for s in sentences).encode(), len(sentences), dropped
 
@@ -162,7 +162,7 @@ def _cleaner(config: CleanConfig, layout: Layout) -> Cleaner:
 
 
 def _train_tokenizer(config: DataConfig, file: Path, count: int) -> Tokenizer:
-    """Trains on at most `tokenizer_sentences`, spread evenly over the file."""
+    """Train on at most `tokenizer_sentences`, spread evenly over the file."""
     of_bytes = count * _SAMPLED_BYTES // file.stat().st_size
     cap = min(config.tokenizer_sentences, max(of_bytes, 1))
     sample = (
@@ -171,7 +171,8 @@ def _train_tokenizer(config: DataConfig, file: Path, count: int) -> Tokenizer:
         if (i + 1) * cap // count > i * cap // count
     )
     if config.source == "grammar":
-        # A small corpus may lack a word of the grammar that a held-out sentence has.
+        # All words of the grammar are added, because a small corpus may lack a word that a held-out
+        # sentence has.
         words = sorted(default_grammar().words)
         return Tokenizer.train([*sample, *words], config.vocab_size, whole_words=True)
     return Tokenizer.train(sample, config.vocab_size)
@@ -189,7 +190,7 @@ def _lines(file: Path) -> Iterator[str]:
 def _write_split(
     config: DataConfig, split: Split, tokenizer: Tokenizer, folder: Path, workers: int
 ) -> tuple[np.ndarray, Dropped]:
-    """Encodes a split; the lengths of what is kept, `[n]` int32, and what was dropped."""
+    """Encode a split; return the lengths of the kept sentences, [n] int32, and what was dropped."""
     from nvib_jax.progress import track
 
     text = _text_file(folder, split)
@@ -222,12 +223,12 @@ def _text_blocks(file: Path) -> Iterator[bytes]:
 def encode_block(
     model: bytes, limits: Limits, block: bytes
 ) -> tuple[np.ndarray, np.ndarray, Dropped]:
-    """Ids and lengths of the sentences of a block that are within the limits.
+    """Encode the sentences of a block and keep those whose number of tokens is within the limits.
 
     Args:
       model: a serialised tokenizer.
       limits: fewest and most tokens of a sentence; None for no limits.
-      block: UTF-8 lines, a sentence each.
+      block: UTF-8 text, one sentence per line.
 
     Returns:
       `[tokens]` int32 ids end to end, `[n]` int32 lengths, and what was dropped.
@@ -262,7 +263,7 @@ def _split_metadata(lengths: np.ndarray, dropped: Dropped) -> dict[str, Any]:
 
 
 def _file_metadata(file: Path) -> dict[str, Any]:
-    """Size, and of small files the checksum; the ids have checksums of their own."""
+    """A file's size, and its hash unless it holds ids, which have checksums of their own."""
     found: dict[str, Any] = {"bytes": file.stat().st_size}
     if file.suffix != ".tokens":
         found["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()

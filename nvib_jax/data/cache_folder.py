@@ -1,11 +1,11 @@
-"""Folders of a cache: claimed by one process, built under a passing name, put in place whole.
+"""Makes one process build a cache while others wait, and puts the finished folder in place.
 
-Processes that start together would each prepare the same data for themselves. So the first makes
-the folder `.claim-DIGEST`, which only one can do on any file system, and the others wait until the
-data are there or the claim is given up. The owner writes a line into it every few seconds; a claim
-whose line stands still, or whose owner is a dead process of this machine, is taken over. Two owners
-at once, as a race at a take-over may leave, cost time alone: both build the same under their own
-names, and one of them puts it in place.
+Processes that start together would otherwise each prepare the same data. So the first makes the
+folder `.claim-DIGEST`, which only one can do on any file system, and the others wait until the data
+are there or the claim is given up. The owner updates a line in it every few seconds. A claim is
+taken over if its line has not changed for a while, or if its owner was a process of this machine
+that has ended. A race at a take-over may leave two owners. That only costs time: both build the
+same data under names of their own, and one of them puts it in place.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from nvib_jax.data.prepared import METADATA
 _BUILDING = ".building-"
 _CLAIM = ".claim-"
 _OWNER = "owner"
-_ABANDONED_AFTER = 2 * 24 * 3600
-BEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0
-LOOK_SECONDS = 0.5
+_ABANDONED_AFTER = 2 * 24 * 3600  # seconds after which an unfinished folder is removed
+BEAT_SECONDS = 5.0  # how often the owner updates its line
+STALE_SECONDS = 60.0  # after this long without an update a claim is taken over
+LOOK_SECONDS = 0.5  # how often a waiting process looks
 
 
 class Claim:
@@ -36,7 +36,7 @@ class Claim:
 
     Args:
       root: the folder of all caches; it exists.
-      digest: which one.
+      digest: the name of the cache.
     """
 
     def __init__(self, root: Path, digest: str) -> None:
@@ -45,7 +45,7 @@ class Claim:
         self._ended = threading.Event()
 
     def take(self) -> bool:
-        """Takes the claim if nobody has it, or nobody alive; whether it is this process's now."""
+        """Take the claim if no living process has it; return whether this process has it now."""
         try:
             self.folder.mkdir()
         except FileExistsError:
@@ -56,22 +56,22 @@ class Claim:
             return self.take()
         try:
             self._write()
-        except OSError:  # nobody shall wait for a process that could not even say its name
+        except OSError:  # without a line the claim has no owner, so others would wait in vain
             _remove(self.folder)
             raise
         threading.Thread(target=self._beat, daemon=True).start()
         return True
 
     def is_held(self) -> bool:
-        """Whether somebody alive has it."""
+        """Whether a living process has the claim."""
         return self.folder.is_dir() and not self._is_stale()
 
     def owner(self) -> str:
-        """Who has it: "HOST, process N"; empty where nobody has."""
+        """The owner as "HOST, process N"; empty if there is none."""
         return self._read().rpartition(" ")[0]
 
     def give_up(self) -> None:
-        """Lets the next one have it."""
+        """Give up the claim, so that another process can take it."""
         self._ended.set()
         _remove(self.folder)
 
@@ -89,7 +89,7 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk is told of by what is built
+            with contextlib.suppress(OSError):  # such as a full disk, which building reports itself
                 self._write()
 
     def _is_stale(self) -> bool:
@@ -105,7 +105,7 @@ class Claim:
 
 @contextlib.contextmanager
 def building_folder(root: Path, digest: str) -> Iterator[Path]:
-    """A folder to build a cache in; it is put in place at the end, and gone after an error."""
+    """A folder to build a cache in. It is moved into place at the end; after an error, removed."""
     building = root / building_name(digest)
     building.mkdir()
     try:
@@ -116,27 +116,28 @@ def building_folder(root: Path, digest: str) -> Iterator[Path]:
 
 
 def move_into_place(building: Path, final: Path) -> None:
-    """Puts the finished folder in its place, unless another process was first."""
+    """Move the finished folder into its place, unless another process was first."""
     try:
         building.rename(final)
     except OSError:
-        # The other process prepared the same content, by its hash.
+        # If the place is taken by a finished cache, it has the same content, because its name is
+        # the hash of that.
         if not (final / METADATA).is_file():
             raise
 
 
 def building_name(digest: str) -> str:
-    """A name of its own for every call, which says whose it is."""
+    """A new unique name, which contains the host and the process that it belongs to."""
     return f"{_BUILDING}{digest}-{uuid.uuid4().hex}-{socket.gethostname()}-{os.getpid()}"
 
 
 def discard(folder: Path) -> None:
-    """Removes a damaged cache."""
+    """Remove a damaged cache."""
     _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder; renamed first, so that nobody sees half of it."""
+    """Remove a folder. It is renamed first, so that nobody sees it half removed."""
     doomed = folder.with_name(building_name(folder.name.lstrip(".")))
     try:
         folder.rename(doomed)
@@ -146,7 +147,7 @@ def _remove(folder: Path) -> None:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Removes what interrupted runs left: of dead processes of this machine, or days old."""
+    """Remove unfinished folders of processes on this machine that have ended, and old ones."""
     for folder in root.glob(f"{_BUILDING}*"):
         name, _, process = folder.name.rpartition("-")
         here = name.endswith(f"-{socket.gethostname()}")

@@ -1,8 +1,8 @@
-"""Raw text in, clean sentences out: one small function a step, applied in the order of the file.
+"""Cleans raw text to sentences: one small function per step, applied in the order of this file.
 
-By default no letter of any language is dropped. `PUBLISHED_CHARACTERS` and the other defaults are
-the steps of the published NVAE's WikiText sentences; `CleanConfig` has a switch for each. Limits on
-length in tokens are applied later, where the tokens are known.
+By default no letter of any language is dropped. `PUBLISHED_CHARACTERS` together with the other
+defaults gives the WikiText sentences of the published NVAE; `CleanConfig` has a switch for each
+step. Limits on length in tokens are applied later, when the tokens are known.
 """
 
 from __future__ import annotations
@@ -18,45 +18,46 @@ from nvib_jax.data.sentence_ends import split_running, split_tokenised
 
 _HEADING = re.compile(r"\s*=.*=\s*")
 _MARK = re.compile(r" ?@([-,.])@ ?")
-# SentencePiece writes a space as ▁: a text's own would come back as one.
+# A text's own ▁ becomes a space too, because SentencePiece writes spaces as ▁ and would decode it
+# to one.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f▁]")
 _PLAIN_QUOTES = {"‘": "'", "’": "'", "“": '"', "”": '"'}
 _SPLITTERS = {"running": split_running, "wikitext": split_tokenised}
 
 
 def is_heading(line: str) -> bool:
-    """Whether a line stands between equals signs, as WikiText's ` = = Title = = ` do."""
+    """Whether a line is enclosed in equals signs, like WikiText's ` = = Title = = `."""
     return len(line.strip()) > 1 and _HEADING.fullmatch(line) is not None
 
 
 def collapse_spaces(text: str) -> str:
-    """One space between words, none at the ends; control characters are spaces."""
+    """Leave one space between words and none at the ends; control characters become spaces."""
     if not text.isprintable():
         text = _CONTROLS.sub(" ", text)
     return " ".join(text.replace("▁", " ").split())
 
 
 def join_marks(text: str) -> str:
-    """`1 @,@ 000` to `1,000`, `red @-@ tipped` to `red-tipped`; spaces are single already."""
+    """`1 @,@ 000` to `1,000`, `red @-@ tipped` to `red-tipped`; expects single spaces."""
     return _MARK.sub(r"\1", text) if "@" in text else text
 
 
 def join_punctuation(text: str) -> str:
-    """No space before `.`, `,` and `'`; spaces are single already."""
+    """Remove the space before `.`, `,` and `'`; expects single spaces."""
     return text.replace(" .", ".").replace(" ,", ",").replace(" '", "'")
 
 
 class CharacterFilter:
-    """Keeps the characters of a regular expression's bracket content.
+    """Drops all characters except those in a regular expression's brackets.
 
     A dropped symbol leaves a space (`red-tipped` to `red tipped`), a dropped letter or accent
-    leaves nothing. Typographic quotes are written plainly first (`don’t` to `don't`).
+    leaves nothing. Typographic quotes become plain ones first (`don’t` to `don't`).
 
     Args:
-      keep: the inside of a bracket expression.
+      keep: the inside of a bracket expression, such as "a-z ".
 
     Raises:
-      ValueError: `keep` is none.
+      ValueError: `keep` is not the inside of a bracket expression.
     """
 
     def __init__(self, keep: str) -> None:
@@ -70,17 +71,17 @@ class CharacterFilter:
         self._table = _Table(kept)
 
     def __call__(self, text: str) -> str:
-        """The text with what is kept."""
+        """The text without dropped characters."""
         return text.translate(self._table)
 
     def drops(self, character: str) -> bool:
-        """Whether the character is lost, rather than kept or written plainly."""
+        """Whether the character is dropped, and not kept or replaced by a plain quote."""
         plain = _PLAIN_QUOTES.get(character, character)
         return plain != " " and self._table[ord(character)] != plain
 
 
 class _Table(dict[int, str]):
-    """For `str.translate`: each character is looked at once."""
+    """A table for `str.translate` that computes each character's entry when it first occurs."""
 
     def __init__(self, kept: re.Pattern[str]) -> None:
         self._kept = kept
@@ -100,7 +101,7 @@ class Cleaner:
 
     Args:
       config: the switches.
-      layout: `lines`, `running` or `wikitext`, which says how sentences are told apart.
+      layout: `lines`, `running` or `wikitext`; it decides how documents are split into sentences.
 
     Raises:
       ValueError: `config.keep_characters` is not the inside of a bracket expression.
@@ -124,7 +125,7 @@ class Cleaner:
         return text.lower() if config.lowercase else text
 
     def sentences(self, documents: Iterable[str]) -> tuple[list[str], Dropped]:
-        """Sentences of documents (lines or paragraphs), empty ones left out, and what was lost."""
+        """(clean sentences of documents, without empty ones; what was dropped)."""
         dropped = Dropped()
         raw: list[str] = []
         for document in documents:
@@ -143,7 +144,7 @@ def clean_sentences(documents: Iterable[str], config: CleanConfig, layout: Layou
 
 
 def clean_text(text: str, config: CleanConfig) -> str:
-    """One sentence as the training text was cleaned, neither split nor taken for a heading.
+    """Clean one sentence as the training text was; it is neither split nor treated as a heading.
 
     Raises:
       ValueError: `config.keep_characters` is not the inside of a bracket expression.

@@ -1,7 +1,7 @@
-"""What the data are: where the text comes from, how it is cleaned, tokenised and batched.
+"""The data's configuration: where text comes from, how it is cleaned, tokenised and batched.
 
-Plain frozen dataclasses, standard library only, so that the command line can show them quickly. The
-string under each field is its help text.
+These are frozen dataclasses that need only the standard library, so that the command line can show
+them quickly. The string under each field is its help text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Layout = Literal["auto", "lines", "running", "wikitext"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TFDS_PREFIX = "tfds:"
 
-# Fields on which prepared data do not depend.
+# Fields that prepared data do not depend on.
 OF_BATCHES = frozenset({"batch_size", "buckets", "cache_dir", "digest"})
 
 # The characters of the published NVAE's WikiText sentences, for `CleanConfig.keep_characters`.
@@ -30,7 +30,7 @@ PUBLISHED_CHARACTERS = "a-zA-Z0-9 ,'<>."
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
-    """The steps from raw text to sentences, in order. The grammar's sentences skip them all.
+    """The steps from raw text to sentences, in order. Sentences of the grammar skip all of them.
 
     >>> CleanConfig(keep_characters="a-z ").lowercase
     True
@@ -143,7 +143,7 @@ def cache_root(config: DataConfig) -> Path:
     """The folder of prepared data: `cache_dir`, else `$NVIB_CACHE`, else `~/.cache/nvib_jax`.
 
     Raises:
-      NotImplementedError: a URL; prepared data are mapped into memory, which needs a disk.
+      NotImplementedError: it is a URL, but memory-mapping prepared data needs a local disk.
     """
     named = config.cache_dir or os.environ.get("NVIB_CACHE") or "~/.cache/nvib_jax"
     if "://" in named:
@@ -155,10 +155,10 @@ def cache_root(config: DataConfig) -> Path:
 
 
 def relocated(config: DataConfig) -> DataConfig:
-    """The data of a run as its reader finds them, perhaps on another machine.
+    """A run's data config for a reader, who may be on another machine.
 
-    `$NVIB_CACHE`, where it is set, comes before the folder that the trainer named, and so does the
-    default where the trainer's folder is not here.
+    The `cache_dir` that the run used is dropped if `$NVIB_CACHE` is set, or if that folder does not
+    exist here.
     """
     here = config.cache_dir and Path(config.cache_dir).expanduser().is_dir()
     if here and not os.environ.get("NVIB_CACHE"):
@@ -167,9 +167,9 @@ def relocated(config: DataConfig) -> DataConfig:
 
 
 def fit_to_text(config: DataConfig, preset: DataConfig) -> DataConfig:
-    """The config without what the preset says of its own text, where the config names another.
+    """Drop the preset's buckets and digest from a config that reads another text than the preset.
 
-    A preset's buckets fit the preset's sentences, and its digest is of the preset's data.
+    The preset's buckets fit its own sentences, and its digest names its own data.
     """
     changes: dict[str, Any] = {}
     other = config.source != preset.source or config.clean.max_tokens > preset.clean.max_tokens

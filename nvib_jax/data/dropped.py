@@ -1,4 +1,4 @@
-"""What preparing a split left out, counted and with examples, so that nothing is lost silently."""
+"""Counts what preparing a split dropped, with examples, so that nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Dropped:
     """Counts of one split, added up over its parts.
 
     Attributes:
-      characters: read, spaces left out.
-      lost: those of them that the cleaning dropped, by character.
-      headings: lines left out as headings.
-      sentences: found in the text.
-      empty: sentences of which nothing was left.
-      short, long: sentences outside the limits on their tokens.
-      lossy, too_short, too_long: examples of sentences.
+      characters: how many were read, without spaces.
+      lost: how many of each character the cleaning dropped.
+      headings: lines dropped as headings.
+      sentences: how many the text has.
+      empty: sentences of which cleaning left nothing.
+      short, long: sentences with fewer or more tokens than the limits allow.
+      lossy, too_short, too_long: example sentences that lost a letter, or were too short or long.
     """
 
     characters: int = 0
@@ -42,12 +42,12 @@ class Dropped:
     too_long: list[str] = field(default_factory=list)
 
     def read(self, raw: list[str], clean: list[str], drops: Callable[[str], bool] | None) -> None:
-        """Counts sentences before and after cleaning.
+        """Count what cleaning did to these sentences.
 
         Args:
-          raw: as they were found.
-          clean: as they are now.
-          drops: whether the cleaning loses a character; None where it loses none.
+          raw: the sentences before cleaning.
+          clean: the same sentences after it.
+          drops: says whether cleaning drops a character; None if it drops none.
         """
         self.sentences += sum(not text.isspace() and text != "" for text in raw)
         self.empty += sum(
@@ -68,7 +68,7 @@ class Dropped:
             self.lossy += [_around(text, words) for text in itertools.islice(lossy, _EXAMPLES)]
 
     def refuse(self, text: str, *, short: bool) -> None:
-        """Counts a sentence outside the limits."""
+        """Count a sentence that is too short or too long."""
         if short:
             self.short += 1
         else:
@@ -85,11 +85,11 @@ class Dropped:
         return total
 
     def to_json(self) -> dict[str, Any]:
-        """For the metadata."""
+        """The counts as JSON values, for the cache's metadata."""
         return dataclasses.asdict(self) | {"lost": dict(self.lost.most_common(100))}
 
     def of_characters(self) -> str:
-        """What became of the characters, or nothing where none was dropped."""
+        """A line about dropped characters; empty if there are none."""
         total = self.lost.total()
         if not total:
             return ""
@@ -104,7 +104,7 @@ class Dropped:
         return line
 
     def of_sentences(self, low: int, high: int) -> str:
-        """What became of the sentences, or nothing where none was dropped."""
+        """A line about dropped sentences; empty if there are none."""
         parts = []
         if self.empty:
             parts.append(f"{self.empty:,} empty after cleaning")
@@ -125,7 +125,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _around(text: str, letters: re.Pattern[str]) -> str:
-    """The part of a text around what it loses."""
+    """The part of a text around the first letter that it loses."""
     place = letters.search(text)
     start = max(0, (place.start() if place else 0) - _SHOWN // 2)
     return _shown(text[start:].strip())

@@ -1,15 +1,16 @@
 """A small probabilistic grammar of English: a corpus whose sentences can be checked and scored.
 
-The rules and words are in `english.txt`. Drawing expands rules at random from `sentence`; a draw of
-fewer than 4 or more than 24 words is thrown away and drawn again. So the probability of a sentence
-`x` in the language is exact,
+The rules and words are in `english.txt`. A sentence is drawn by expanding rules at random, starting
+with `sentence`; a draw of fewer than 4 or more than 24 words is discarded and repeated. So the
+probability of a sentence `x` of the language is known exactly,
 
     log p(x) = sum over its one derivation of log p(expansion | rule) - log Z,
     Z = P(4 <= length <= 24),
 
-where the derivation comes from lark's LALR(1) parser, built in strict mode: a grammar without
-conflicts is unambiguous, so there is no second derivation to add. `Z` comes from the distribution
-of lengths, computed exactly by dynamic programming. Probabilities are in nats, lengths in words.
+where the derivation comes from lark's LALR(1) parser. It is built in strict mode, which refuses
+conflicts; a grammar without conflicts is unambiguous, so there is no second derivation to add. `Z`
+comes from the distribution of lengths, computed exactly by dynamic programming. Log-probabilities
+are in nats, lengths in words.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Grammar:
         """Every word that a sentence may contain, `an` included."""
         return frozenset(self._class_of) | {"an"}
 
-    # ---- drawing
+    # ---- drawing sentences
 
     def sample(self, rng: np.random.Generator) -> str:
         """One sentence: 4 to 24 lower-case words separated by single spaces."""
@@ -83,7 +84,7 @@ class Grammar:
                 return " ".join(_articles(words))
 
     def _expand(self, uniforms: Iterator[float]) -> list[str]:
-        """The words of one derivation, cut short once there are too many."""
+        """The words of one random derivation; it stops early once there are more than 24."""
         stack: list[Any] = [self._root]
         words: list[str] = []
         while stack and len(words) <= MAX_WORDS:
@@ -96,25 +97,25 @@ class Grammar:
         return words
 
     def _compile(self) -> Any:
-        """Rules as linked nodes (is_class, cumulative shares, choices), for speed."""
+        """The rules as linked nodes (is_class, cumulative shares, choices), for fast drawing."""
         nodes: dict[str, tuple[bool, list[float], list[Any]]] = {}
         for name, words in self.classes.items():
             nodes[name] = (True, _cumulative(words.values()), list(words))
         for name in self.rules:
             nodes[name] = (False, _cumulative(p for p, _ in self.rules[name]), [])
         for name, rule in self.rules.items():
-            # A stack pops from its end, so that symbols go in reversed.
+            # The symbols are reversed, because a stack pops from its end.
             nodes[name][2].extend([nodes[s] for s in reversed(symbols)] for _, symbols in rule)
         return nodes[START]
 
-    # ---- scoring
+    # ---- scoring sentences
 
     def contains(self, sentence: str) -> bool:
         """Whether the sentence is in the language (single spaces, lower case, 4 to 24 words)."""
         return self._derivation_log_prob(sentence) > -math.inf
 
     def log_prob(self, sentence: str) -> float:
-        """Log-probability of the sentence in nats, of which the exponentials sum to one.
+        """Log-probability of the sentence in nats; the probabilities of all sentences sum to one.
 
         Returns `-inf` for a sentence that is not in the language.
         """
@@ -133,10 +134,11 @@ class Grammar:
 
     @functools.cached_property
     def _unlimited_lengths(self) -> np.ndarray:
-        """P(length = 0..24) of a draw before any is thrown away.
+        """P(length = 0..24) of a draw, before any draw is discarded.
 
-        Each sweep makes derivations one level deeper exact. No rule derives itself alone, so a
-        sentence of at most 24 words has bounded depth and the sweeps come to rest, exactly.
+        After k sweeps the probabilities are exact for derivations of depth at most k. A sentence of
+        at most 24 words has bounded depth, because no rule derives only itself, so the sweeps reach
+        an exact fixed point.
         """
         size = MAX_WORDS + 1
         one_word = np.eye(1, size, 1)[0]
@@ -161,7 +163,9 @@ class Grammar:
             return -math.inf
 
     def tokens(self, sentence: str) -> list[Any] | None:
-        """Words as lark tokens of their classes, or None where the words alone rule it out."""
+        """Words as lark tokens of their classes; None if the words alone show that it is no
+        sentence of the language.
+        """
         from lark import Token
 
         written = sentence.split(" ")
@@ -186,7 +190,7 @@ class Grammar:
         }
 
         def scorer(log_prob: float) -> Any:
-            # A child is the score of a sub-derivation, or a word that has yet to be scored.
+            # A child is the score of a sub-derivation, or a word that is not scored yet.
             return lambda children: (
                 log_prob
                 + sum(
@@ -213,7 +217,7 @@ class Grammar:
             def lex(self, data: Any) -> Iterator[Any]:  # type: ignore[override]
                 return iter(data)
 
-        # Lark tells a terminal by its capitals, all of them.
+        # Lark takes a name for a terminal if it is written in capitals.
         spelling = {symbol: symbol.upper() for symbol in self.classes}
         lines = [f"%declare {name}" for name in spelling.values()]
         for name, rule in self.rules.items():
@@ -254,7 +258,7 @@ def _cumulative(shares: Iterable[float]) -> list[float]:
 
 
 def _convolve(lengths: dict[str, Any], symbols: tuple[str, ...]) -> np.ndarray:
-    """Distribution of the length of `symbols` together, up to the limit."""
+    """Distribution of the total length of `symbols`, up to the limit."""
     size = MAX_WORDS + 1
     result = np.eye(1, size, 0)[0]
     for symbol in symbols:
@@ -263,7 +267,7 @@ def _convolve(lengths: dict[str, Any], symbols: tuple[str, ...]) -> np.ndarray:
 
 
 def _articles(words: list[str]) -> list[str]:
-    """`a` written `an` before a vowel: spelling, so that the rules need not know it."""
+    """Write `a` as `an` before a vowel, so that the rules need not distinguish them."""
     following = [*words[1:], ""]
     return [
         "an" if word == "a" and after[:1] in tuple("aeiou") else word

@@ -1,7 +1,7 @@
-"""The format of `english.txt`: text in, rules and word classes out.
+"""Parses the format of `english.txt` to rules and word classes.
 
 `name:` opens a rule, an indented `weight  symbols` is one of its expansions, and `CLASS = words`
-lists a class of words; `english.txt` says the rest.
+lists a class of words; the comments in `english.txt` explain the rest.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _fill(symbol: str, values: dict[str, str]) -> str:
 
 
 def check_symbols(rules: dict[str, Rule], classes: dict[str, list[str]]) -> None:
-    """ValueError names symbols used and not defined, or defined and not used."""
+    """Raise ValueError for symbols that are used but not defined, or defined but not used."""
     known = rules.keys() | classes.keys()
     used = {s for rule in rules.values() for _, symbols in rule for s in symbols} | {START}
     if unknown := used - known:
@@ -70,7 +70,7 @@ def check_symbols(rules: dict[str, Rule], classes: dict[str, list[str]]) -> None
 
 
 def class_of_words(classes: dict[str, list[str]]) -> dict[str, str]:
-    """The class of each word; ValueError for a word in two, since tokens must be unique."""
+    """The class of each word; ValueError for a word in two, because tokens must be unique."""
     class_of: dict[str, str] = {}
     for name, words in classes.items():
         for word in words:

@@ -1,13 +1,11 @@
-"""Text to a cache of token ids, once: who builds it, where it lies and what it is called.
+"""Prepares text as a cache of token ids, once; `build.py` has the stages.
 
-The cache is a folder named by a hash of the configuration that matters, of the text itself and of
-the format:
+The cache is a folder whose name is a hash of the relevant configuration, the text and the format:
 
     metadata.json  tokenizer.model  <split>.tokens  <split>.lengths.npy  <split>.checksums.npy
 
-It is built beside its place under another name and moved there whole, so that a folder with that
-name is complete, whatever interrupts or runs beside it; of processes that want the same, one
-builds and the others wait (`cache_folder.py`). The stages are in `build.py`.
+It is built under another name and then renamed, so that a folder with that name is always complete.
+If several processes want the same cache, one builds it and the others wait (`cache_folder.py`).
 """
 
 from __future__ import annotations
@@ -27,30 +25,30 @@ from nvib_jax.data.cache_folder import Claim, building_folder, discard, remove_a
 from nvib_jax.data.config import DataConfig, cache_root
 from nvib_jax.data.prepared import FORMAT_VERSION, PreparedData
 
-# Fields that say where the text lies, which may be elsewhere for the reader of a run.
+# Fields that say where the text is. They may differ for the reader of a run.
 _PLACES = {"train", "validation", "test", "tfds_dir"}
 
 
 def prepare(
     config: DataConfig, *, progress: Progress | None = None, workers: int | None = None
 ) -> PreparedData:
-    """Prepares a corpus, or opens the cache of it where there is one.
+    """Prepare a corpus, or open its cache if there is one.
 
-    Of several processes that call this together, also on hosts that share the folder, one prepares
-    and the others wait. A damaged cache is prepared again.
+    If several processes call this together, also on hosts that share the folder, one prepares and
+    the others wait. A damaged cache is prepared again.
 
     Args:
-      config: what to read and how to clean it. Fields of batching have no part in the cache. With
-        a `digest` the cache of that name is opened where there is one, and no text is looked for.
+      config: what to read and how to clean it. Fields of batching do not affect the cache. With a
+        `digest`, the cache of that name is opened if it exists, without looking for the text.
       progress: called with a line of text at each stage.
-      workers: processes that clean and encode, with the same result to the byte; None for as many
-        as there are cores, where the text is long enough.
+      workers: number of processes that clean and encode; the result is the same to the byte. None
+        is one per core if the text is long enough, otherwise one.
 
     Raises:
-      FileNotFoundError: a source that is not there.
+      FileNotFoundError: a source does not exist.
       OSError: the cache cannot be written.
-      ValueError: a source that cannot be read, or of which no sentence is left after cleaning;
-        sentences that are longer than `config.buckets` say.
+      ValueError: a source cannot be read, cleaning leaves no sentence of it, or sentences are
+        longer than the longest of `config.buckets`.
 
     >>> data = prepare(DataConfig(num_train=200, num_validation=20, num_test=0, cache_dir="cache"))
     >>> {split: len(lengths) for split, lengths in data.lengths.items()}
@@ -89,7 +87,7 @@ def cache_hash(config: DataConfig) -> str:
 
 
 def _named(config: DataConfig, root: Path, report: Progress) -> PreparedData | None:
-    """The data that the config's digest names, where they are here."""
+    """The data that the config's digest names, or None if they are not in this cache folder."""
     data = _open(root / config.digest, report)
     if data is None:
         return None
@@ -131,7 +129,7 @@ def _open(folder: Path, report: Progress) -> PreparedData | None:
 def _build_once(
     config: DataConfig, digest: str, root: Path, report: Progress, workers: int | None
 ) -> PreparedData:
-    """Builds the cache, or waits for the process that does."""
+    """Build the cache, or wait for the process that does."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         remove_abandoned(root)
@@ -143,7 +141,7 @@ def _build_once(
             if (data := _open(root / digest, report)) is not None:
                 return data
         try:
-            # Another may have finished between the look at the cache and the claim.
+            # Another process may have finished after this one looked and before it had the claim.
             if (data := _open(root / digest, lambda line: None)) is not None:
                 return data
             discard(root / digest)

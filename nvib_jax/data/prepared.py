@@ -1,10 +1,10 @@
 """A finished cache of token ids, opened for reading: sentences by index, lengths, the tokenizer.
 
-What is guaranteed: a bit that was flipped on disk is found before anything made of it is given.
-The metadata hold their own checksum and that of every small file, which are compared when the cache
-is opened. So are the ids, up to 256 MiB of them together; those of larger caches are compared chunk
-by chunk when they are first read (`token_file.py`), and a cache that is found damaged then is
-marked, so that it is prepared again the next time.
+It guarantees that a bit flipped on disk is detected before damaged data are returned. The metadata
+hold checksums of themselves and of every small file, which are checked when the cache is opened.
+So are the ids, if they have at most 256 MiB in all. In larger caches each chunk of ids is checked
+when it is first read (`token_file.py`); a cache that proves damaged then is marked, so that it is
+prepared again the next time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import numpy as np
 from nvib_jax.data.token_file import DamagedTokens, TokenFile
 from nvib_jax.data.tokenizer import Tokenizer
 
-# Part of the hash: raise it when the same configuration would give other files, say by a change
-# of the cleaning or of the tokenizer's training.
+# It is part of the cache's name. Raise it when the same configuration would give different files,
+# for example after a change of the cleaning or of the tokenizer's training.
 FORMAT_VERSION = 2
 METADATA = "metadata.json"
 TOKENIZER = "tokenizer.model"
 DAMAGED = "damaged.txt"
-_CHECKED_AT_ONCE = 256 << 20  # bytes, a fraction of a second
+_CHECKED_AT_ONCE = 256 << 20  # up to this many bytes all ids are checked at once, in under a second
 
 
 def token_file_name(split: str) -> str:
@@ -58,7 +58,7 @@ class PreparedData:
       tokenizer: the tokenizer that made the ids.
       vocab_size: number of ids, special ones included.
       lengths: split to `[n]` int32, tokens of each sentence without beginning or end.
-      metadata: what `metadata.json` says: counts, source, cleaning, what was dropped, hash.
+      metadata: the content of `metadata.json`: counts, source, cleaning, what was dropped, hash.
 
     >>> config = DataConfig(num_train=200, num_validation=20, num_test=0, cache_dir="cache")
     >>> data = PreparedData.load(prepare(config).path)
@@ -75,11 +75,11 @@ class PreparedData:
 
     @classmethod
     def load(cls, path: str | Path) -> PreparedData:
-        """Opens a cache that `prepare` finished.
+        """Open a cache that `prepare` finished.
 
         Raises:
-          FileNotFoundError: no cache at this path.
-          ValueError: a cache of another format version, or a damaged one.
+          FileNotFoundError: there is no cache at this path.
+          ValueError: the cache has another format version or is damaged.
         """
         path = Path(path)
         metadata = read_metadata(path)
@@ -96,11 +96,11 @@ class PreparedData:
 
     @property
     def digest(self) -> str:
-        """The hash that names these data: of the text, its cleaning and the format."""
+        """The hash of the text, its cleaning and the format, which names these data."""
         return self.metadata["hash"]
 
     def split_lengths(self, split: str) -> np.ndarray:
-        """`[n]` int32 lengths of a split; ValueError names the splits there are."""
+        """`[n]` int32 lengths of a split; ValueError for an unknown split names the known ones."""
         if split not in self.lengths:
             raise ValueError(
                 f"the prepared data have no split {split!r}, only {sorted(self.lengths)}; "
@@ -115,7 +115,7 @@ class PreparedData:
 
     @functools.cached_property
     def fingerprint(self) -> int:
-        """31 bits of the tokenizer and of all lengths: what several processes compare."""
+        """A hash (31 bits) of the tokenizer and all lengths, to compare between processes."""
         found = zlib.crc32(self.tokenizer.to_bytes())
         for split in sorted(self.lengths):
             found = zlib.crc32(self.lengths[split].tobytes(), found)
@@ -169,7 +169,7 @@ class PreparedData:
 
 
 def sealed(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Metadata with the checksum of all else that they say."""
+    """The metadata with their own checksum added."""
     return metadata | {"checksum": _checksum_of(metadata)}
 
 
@@ -212,12 +212,12 @@ def _damaged(path: Path, what: str) -> ValueError:
 
 @contextlib.contextmanager
 def _as_damage(path: Path, *, mark: bool = False) -> Any:
-    """Says of which cache a damaged file is; `mark` leaves a note for whoever opens it next."""
+    """Turn damaged ids into an error that names the cache; `mark` also marks it as damaged."""
     try:
         yield
     except DamagedTokens as error:
         if mark:
-            with contextlib.suppress(OSError):  # a cache that may only be read
+            with contextlib.suppress(OSError):  # the cache may be read-only
                 (path / DAMAGED).write_text(f"{error}\n", encoding="utf-8")
         raise _damaged(path, str(error)) from error
 
@@ -231,7 +231,7 @@ def _found_size(path: Path, name: str, metadata: dict[str, Any]) -> None:
 
 
 def _whole_file(path: Path, name: str, metadata: dict[str, Any]) -> bytes:
-    """A small file, compared with its checksum."""
+    """The content of a small file, after comparing it with its checksum."""
     _found_size(path, name, metadata)
     content = (path / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != metadata["files"][name]["sha256"]:

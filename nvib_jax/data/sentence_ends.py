@@ -1,16 +1,16 @@
-"""Paragraphs -> sentences, for text whose marks stand alone and for prose.
+"""Splits paragraphs into sentences: tokenised text (`He ran . She sat .`) and ordinary prose.
 
-Both take time in proportion to the text, whatever is in it: there are corpora of one line, and
-lines of dots.
+Both functions take linear time for any text, because corpora may consist of a single line and lines
+may consist of dots.
 """
 
 from __future__ import annotations
 
 import re
 
-# An end mark, closing quotes and brackets after it, then a space. The lookbehind starts a run of
-# marks at its beginning only, because a run that is followed by no space would otherwise be read
-# anew from each of its marks.
+# It matches end marks, closing quotes and brackets after them, and a space. The lookbehind lets a
+# match start only at the first of several marks. Otherwise a long run of marks without a space
+# after it would be scanned again from each of its marks, in quadratic time.
 _END_OF_RUNNING = re.compile(r"(?<![.!?])[.!?]++[\"'”’)\]]*+\s+")
 _OPENS_SENTENCE = re.compile(r"[\"'“‘(\[<]*+\s*+(?:[^\W_a-z]|unk>)")
 _ABBREVIATIONS = frozenset(
@@ -20,7 +20,7 @@ _ABBREVIATIONS = frozenset(
         *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
     )
 )
-_LONGEST_LAST_WORD = 64  # beyond it no word is an abbreviation
+_LONGEST_LAST_WORD = 64  # characters before a mark that are searched for an abbreviation
 
 _END_MARKS = frozenset({".", "!", "?"})
 _CLOSERS = frozenset({"''", ")", "]", "”", "’"})
@@ -29,14 +29,14 @@ _MARKS = _END_MARKS | _STRAIGHT_QUOTES
 
 
 def split_tokenised(text: str) -> list[str]:
-    """Splits text whose end marks stand alone (WikiText): `He ran . She sat .`
+    """Split text whose end marks are words of their own (WikiText): `He ran . She sat .`
 
     A mark ends a sentence together with the closing quotes and brackets after it, unless the next
-    word is lower-case or a comma (`" Who ? " , he asked`). Dots inside words are no marks.
+    word is lower-case or a comma (`" Who ? " , he asked`). Dots inside words do not count.
     """
     words, sentences, start = text.split(), [], 0
-    behind = 0  # what has been read
-    opened: set[str] = set()  # straight quotes of which an odd number came in this sentence
+    behind = 0  # the place after the last word that was read
+    opened: set[str] = set()  # straight quotes that occurred an odd number of times so far
     for place in [i for i, word in enumerate(words) if word in _MARKS]:
         if place < behind:
             continue
@@ -59,9 +59,9 @@ def split_tokenised(text: str) -> list[str]:
 
 
 def split_running(text: str) -> list[str]:
-    """Splits prose: an end mark on a word, a space, then anything but a lower-case letter.
+    """Split prose after an end mark and a space, if no lower-case letter follows.
 
-    Common abbreviations and single initials end no sentence. Standing marks are marks as well.
+    Common abbreviations and single initials do not end a sentence. A mark may also stand alone.
     """
     sentences, start = [], 0
     for match in _END_OF_RUNNING.finditer(text):

@@ -1,4 +1,4 @@
-"""Where text comes from: the grammar, files, or TFDS. Out come raw documents, before cleaning.
+"""Reads raw documents, before cleaning, from the grammar, from files or from TFDS.
 
 A document is a sentence (grammar), a line (files; layouts `lines` and `wikitext`), a paragraph
 (files; layout `running`) or the text feature of an example (TFDS).
@@ -15,9 +15,9 @@ from nvib_jax.data.config import SPLITS, DataConfig, Layout, Split
 from nvib_jax.data.grammar import default_grammar
 from nvib_jax.data.text_files import lines_of, split_files
 
-_SNIFFED = 400  # lines
-_SNIFFED_OF_LINE = 4_000  # characters
-_LAST = 100  # characters in which a line ends
+_SNIFFED = 400  # lines that `detect_layout` looks at
+_SNIFFED_OF_LINE = 4_000  # characters of each that it looks at
+_LAST = 100  # characters at the end of a line that are searched for an end mark
 _LONGEST_PARAGRAPH = 1 << 20  # characters; text without blank lines and end marks is cut there
 _WIKITEXT_SIGN = re.compile(r"\s*= .* =\s*| @[-,.]@ ")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*+\s*+$")
@@ -28,7 +28,7 @@ def read_sentences(config: DataConfig, split: Split) -> Iterator[str]:
     """Raw documents of one split, in order.
 
     Raises:
-      FileNotFoundError: a file or glob of `text` that matches nothing, or no data of `tfds:` here.
+      FileNotFoundError: a file or glob of `text` matches nothing, or data of `tfds:` are missing.
       ValueError: a file that is empty or not UTF-8; a TFDS name, split or feature that does not
         exist; TFDS data that need TensorFlow.
     """
@@ -57,14 +57,14 @@ def has_split(config: DataConfig, split: Split) -> bool:
 
 
 def grammar_size(config: DataConfig, split: Split) -> int:
-    """Sentences that the configuration asks of the grammar."""
+    """How many sentences of a split the configuration wants from the grammar."""
     return {"train": config.num_train, "validation": config.num_validation}.get(
         split, config.num_test
     )
 
 
 def resolve_layout(config: DataConfig) -> Layout:
-    """The layout, told from the beginning of the training data where it is `auto`."""
+    """The layout; if it is `auto`, it is detected from the beginning of the training data."""
     if config.source == "grammar":
         return "lines"
     if config.layout != "auto":
@@ -76,21 +76,23 @@ def resolve_layout(config: DataConfig) -> Layout:
 
 
 def detect_layout(lines: Iterable[str]) -> Layout:
-    """`wikitext` where headings or ` @-@ ` are seen, `lines` where most lines are one sentence."""
+    """Detect the layout: `wikitext` if there are headings or ` @-@ `, `lines` if most lines are one
+    sentence, otherwise `running`.
+    """
     seen = (line[:_SNIFFED_OF_LINE] for line in itertools.islice(lines, _SNIFFED))
     sample = [line for line in seen if line.strip()]
     if any(_WIKITEXT_SIGN.search(line) for line in sample):
         return "wikitext"
     several = sum(bool(_INNER_END.search(line)) for line in sample)
     unfinished = sum(not _SENTENCE_END.search(line) for line in sample)
-    # Wrapped prose ends most lines in the middle of a sentence and yet has end marks inside lines;
-    # a list of sentences without end marks has none.
+    # In wrapped prose most lines end in the middle of a sentence, and some have end marks inside. A
+    # list of sentences without end marks has none inside either.
     wrapped = several and unfinished > len(sample) / 2
     return "running" if wrapped or several > len(sample) / 4 else "lines"
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Joins wrapped lines. Blank lines end a paragraph, and so do lines that end a sentence."""
+    """Join wrapped lines. Blank lines end a paragraph, and so do lines that end a sentence."""
     parts: list[str] = []
     size = 0
     for line in lines:
@@ -98,7 +100,7 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         if stripped:
             parts.append(stripped)
             size += len(stripped)
-        # The end of the line alone is looked at, because a line may be as long as the file.
+        # Only the end of the line is searched, because a line may be as long as the file.
         ends = not stripped or _SENTENCE_END.search(stripped, max(0, len(stripped) - _LAST))
         if parts and (ends or size > _LONGEST_PARAGRAPH):
             yield " ".join(parts)
@@ -108,7 +110,7 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
 
 
 def text_bytes(config: DataConfig) -> int:
-    """How much text there is, in bytes; 0 for the grammar."""
+    """The size of the text in bytes; 0 for the grammar."""
     if config.source == "grammar":
         return 0
     if config.source == "text":
@@ -120,9 +122,9 @@ def text_bytes(config: DataConfig) -> int:
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """What identifies the text that the configuration reads, for the cache's hash.
+    """JSON values that identify the text which the configuration reads, for the cache's hash.
 
-    Files are known by their content and not by their names; TFDS data by version and size.
+    Files are identified by their content and not by their names.
     """
     if config.source == "grammar":
         return {

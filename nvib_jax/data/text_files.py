@@ -1,7 +1,7 @@
-"""The files of a `text` source, on this disk or behind a URL, as lines.
+"""The files of a `text` source as lines; a file is on the local disk or behind a URL.
 
-A URL (`gs://bucket/corpus/*.txt`) is read through fsspec, which etils, and so Orbax and TFDS, bring
-along; `gs://` needs the package gcsfs as well.
+A URL (`gs://bucket/corpus/*.txt`) is read through fsspec, which is installed with Orbax and TFDS;
+`gs://` also needs the package gcsfs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from nvib_jax.data.config import DataConfig, Split
 
-_LONGEST_LINE = 1 << 24  # bytes; what is longer is read in pieces
+_LONGEST_LINE = 1 << 24  # bytes; a longer line is read in pieces
 _BLOCK = 1 << 20
 
 
@@ -26,7 +26,7 @@ class TextFile:
     name: str
 
     def open(self) -> IO[bytes]:
-        """For reading bytes."""
+        """Open the file for reading bytes."""
         if "://" not in self.name:
             return open(self.name, "rb")
         system, path = _file_system(self.name)
@@ -34,14 +34,14 @@ class TextFile:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The file's size in bytes."""
         if "://" not in self.name:
             return Path(self.name).stat().st_size
         system, path = _file_system(self.name)
         return int(system.size(path))
 
     def sha256(self) -> str:
-        """Of the content."""
+        """The hash of the content, as hexadecimal digits."""
         found = hashlib.sha256()
         with self.open() as stream:
             while block := stream.read(_BLOCK):
@@ -50,12 +50,12 @@ class TextFile:
 
 
 def split_files(config: DataConfig, split: Split) -> list[TextFile]:
-    """The files of a split of a `text` source, each once, globs in sorted order.
+    """The files of a split of a `text` source, each once; those of a glob are sorted.
 
     A folder stands for the files `*.txt` in it.
 
     Raises:
-      FileNotFoundError: a path or glob that matches no file, or a folder without `*.txt`.
+      FileNotFoundError: a path or glob matches no file, or a folder has no `*.txt`.
       ValueError: no files are named for `train`, a file is empty, or a URL of an unknown kind.
     """
     patterns: tuple[str, ...] = getattr(config, split)
@@ -150,11 +150,13 @@ def _raw_lines(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _cut(raw: bytes) -> int:
-    """Behind the last space of the second half, or else before the last character."""
+    """Where to cut a long line: after the last space of its second half, otherwise before its last
+    character.
+    """
     space = raw.rfind(b" ", len(raw) // 2) + 1
     if space:
         return space
     cut = len(raw) - 1
-    while raw[cut] & 0xC0 == 0x80 and len(raw) - cut < 4:  # inside a character
+    while raw[cut] & 0xC0 == 0x80 and len(raw) - cut < 4:  # not the first byte of a character
         cut -= 1
     return cut

@@ -1,7 +1,7 @@
 """Text from a TFDS data set, through `tfds.data_source` and array_record, without TensorFlow.
 
-Only array_record: TFDS's default, tfrecord, needs TensorFlow to be read, and its parquet adapter
-loses rows without a word.
+It reads array_record only, because TFDS needs TensorFlow to read its default format, tfrecord, and
+its parquet adapter silently loses rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from nvib_jax.data.config import SPLITS, DataConfig, Split
 
 _READ_AT_ONCE = 512
-# Shards up to this many bytes together are known by their content, beyond it by size and time.
+# Shards of up to this many bytes in all are identified by their content, larger ones by their
+# sizes and modification times.
 _HASHED_BYTES = 1 << 30
 _HASHED_AT_ONCE = 1 << 20
 _TENSORFLOW_ADVICE = (
@@ -50,7 +51,7 @@ def documents(config: DataConfig, split: Split) -> Iterator[str]:
 
 
 def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
-    """The TFDS splits that the configuration reads: those it names, else the one of this name."""
+    """The TFDS splits to read: those that the configuration names, else the one of this name."""
     named: tuple[str, ...] = getattr(config, split)
     if named:
         return named
@@ -58,7 +59,7 @@ def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Version, splits, and the content of the shards (beyond 1 GiB, their sizes and times)."""
+    """The version, the splits, and hashes of the shards (above 1 GiB in all, sizes and times)."""
     builder = _prepared_builder(config)
     shards = _shards(builder)
     stats = [file.stat() for file in shards]
@@ -95,7 +96,7 @@ def _data_dir(config: DataConfig) -> str | None:
 
 
 def _prepared_builder(config: DataConfig) -> Any:
-    """The builder of a data set that lies on this disk in array_record, prepared now if need be."""
+    """The builder of a data set that is on this disk in array_record; it is prepared if missing."""
     from tensorflow_datasets.core.file_adapters import FileFormat
 
     builder = _builder(config)

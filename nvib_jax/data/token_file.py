@@ -1,11 +1,11 @@
-"""The token ids of a split, end to end in one flat file, mapped into memory and never unpacked.
+"""The token ids of a split, end to end in one flat file that is mapped into memory.
 
-    <split>.tokens        little-endian uint16 (int32 for a vocabulary beyond 65,536), no header
+    <split>.tokens        little-endian uint16 (int32 for a vocabulary above 65,536), no header
     <split>.checksums.npy [chunks] uint32, the CRC-32 of every 256 KiB of it
 
-Sentence i begins where the sentences before it end, so lengths are all that is needed to find it.
-Each chunk is compared with its checksum when it is first touched: no batch has an id of a chunk
-that was damaged on disk, and opening gigabytes costs nothing.
+Sentence i begins where the sentences before it end, so the lengths are enough to find it. Each
+chunk is compared with its checksum when it is first read. So no batch contains an id from a damaged
+chunk, and opening a file of gigabytes is still fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK = 1 << 18  # bytes
 
 
 class DamagedTokens(ValueError):
-    """Ids on disk that are not those that were written."""
+    """The ids on disk are not those that were written."""
 
 
 def dtype_of(vocab_size: int) -> str:
@@ -107,7 +107,7 @@ class TokenFile:
         Args:
           indices: `[B]` sentences; a negative one gives an empty row.
           width: columns, at least the longest of these sentences.
-          fill: what stands behind the end of a sentence.
+          fill: the id after the end of a sentence.
 
         Returns:
           `[B, width]` int32 ids and `[B, width]` bool, True on ids.
@@ -119,7 +119,8 @@ class TokenFile:
             self._check_range(starts, starts + lengths)
         columns = np.arange(width)
         mask = columns < lengths[:, None]
-        # Beyond a sentence's end stand other ids, or none at all: the mask covers them.
+        # After a sentence's end this takes ids of the next sentences, or clips at the end of the
+        # file; the mask replaces them below.
         found = self._flat.take(starts[:, None] + columns, mode="clip")
         return np.where(mask, found, fill).astype(np.int32, copy=False), mask
 
@@ -135,7 +136,7 @@ class TokenFile:
         size = self._flat.itemsize
         first = starts * size // CHUNK
         last = np.maximum(ends * size - 1, starts * size) // CHUNK
-        # A sentence may be longer than a chunk.
+        # Chunks between the first and the last are included, because a sentence may span several.
         steps = range(int((last - first).max(initial=0)) + 1)
         chunks = np.unique(np.concatenate([np.minimum(first + step, last) for step in steps]))
         self._check_chunks(np.minimum(chunks, len(self._checksums) - 1))

@@ -1,7 +1,7 @@
-"""SentencePiece tokenizer as a value: sentences in, one serialised model, ids out.
+"""A SentencePiece tokenizer that is one immutable value: the serialised model.
 
-Ids 0 to 3 are padding, beginning, end and unknown. No id but those of text is ever produced by
-`encode`: who wants beginning or end adds it.
+Ids 0 to 3 are padding, beginning, end and unknown. `encode` adds neither beginning nor end; callers
+add them if they need them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-# WikiText's own mark for a rare word. As a piece of its own it costs one token and decodes to
-# itself; so SentencePiece's unknown piece, which has this name by default, needs another.
+# WikiText's mark for a rare word. It is made a piece of its own, so that it is one token and
+# decodes to itself. SentencePiece's unknown piece, which has this name by default, gets another.
 _RARE_WORD = "<unk>"
 _RARE_WORD_PIECES = ["▁<unk>", "<unk>"]
 _UNKNOWN_PIECE = "<unknown>"
@@ -34,7 +34,7 @@ _TRAINING: dict[str, Any] = {
     "unk_id": 3,
     "unk_piece": _UNKNOWN_PIECE,
     "unk_surface": _UNKNOWN_SURFACE,
-    # More threads add up in another order: one, so that machines agree.
+    # One thread, because several add up in varying order and machines would get different models.
     "num_threads": 1,
     "minloglevel": 2,
 }
@@ -45,7 +45,7 @@ class Tokenizer:
     """A trained SentencePiece model.
 
     Attributes:
-      model: the serialised model, all that there is to save.
+      model: the serialised model, which is all that needs to be saved.
 
     >>> tokenizer = Tokenizer.train(["the dog", "the cat"], 50, whole_words=True)
     >>> tokenizer.decode(tokenizer.encode("the cat"))
@@ -65,10 +65,10 @@ class Tokenizer:
         """Trains on sentences; the same sentences in the same order give the same bytes.
 
         Args:
-          sentences: the text, a sentence each.
-          vocab_size: pieces at most, the four special ones included; a corpus that has no use for
-            so many gets fewer.
-          whole_words: every word one piece (and unseen words unknown), for a closed vocabulary.
+          sentences: the training text.
+          vocab_size: most pieces, with the four special ones; a small corpus gets fewer.
+          whole_words: make every word one piece, and words not seen here unknown; for a closed
+            vocabulary.
 
         Raises:
           ValueError: no sentences, or a vocabulary too small for the corpus's characters.
@@ -88,7 +88,8 @@ class Tokenizer:
                 user_defined_symbols=_RARE_WORD_PIECES
                 if any(_RARE_WORD in s for s in corpus)
                 else [],
-                # A twentieth of the default: five times faster, no longer sentences on WikiText-2.
+                # A twentieth of the default (at 4,000 pieces): training is five times faster, and
+                # WikiText-2 gets no more tokens.
                 seed_sentencepiece_size=max(50_000, 10 * vocab_size),
                 **_TRAINING,
             )

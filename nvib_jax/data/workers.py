@@ -1,8 +1,8 @@
-"""A function over many items in several processes, the results in the items' order.
+"""Maps a function over many items in several processes, with the results in the items' order.
 
-The processes are plain children that are spoken to through pipes. `multiprocessing` would either
-fork, which deadlocks once JAX has threads, or run the caller's script again in each child, which a
-script without `if __name__ == "__main__"` does not survive.
+The processes are plain children, connected by pipes. `multiprocessing` is not used, because it
+would either fork, which deadlocks once JAX has threads, or run the caller's script again in each
+child, which fails for a script without `if __name__ == "__main__"`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _MOST = 16
-# The package's __init__ imports JAX, for seconds and 100 MB that a worker has no use for: a bare
-# package in its place has the same submodules.
+# The package's __init__ imports JAX, which takes seconds and 100 MB and is useless to a worker. So
+# a worker puts an empty package with the same submodules in its place.
 _PROGRAM = """
 import sys, types
 package = types.ModuleType("nvib_jax")
@@ -47,13 +47,13 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], *, workers: int 
     """The function of each item, in order.
 
     Args:
-      function: what pickle can take: a function of `nvib_jax.data`, or a `partial` of one.
-      items: read as they are needed, two for each worker at a time.
-      workers: processes; 1 is this one.
+      function: a function of `nvib_jax.data`, or a `partial` of one, because it is pickled.
+      items: read as they are needed, about two ahead for each worker.
+      workers: number of processes; 1 means this process.
 
     Raises:
-      ChildProcessError: a worker that ended, killed for its memory perhaps.
-      Exception: what the function raises.
+      ChildProcessError: a worker ended, perhaps because it was killed for its memory.
+      Exception: any exception of the function.
     """
     if workers == 1:
         yield from map(function, items)
@@ -83,7 +83,7 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], *, workers: int 
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in crew:
             worker.kill()
-        pool.shutdown()  # calls that were under way end with their workers
+        pool.shutdown()  # waits for running calls, which fail because their workers are killed
         for worker in crew:
             worker.close()
 
@@ -116,23 +116,23 @@ class _Worker:
         self._process.stdin.flush()
 
     def kill(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """End the process at once."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """Closes the pipes of an ended process."""
+        """Close the pipes of an ended process."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with contextlib.suppress(OSError):  # what was not sent yet is lost
+            with contextlib.suppress(OSError):  # unsent data cannot be flushed any more
                 pipe.close()
 
 
 def serve() -> None:
-    """What a worker does until its input ends, as it does when the parent is gone."""
+    """A worker's main loop. It ends when its input ends, as when the parent process has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends the workers
     received, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not come between the answers
+    os.dup2(2, 1)  # whatever a library prints goes to stderr, because answers go through stdout
     try:
         function = pickle.load(received)
         while True:

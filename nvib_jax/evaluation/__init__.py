@@ -1,13 +1,13 @@
-"""What a trained model is worth, on text it has not seen. `protocol.py` asks for all of it.
+"""Measures trained models on text that they have not seen; `protocol.py` runs all measurements.
 
-reconstruction.py  BLEU, chrF, exact match, word accuracy of what comes back
-forms.py           the same under every way to read a posterior, and along thresholds
+reconstruction.py  BLEU, chrF, exact match, word accuracy of reconstructions
+forms.py           the same for every way to read a posterior, and for several thresholds
 usage.py           how many vectors were used, hard and soft, by length and by token
 likelihood.py      ELBO and importance-weighted bound, nats, with standard errors
 collapse.py        mutual information, active dimensions, KL by dimension and vector
 samples.py         prior samples: in the language, like the data, like one another, memorised
 language_model.py  the causal language model that scores samples
-interpolation.py   ways between two texts
+interpolation.py   paths of texts between two texts
 table.py, report/  runs side by side, as text and as a page
 summary.py         the page that a training run ends with
 """

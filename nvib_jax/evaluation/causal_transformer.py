@@ -1,8 +1,8 @@
-"""A causal Transformer over tokens: tokens before a token -> its log-probability.
+"""A causal Transformer: the log-probability of each token, given the tokens before it.
 
-It has no other input than the sentence so far. A sentence is its tokens and one end-of-sentence, so
-that the model is a distribution over all sentences, the empty one included; positions are
-sinusoids, so that no sentence is too long.
+Its only input is the sentence so far. A sentence is its tokens and one end-of-sentence, so that the
+model is a distribution over all sentences, including the empty one. Positions are sinusoids, so
+that no sentence is too long.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class LanguageModelConfig:
 
 
 class CausalTransformer(nnx.Module):
-    """Pre-norm layers with causal self-attention; the embedding is the output matrix too.
+    """Pre-norm layers with causal self-attention; the embedding is also the output matrix.
 
     Args:
       config: architecture.
@@ -67,7 +67,7 @@ class CausalTransformer(nnx.Module):
 
     def __init__(self, config: LanguageModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
         c = self.config = config
-        # Rows have norm 1; scaled to sqrt(D) they match what layer norm leaves.
+        # Rows start with norm 1; `states` scales them by sqrt(D), to entries of size 1.
         init = nnx.initializers.normal(c.dim**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (vocab_size, c.dim)))
         self.bias = nnx.Param(jnp.zeros(vocab_size))
@@ -78,7 +78,7 @@ class CausalTransformer(nnx.Module):
         self.norm = LayerNorm(c.dim, dtype=jnp.float32, rngs=rngs)
 
     def states(self, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """What the output layer reads to predict each token and end-of-sentence.
+        """The states from which the output layer predicts each token and end-of-sentence.
 
         Args:
           tokens: int, shape (B, N).
@@ -115,14 +115,14 @@ def sinusoids(length: int, dim: int) -> np.ndarray:
 
 
 def targets_of(tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What is to be predicted and what of it counts.
+    """The targets of a batch and which of them count.
 
     Args:
       tokens: int, shape (B, N).
-      lengths: int, shape (B,): tokens of each sentence, 0 for the empty one, -1 for a filler row.
+      lengths: int, shape (B,): tokens of each sentence, 0 if it is empty, -1 if the row is padding.
 
     Returns:
-      (targets, the tokens and end-of-sentence; which count, bool), each (B, N + 1).
+      (targets: the tokens and end-of-sentence, int; which of them count, bool), each (B, N + 1).
     """
     position = jnp.arange(tokens.shape[1] + 1)[None]
     end = jnp.asarray(Tokenizer.eos_id, tokens.dtype)
@@ -133,7 +133,7 @@ def targets_of(tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Ar
 def token_log_probs(model: CausalTransformer, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """Log-probability of each token and of end-of-sentence, 0 on padding: float32 (B, N + 1).
 
-    Arguments as of `targets_of`.
+    The arguments are those of `targets_of`.
     """
     targets, counted = targets_of(tokens, lengths)
     picked = jnp.take_along_axis(model.log_probs(tokens), targets[..., None], axis=-1)[..., 0]

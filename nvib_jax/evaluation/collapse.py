@@ -1,7 +1,6 @@
-"""Is the latent used? Mutual information, active dimensions, KL by dimension and by vector.
+"""Detects posterior collapse: mutual information, active dimensions, KL by dimension and vector.
 
-The figures that users of text VAEs look at for posterior collapse. All in nats, over held-out
-texts, from the posterior alone: no decoding.
+All figures are in nats and come from the posteriors of held-out texts, without decoding.
 """
 
 from collections.abc import Sequence
@@ -18,12 +17,12 @@ from nvib_jax.models.nvae import NVAE
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior
 
-ACTIVE = 0.01  # variance of a dimension's mean over the data, Burda et al. (2016)
+ACTIVE = 0.01  # least variance of an active dimension's mean over the data, Burda et al. (2016)
 PAIRS = 256  # sentences in the estimate of the mutual information
 
 
 def collapse_report(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-    """What the posterior says of each text.
+    """Measure how much the posteriors of texts carry.
 
     Args:
       model: the model.
@@ -31,10 +30,10 @@ def collapse_report(model: TextModel, texts: Sequence[str], *, seed: int = 0) ->
       seed: of the draws that the mutual information is estimated from.
 
     Returns:
-      "active_dimensions": of D, those whose posterior mean has a variance above 0.01 over all
-      vectors that are there; "passive_dimensions": the rest; "kl_per_dimension": nats, mean over
-      these vectors, a list of D; "kl_per_vector": their mean KL_G; "pseudo_count": mean of a vector
-      that is there; "mutual_information": see `mutual_information`, and its ceiling
+      "active_dimensions": how many of the D dimensions have a posterior mean whose variance over
+      all present vectors is above 0.01; "passive_dimensions": the rest; "kl_per_dimension": nats,
+      mean over the present vectors, a list of D; "kl_per_vector": their mean KL_G; "pseudo_count":
+      their mean pseudo-count; "mutual_information": see `mutual_information`, and its upper limit
       "mutual_information_most", both nan for a latent without a density.
 
     >>> report = collapse_report(model, texts)
@@ -63,12 +62,12 @@ def collapse_report(model: TextModel, texts: Sequence[str], *, seed: int = 0) ->
 
 
 def mutual_information(latent: Any, drawn: Mixture, posterior: Posterior) -> jax.Array:
-    """`I(x; F)` of a set of M texts: how far a draw tells its own text from the others.
+    """`I(x; F)` for a set of M texts: how well a draw identifies its own text among them.
 
         mean_i [ log q(F_i | x_i) - log 1/M sum_j q(F_i | x_j) ]
 
-    At most log M, which a latent that identifies every text reaches; 0 where all posteriors are
-    the same. A text with another number of vectors has density 0.
+    It is at most log M, if every draw identifies its text, and 0 if all posteriors are the same.
+    A draw has density 0 under a text with another number of vectors.
 
     Args:
       latent: with `log_density_ratio(mixture, posterior)`.
@@ -81,7 +80,7 @@ def mutual_information(latent: Any, drawn: Mixture, posterior: Posterior) -> jax
     check_shapes(
         **{"drawn.mean": (drawn.mean, "M S D"), "posterior.mean": (posterior.mean, "M S D")}
     )
-    # Densities are of ordered sets: the vectors that are there, in order, in front.
+    # The density is of an ordered set of the present vectors, so they are moved to the front.
     there = posterior.present
     order = jnp.argsort(~there, axis=1, stable=True)
 
@@ -108,7 +107,9 @@ def _information(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array
 
 
 def _vectors(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> dict[str, Any]:
-    """Every vector but the prior's, padded to the longest text: mean, KL by dimension, count."""
+    """Mean, KL by dimension, presence and pseudo-count of every vector but the prior's, padded to
+    the longest text.
+    """
     posterior, prior = model.encode(tokens, mask), model.latent.prior
     prior_mean, prior_log_variance = prior.mean[None, None], prior.log_variance[None, None]
     log_ratio = posterior.log_variance - prior_log_variance

@@ -1,8 +1,8 @@
-"""The same posterior read in every way: which form gives the text back?
+"""Compares all ways to read a posterior: which of them reconstructs texts best?
 
-A model is trained on drawn mixtures. What its decoder is given afterwards is a choice, worth tens
-of BLEU: a form of denoising attention to the mean mixture, one draw, the average of
-several, and which components are dropped.
+A model is trained on drawn mixtures. What its decoder reads afterwards is a choice that makes a
+difference of tens of BLEU: the mean mixture with one of the forms of attention, one draw, or the
+average of several; and which components are dropped.
 """
 
 from collections.abc import Sequence
@@ -69,18 +69,18 @@ def attention_distances(
     draws: int = 64,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How far attention under a form is from attention under draws, which the decoder knows.
+    """How far attention under a form is from attention to draws, which the decoder is trained on.
 
         sum |out_form - mean_j out_j|^2 / mean_j sum |out_j|^2
 
-    over the outputs of the first layer's latent attention at all positions. What has 0 is the best
-    guess at a draw, in squared error; a draw itself ("drawn") has the draws' spread.
+    over the outputs of the first layer's latent attention at all positions. A form with 0 is the
+    best prediction of a draw in squared error. For "drawn" it is the variance of the draws.
 
     Args:
       model: the model.
       texts: held-out sentences.
       forms: of `nvib_jax.mixture.READS`.
-      draws: that the mean is taken over.
+      draws: number of draws in the mean.
       seed: of the draws.
     """
     names = [form for form in forms if form != "drawn"]
@@ -111,7 +111,8 @@ def _attention(
         attended = layer.latent_attention(query, layer.latent_attention.memory(mixture, form))
         return jnp.where(counted[..., None], attended.astype(jnp.float32), 0.0)
 
-    # As in training, where no threshold drops anything: these are what the decoder knows.
+    # These draws are made as in training, without a threshold, because the decoder was trained on
+    # such draws.
     drawn = jax.lax.map(lambda k: out(model.draw(posterior, k), "exact"), jnp.stack(keys))
     mean = jnp.mean(drawn, axis=0)
 
@@ -128,7 +129,7 @@ def _attention(
 def compare_thresholds(
     model: TextModel, texts: Sequence[str], *, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict[str, float]]:
-    """Reconstruction with components of small pseudo-counts dropped.
+    """Reconstruction after dropping components with small pseudo-counts.
 
     Args:
       model: an NVAE.
@@ -156,13 +157,13 @@ def compare_thresholds(
     return found
 
 
-Given = tuple[tuple[Memory, ...], jax.Array]  # what the decoder reads, and a figure a sentence
+Given = tuple[tuple[Memory, ...], jax.Array]  # the decoder's memories, and a number per sentence
 
 
 def _above(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, threshold: jax.Array
 ) -> Given:
-    """The vectors above a threshold, made ready for the decoder, and how many these are."""
+    """The memories of the vectors above a threshold, and how many vectors each sentence keeps."""
     posterior = model.encode(tokens, mask)
     mixture, form = model.latent.read(
         posterior, model.config.evaluation_form, key, threshold=threshold
@@ -173,7 +174,7 @@ def _above(
 def read_to_decode(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, form: str
 ) -> Given:
-    """The mixture that a form reads, made ready for the decoder, and `log p(x | F)` of it, nats."""
+    """The memories of the mixture that a form reads, and `log p(x | F)` for it in nats."""
     mixture, read = model.read(model.encode(tokens, mask), form=form, key=key)
     memories = model.memories(mixture, read)
     inputs, targets, counted = decoder_io(tokens, mask)
@@ -181,6 +182,9 @@ def read_to_decode(
 
 
 def _write(model: NVAE, given: Given, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Greedy decoding, which all forms of the same kind of memory share: (ids, the figure)."""
+    """Greedy decoding: (ids, the number per sentence).
+
+    It is compiled separately, so that all forms with the same kind of memory share it.
+    """
     memories, figure = given
     return generate(model, memories, key, max_length=model.max_length), figure

@@ -1,8 +1,9 @@
-"""Texts on the way between two texts: written in batches, and scored.
+"""Writes and scores paths of texts between two texts.
 
-Pairs of held-out sentences -> paths of `steps` texts -> how well the half-way text keeps either
-end, whether it is new, and how evenly the words change. Protocol of Henderson & Fehr (2023), "A VAE
-for Transformers with Nonparametric Variational Information Bottleneck".
+For pairs of held-out sentences it writes paths of `steps` texts. The scores say how well the
+half-way text keeps either end, whether it is new, and how evenly the words change. The protocol is
+that of Henderson & Fehr (2023), "A VAE for Transformers with Nonparametric Variational Information
+Bottleneck".
 """
 
 import math
@@ -22,7 +23,7 @@ from nvib_jax.text_model import TextModel
 
 
 def mirrored_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Sentence i of N with sentence N - 1 - i, each pair once; the middle one of an odd N is out.
+    """Pair sentence i of N with sentence N - 1 - i; if N is odd, the middle one is left out.
 
     Raises:
       ValueError: fewer than two texts.
@@ -44,16 +45,16 @@ def interpolate_pairs(
     decoding: DecodingConfig | None = None,
     seed: int = 0,
 ) -> list[list[str]]:
-    """`TextModel.interpolate` of many pairs, about `ROWS` texts at a time in one static shape.
+    """`TextModel.interpolate` for many pairs, about `ROWS` texts at a time in one static shape.
 
     Args:
       model: the model.
       pairs: the two ends of each path.
       steps: points on a path, t = 0, 1 / (steps - 1), ..., 1.
       form: how a posterior is read; None is the config's `evaluation_form`. "drawn" draws each end
-        once, for all its path.
+        once for its whole path.
       decoding: None is greedy.
-      seed: for "drawn" and for sampling; these depend on a pair's place in `pairs`, too.
+      seed: for "drawn" and for sampling tokens. The draws also depend on a pair's place in `pairs`.
 
     Returns:
       A path for each pair, in order: `steps` texts from the first end to the second.
@@ -93,7 +94,9 @@ def _between(
     form: str | None,
     decoding: DecodingConfig | None,
 ) -> jax.Array:
-    """Pairs of sentences, one under the other, (2 P, N) -> ids (P * steps, max_length)."""
+    """P pairs of sentences, the ends of each in consecutive rows, (2 P, N) -> ids of their paths,
+    (P * steps, max_length).
+    """
     ends, read_form = model.read(model.encode(tokens, mask), form=form, key=key)
     first, second = (
         jax.tree.map(lambda x, i=i: jnp.repeat(x[i::2], steps, axis=0), ends) for i in (0, 1)
@@ -110,7 +113,7 @@ def interpolation_scores(
     known: AbstractSet[str] = frozenset(),
     perplexity: Callable[[list[str]], float] | None = None,
 ) -> dict[str, float]:
-    """Score what was written between pairs of texts.
+    """Score the paths that were written between pairs of texts.
 
     Published at t = 1/2 for an NVAE: "bleu_a", "bleu_b" (28.5, 33.7). Distances are
     `word_edit_distance`; a mean over no path is nan.
@@ -119,20 +122,20 @@ def interpolation_scores(
       pairs: the two texts of each path.
       paths: what `interpolate_pairs` wrote: an odd number of texts, the same for all.
       known: the training sentences.
-      perplexity: of a list of texts under a language model.
+      perplexity: a function that returns the perplexity of a list of texts under a language model.
 
     Returns:
-      "bleu_a", "bleu_b": `corpus_bleu` of the half-way texts against the first, the second texts.
-      "bleu_ends": of the first and last text of each path against their sources, in one corpus.
-      "new": share of paths whose half-way text is a new sentence: it has a word and is neither of
-      the two texts, nor what was written for them at t = 0 and 1, nor `known`.
-      "perplexity_new": of the new sentences; nan without any or without `perplexity`.
+      "bleu_a", "bleu_b": `corpus_bleu` of the half-way texts against the first and second texts.
+      "bleu_ends": the same for the first and last text of each path against their sources.
+      "new": share of paths whose half-way text is a new sentence: it has a word, and is neither one
+      of the two texts, nor what was written for them at t = 0 and 1, nor `known`.
+      "perplexity_new": of the new sentences; nan if there are none or no `perplexity` is given.
       "constant": share of paths whose words never change.
-      "largest_step": of a path, the largest distance between consecutive texts over their sum:
-      1 / (steps - 1) is even, 1 is one jump. Mean over paths that are not constant.
-      "detour": of a path, the sum of these distances over that from the first to the last text: 1
-      is straight. Mean over paths whose ends differ.
-      "distinct_points": different texts on a path, 1 to `steps`, mean.
+      "largest_step": the largest distance between consecutive texts of a path over the sum of all:
+      1 / (steps - 1) is even, 1 is one jump. It is the mean over paths that are not constant.
+      "detour": that sum over the distance from the first to the last text: 1 is a straight path. It
+      is the mean over paths whose ends differ.
+      "distinct_points": number of different texts on a path, 1 to `steps`; the mean.
 
     Raises:
       ValueError: different numbers of pairs and paths, or none, or paths without a middle.

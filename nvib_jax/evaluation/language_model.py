@@ -1,8 +1,7 @@
-"""A causal language model of the data, to judge samples by: texts in, log-probabilities out.
+"""A causal language model of the data, for scoring samples: texts in, log-probabilities out.
 
-It reads the words before a word and never the sentence that it scores (causal_transformer.py).
-Texts are tokens of the data's own tokenizer, so that perplexities a token are comparable between
-models over one tokenizer and no others.
+It predicts each token from the ones before it (causal_transformer.py). It uses the data's own
+tokenizer, so perplexities per token may be compared only between models with the same tokenizer.
 
 On the embedded grammar, whose probabilities are known, `LanguageModelConfig()` trained on 60,000
 sentences gives 4,000 others a mean log-probability of -31.20 nats, the grammar itself -30.81: a gap
@@ -40,10 +39,10 @@ from nvib_jax.models.params import Params, merge, split
 from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.progress import track
 
-FORMAT = 1  # part of the cache's key: raise it when the same config would train another model
-ROWS = 64  # sentences scored at a time
-BUCKETS = 4  # padded lengths, each compiled once
-TRAINING_SENTENCES = 100_000  # of a prepared corpus, at most
+FORMAT = 1  # part of the cache's key; raise it when the same config would train another model
+ROWS = 64  # sentences that are scored at a time
+BUCKETS = 4  # number of padded lengths, each compiled once
+TRAINING_SENTENCES = 100_000  # most sentences of a prepared corpus that are used
 
 Progress = Callable[[str], None]
 
@@ -57,7 +56,7 @@ class LanguageModel:
       graph: the module's static structure.
       params: flat dict of arrays.
       tokenizer: text <-> ids.
-      buckets: padded lengths, rising; longer sentences are padded to doublings of the last.
+      buckets: padded lengths, rising. For longer sentences the last one is doubled until they fit.
     """
 
     config: LanguageModelConfig
@@ -71,7 +70,7 @@ class LanguageModel:
         """`log p(text)`: the sum over its tokens and end-of-sentence.
 
         Args:
-          texts: any; "" is a sentence that ends at once, and none is too long.
+          texts: any; "" is a sentence of an end-of-sentence only, and no text is too long.
 
         Returns:
           float64 nats, shape (len(texts),).
@@ -100,7 +99,7 @@ class LanguageModel:
         return np.array([len(row) + 1 for row in _tokenize(texts, self.tokenizer)], np.int64)
 
     def perplexity(self, texts: Sequence[str]) -> float:
-        """`exp(-sum of log p / sum of tokens)`, end-of-sentence being a token.
+        """`exp(-sum of log p / sum of tokens)`, where each end-of-sentence counts as a token.
 
         Raises:
           ValueError: no texts.
@@ -108,7 +107,7 @@ class LanguageModel:
         return float(np.exp(-self.log_prob(texts).sum() / self.token_counts(texts).sum()))
 
     def save(self, path: str | Path) -> None:
-        """Write one .npz: the parameters, and the rest as JSON, the tokenizer as its hash."""
+        """Write one .npz file: the parameters, and JSON with config, buckets and tokenizer hash."""
         about = {
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
@@ -129,7 +128,7 @@ class LanguageModel:
 
         Raises:
           FileNotFoundError: no such file.
-          ValueError: another tokenizer or format, or no language model at all.
+          ValueError: the file has another tokenizer or format, or is not a language model.
         """
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as saved:
@@ -168,11 +167,11 @@ def train_language_model(
     validation: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> LanguageModel:
-    """Maximum likelihood for `config.steps` steps, without early stopping.
+    """Train by maximum likelihood for `config.steps` steps, without early stopping.
 
     Args:
-      texts: training sentences; empty ones are learned too.
-      tokenizer: text -> ids, the data's.
+      texts: training sentences; empty ones count too.
+      tokenizer: the data's tokenizer.
       config: architecture and training.
       validation: sentences whose perplexity is reported at the end; training does not see them.
       progress: called with a line of text, ten times or more.
@@ -194,7 +193,8 @@ def train_language_model(
     optimizer = make_optimizer(
         TrainConfig(steps=config.steps, learning_rate=peak, warmup_steps=warmup)
     )
-    # One constant: to divide by a batch's own tokens would favour those of short sentences.
+    # The loss is divided by a constant and not by the batch's own number of tokens, because that
+    # would give tokens of short sentences more weight.
     tokens_a_batch = config.batch_size * float(np.mean(lengths + 1))
 
     @jax.jit
@@ -231,7 +231,7 @@ def train_language_model(
 def cached_language_model(
     data: PreparedData, config: LanguageModelConfig, progress: Progress | None = None
 ) -> LanguageModel:
-    """The language model of a corpus's training split, trained once and kept beside its cache.
+    """The language model of a corpus's training split; it is trained once and saved by the cache.
 
     Args:
       data: the corpus; at most `TRAINING_SENTENCES` are used, spread evenly over the split.
@@ -264,16 +264,16 @@ def reverse_perplexity(
     config: LanguageModelConfig,
     progress: Progress | None = None,
 ) -> float:
-    """Perplexity a token of held-out texts under a language model trained on samples alone.
+    """Perplexity per token of held-out texts under a language model trained only on samples.
 
-    High where samples are wrong and where they lack variety (Zhao et al. 2018). It also falls with
-    the number of samples: compare equal numbers, and give as the best value that of as many
-    training sentences.
+    It is high if samples are wrong or lack variety (Zhao et al. 2018). It also falls with the
+    number of samples, so compare equal numbers only. The value for equally many training sentences
+    shows how good it can get.
 
     Raises:
       ValueError: no samples, or no held-out texts.
     """
-    _tokenize(held_out, tokenizer)  # better refused before the training than after
+    _tokenize(held_out, tokenizer)  # raises for bad texts before the training instead of after it
     model = train_language_model(samples, tokenizer, config, progress=progress)
     return model.perplexity(held_out)
 
@@ -293,7 +293,7 @@ def _tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _pad(rows: Sequence[list[int]], width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged ids -> int32 tokens (count, width) and lengths (count,), -1 for filler rows."""
+    """Ragged ids -> int32 tokens (count, width) and lengths (count,), -1 for rows of padding."""
     tokens = np.full((count, width), Tokenizer.pad_id, np.int32)
     lengths = np.full(count, -1, np.int32)
     for i, row in enumerate(rows):
@@ -305,7 +305,7 @@ def _pad(rows: Sequence[list[int]], width: int, count: int) -> tuple[np.ndarray,
 def _batches(
     rows: Sequence[list[int]], buckets: Sequence[int], config: LanguageModelConfig
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless epochs: each is every sentence once, in batches of one bucket, in random order."""
+    """Endless epochs, each with every sentence once, in batches of one bucket, in random order."""
     rng = np.random.default_rng(config.seed)
     bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
     while True:

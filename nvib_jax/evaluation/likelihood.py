@@ -3,10 +3,10 @@
     log p(x) >= log p(m) + E_q log p(x | F) - KL_G - KL_D                                    ELBO
     log p(x) >= E_q log 1/k sum_j p(m) p(x | F_j) p(F_j) / q(F_j | x)                        IWAE_k
 
-with exact KLs and drawn mixtures. m is the number of vectors that are there, which the decoder is
-told, so that it costs `log p(m)`. Where a pseudo-count map gives exact zeros, those components
-are in neither density: p(F | m) and q(F | x) are densities of ordered sets of m vectors and their
-weights, and which tokens the vectors came from costs nothing, since a mixture is a set.
+with exact KLs and drawn mixtures. m is the number of present vectors. The decoder sees m, so the
+bound has to pay `log p(m)` for it. Components with a pseudo-count of exactly 0 are in neither
+density: p(F | m) and q(F | x) are densities of ordered sets of m vectors and their weights. Which
+tokens the vectors came from costs nothing, because a mixture is a set.
 """
 
 import math
@@ -27,7 +27,7 @@ from nvib_jax.objective import log_likelihood
 from nvib_jax.progress import track
 from nvib_jax.text_model import TextModel
 
-DRAWS = 10  # of a sentence, between two looks at the host
+DRAWS = 10  # most draws of each sentence in one call of the compiled function
 
 
 def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> dict[str, float]:
@@ -40,10 +40,10 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
 
     Returns:
       "elbo_sentence", "elbo_token" (a ratio of sums; end-of-sentence is a token), their standard
-      errors over sentences "elbo_sentence_error", "elbo_token_error", "perplexity"
-      `exp(-elbo_token)`, an upper bound on the model's; its parts a sentence "log_likelihood",
-      "kl_gaussian", "kl_dirichlet", "log_prob_count", and "reconstruction_token", the likelihood
-      part a token. The bound is nan for a latent that has no density (T).
+      errors over sentences "elbo_sentence_error", "elbo_token_error"; "perplexity",
+      `exp(-elbo_token)`, an upper bound on the model's; the parts per sentence "log_likelihood",
+      "kl_gaussian", "kl_dirichlet", "log_prob_count"; and "reconstruction_token", the likelihood
+      part per token. The bound is nan for a latent that has no density (T).
 
     >>> bound = evidence_bound(model, texts)
     >>> parts = bound["log_likelihood"] + bound["log_prob_count"]
@@ -77,9 +77,9 @@ def importance_bounds(
 ) -> dict[int, np.ndarray]:
     """IWAE_k of each text for k = 1, 10, 100 ... and `draws`, all from the same draws.
 
-    IWAE_k is averaged over the `draws / k` groups of k draws; a k divides the next, so that every
-    sentence's bounds rise with k, not only their means. Draws are streamed: nothing is kept but a
-    running log-sum for each k.
+    IWAE_k is averaged over the `draws / k` groups of k draws. Each k divides the next one, so that
+    the bounds of every single sentence rise with k, and not only their means. Draws are not stored;
+    only a running log-sum for each k is.
 
     Args:
       model: the model; its latent must have a density.
@@ -91,7 +91,7 @@ def importance_bounds(
       k -> float64 nats, shape (len(texts),). IWAE_1 is the ELBO over `draws` draws.
 
     Raises:
-      ValueError: `draws` that the smaller k do not divide, or a latent without a density.
+      ValueError: a smaller k does not divide `draws`, or the latent has no density.
 
     Source: Burda et al. (2016).
 
@@ -124,7 +124,10 @@ def importance_bounds(
 def log_importance_weights(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, draws: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(`log p(x|F_j) p(F_j) / q(F_j|x)` (draws, B), vectors present (B,)); one encoding."""
+    """(`log p(x|F_j) p(F_j) / q(F_j|x)` (draws, B), number of present vectors (B,)).
+
+    The texts are encoded once for all draws.
+    """
     posterior = model.encode(tokens, mask)
     inputs, targets, counted = decoder_io(tokens, mask)
 
@@ -139,14 +142,17 @@ def log_importance_weights(
 
 
 class RunningMean:
-    """Mean over groups of `size` draws of the log of the mean weight in a group, streamed."""
+    """For each sentence, the mean over groups of `size` draws of the log of a group's mean weight.
+
+    Draws are added one at a time and not stored.
+    """
 
     def __init__(self, size: int, count: int):
         self.size, self.seen = size, 0
         self.log_sum, self.total = np.full(count, -np.inf), np.zeros(count)
 
     def add(self, log_weight: np.ndarray) -> None:
-        """One draw of every sentence, nats, (count,)."""
+        """Add one draw of every sentence, nats, (count,)."""
         self.log_sum = np.logaddexp(self.log_sum, log_weight)
         self.seen += 1
         if self.seen % self.size == 0:
@@ -154,12 +160,12 @@ class RunningMean:
             self.log_sum = np.full_like(self.log_sum, -np.inf)
 
     def mean(self) -> np.ndarray:
-        """Over the groups that are full, (count,)."""
+        """The mean over all complete groups, (count,)."""
         return self.total / (self.seen // self.size)
 
 
 def group_sizes(draws: int) -> list[int]:
-    """1, 10, 100 ... and `draws`, each a divisor of the next."""
+    """The k of `importance_bounds`: 1, 10, 100 ... and `draws`, each a divisor of the next."""
     smaller = [10**i for i in range(10) if 10**i < draws]
     largest = smaller[-1] if smaller else 1
     if draws < 1 or draws % largest:
@@ -173,7 +179,7 @@ def is_variational(model: TextModel) -> bool:
 
 
 def token_counts(model: TextModel, texts: Sequence[str]) -> np.ndarray:
-    """Tokens of each text with its end-of-sentence, float64."""
+    """Number of tokens of each text plus one for end-of-sentence, float64."""
     return np.array([len(row) + 1.0 for row in model.tokenize(texts)])
 
 
@@ -184,5 +190,5 @@ def ratio(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean; nan for a single value."""
+    """The standard error of the mean; nan for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -1,7 +1,7 @@
-"""`nvib evaluate`: everything that is asked of a trained run, on text it has not seen.
+"""`nvib evaluate`: all measurements of a trained run, on text it has not seen.
 
-The scores are one flat dict, the tables beside it lists of rows; `evaluation.json` in the run's
-folder holds both, and the report is made from it.
+The scores are one flat dict, and the tables are lists of rows. Both are written to
+`evaluation.json` in the run's folder, from which the report is made.
 """
 
 import json
@@ -46,7 +46,7 @@ from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
 
 RESULT = "evaluation.json"
-SHOWN = 12  # sentences, samples and ways that a person reads
+SHOWN = 12  # how many sentences, samples and interpolations are kept for a person to read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +103,13 @@ def evaluate_run(
       run: the folder that `nvib train` wrote.
       config: what to measure.
       checkpoint: "best" or "last".
-      progress: told what is being measured.
+      progress: called with a line of text about what is being measured.
 
     Returns:
       What was written; a figure that does not exist is None.
 
     Raises:
-      FileNotFoundError: no checkpoint there.
+      FileNotFoundError: the folder has no checkpoint.
       ValueError: the data have no such split.
     """
     config = config or EvaluationConfig()
@@ -191,7 +191,7 @@ def measure(
         samples = _sample_scores(model, data, config, lm, texts, known)
         scores |= samples[0]
         found["samples"] = samples[1][:SHOWN]
-    if config.pairs and len(texts) > 1:  # one sentence has no other end
+    if config.pairs and len(texts) > 1:  # a single sentence makes no pair
         pairs = mirrored_pairs(texts)[: config.pairs]
         progress(f"interpolating between {len(pairs)} pairs")
         paths = interpolate_pairs(model, pairs, seed=config.seed)
@@ -215,9 +215,9 @@ def bound_scores(
 ) -> dict[str, float]:
     """Importance-weighted bounds of a subset, nats, with standard errors over sentences.
 
-    "iwae_K_sentence" and "iwae_K_token" for each k; "iwae_*" without a number is the largest's; on
-    the grammar "source_sentence", the log-probability under the source itself, and "gap_sentence",
-    how far the tightest bound is below it.
+    They are "iwae_K_sentence" and "iwae_K_token" for each k; "iwae_*" without a number is for the
+    largest k. For the grammar there are also "source_sentence", the log-probability under the
+    grammar itself, and "gap_sentence", how far the tightest bound is below it.
     """
     bounds = importance_bounds(model, texts, draws=config.draws, seed=config.seed)
     tokens, found = token_counts(model, texts), {}
@@ -259,7 +259,7 @@ def _sample_scores(
 
 
 def without_nan(tree: Any) -> Any:
-    """JSON has no NaN: a figure that does not exist is None."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     if isinstance(tree, dict):
         return {name: without_nan(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):

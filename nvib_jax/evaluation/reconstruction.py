@@ -1,6 +1,6 @@
-"""How much of a text comes back: sentences, BLEU, characters, words in their places, edits.
+"""Scores of reconstructions: exact sentences, BLEU, chrF, words at their places, word edits.
 
-Words are what whitespace separates; BLEU and chrF are sacrebleu's, on their own tokens.
+Words are separated by whitespace. BLEU and chrF are sacrebleu's, which has its own tokens.
 """
 
 import math
@@ -10,22 +10,23 @@ from collections.abc import Sequence
 def reconstruction_scores(references: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
     """Compare outputs with the texts they should be.
 
-    All but "exact" and "empty" are of the corpus: counts are summed over sentences, then divided.
-    Where there is nothing to divide by, the score is nan.
+    All but "exact" and "empty" are corpus scores: counts are summed over sentences, then divided.
+    A score is nan if it would be divided by 0.
 
     Args:
       references: the sentences that were encoded; one may be empty.
-      outputs: what came back, in the same order; one may be empty.
+      outputs: the reconstructions, in the same order; one may be empty.
 
     Returns:
       "exact": share of identical sentences, 0 to 1.
       "bleu": see `corpus_bleu`, 0 to 100.
       "chrf": corpus chrF2 (character 1- to 6-grams, no spaces) of sacrebleu, 0 to 100.
-      "token_accuracy": words that equal the reference's at the same place, over the longer of both
-      sentences, 0 to 1: a lost first word costs all that follow, a word too many costs itself. nan
-      if neither side has a word.
-      "word_error_rate": see `word_edit_distance`, over the references' words, 0 or more; above 1
-      where outputs are too long. nan if no reference has a word.
+      "token_accuracy": the number of words that equal the reference's at the same place, over the
+      number of words of the longer sentence, 0 to 1. If the first word is lost, all words after it
+      are at wrong places; a word too many at the end costs only itself. nan if neither side has a
+      word.
+      "word_error_rate": `word_edit_distance` over the number of the references' words, 0 or more;
+      it may be above 1 if outputs are too long. nan if no reference has a word.
       "empty": share of outputs without a word, 0 to 1.
 
     Raises:
@@ -58,9 +59,9 @@ def reconstruction_scores(references: Sequence[str], outputs: Sequence[str]) -> 
 
 
 def corpus_bleu(references: Sequence[str], outputs: Sequence[str]) -> float:
-    """Corpus BLEU of sacrebleu, 0 to 100: its tokens (13a) and smoothing, one reference each.
+    """Corpus BLEU of sacrebleu, 0 to 100, with its tokens (13a), its smoothing, and one reference.
 
-    0 where no output has four tokens, even if all are identical: there is no 4-gram to match.
+    It is 0 if no output has four tokens, even if all are exact, because there is no 4-gram.
     """
     import sacrebleu
 
@@ -68,7 +69,7 @@ def corpus_bleu(references: Sequence[str], outputs: Sequence[str]) -> float:
 
 
 def word_edit_distance(a: str, b: str) -> int:
-    """Fewest words to insert, delete or replace that make `b` of `a` (Levenshtein 1966)."""
+    """Fewest words to insert, delete or replace to turn `a` into `b` (Levenshtein 1966)."""
     from rapidfuzz.distance import Levenshtein
 
     return Levenshtein.distance(a.split(), b.split())

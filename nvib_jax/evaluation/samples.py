@@ -1,7 +1,7 @@
-"""What samples are worth: texts in, figures out. Words are what stands between spaces.
+"""Scores of samples. Words are separated by spaces.
 
-No figure says it alone: one good sentence said a thousand times is in the language and fluent, the
-training data said again are both and varied too.
+No single score is enough: one good sentence repeated a thousand times is in the language and
+fluent, and a copy of the training data is both and varied as well.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from nvib_jax.data.grammar import default_grammar
 if TYPE_CHECKING:
     from nvib_jax.evaluation.language_model import LanguageModel
 
-_COMPARED_AT_ONCE = 100_000  # training sentences: 80 MB of similarities to 200 texts
+_COMPARED_AT_ONCE = 100_000  # training sentences; their similarities to 200 texts take 80 MB
 
 
 def language_scores(texts: Sequence[str]) -> dict[str, float]:
@@ -25,8 +25,8 @@ def language_scores(texts: Sequence[str]) -> dict[str, float]:
 
     Returns:
       "in_language": share that the grammar derives, 0 to 1; "log_prob": mean exact
-      log-probability of those, nats (nan if there are none); "distinct": share of texts that are
-      different, since one sentence said a thousand times is in the language too.
+      log-probability of those, nats (nan if there are none); "distinct": number of different texts
+      over the number of texts.
 
     Raises:
       ValueError: no texts.
@@ -51,19 +51,19 @@ def sample_scores(
     language_model: "LanguageModel | None" = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Everything that is known of samples of any language.
+    """All scores that need no grammar.
 
     Args:
       texts: samples; empty ones count in every figure.
-      training: what the sampled model was trained on.
-      language_model: of the data, for "forward_perplexity".
-      seed: of the subsets that `self_bleu` and `memorised` take.
+      training: the sentences that the sampled model was trained on.
+      language_model: a model of the data, for "forward_perplexity".
+      seed: of the random subsets in `self_bleu` and `memorised`.
 
     Returns:
-      "empty": share of texts without a word; "words": mean length; "distinct_1", "distinct_2",
-      "self_bleu", "memorised" and "nearest" of the functions below; with a language model
-      "forward_perplexity", its perplexity a token of the texts: low where they are likely, and
-      lowest where all are the likeliest.
+      "empty": share of texts without a word; "words": mean number of words; "distinct_1",
+      "distinct_2", "self_bleu", "memorised" and "nearest": see the functions below; and with a
+      language model "forward_perplexity", its perplexity per token of the texts. That is low if the
+      texts are likely, and lowest if all texts are the likeliest one.
 
     Raises:
       ValueError: no texts, or no training sentences.
@@ -88,16 +88,16 @@ def sample_scores(
 
 
 def self_bleu(texts: Sequence[str], *, count: int = 200, seed: int = 0) -> float:
-    """Mean BLEU of texts with one another as references: 0 to 100, high where they are alike.
+    """Mean BLEU of each text with the others as references: 0 to 100, high if they are alike.
 
-    Self-BLEU of Zhu et al. (2018, Texygen), by `sacrebleu.metrics.BLEU(tokenize="none",
-    effective_order=True).sentence_score`, so 4-grams, fewer in texts of fewer words, and its
-    default "exp" smoothing. It rises with the number of references; that is why the others of the
-    subset are the references, and not all others.
+    This is the Self-BLEU of Zhu et al. (2018, Texygen), computed by `sacrebleu.metrics.BLEU(
+    tokenize="none", effective_order=True).sentence_score`: with 4-grams, with shorter ones for
+    texts of fewer words, and with its default "exp" smoothing. Because the score rises with the
+    number of references, it is computed within a subset of fixed size.
 
     Args:
       texts: samples; an empty one scores 0.
-      count: texts in the subset, drawn without replacement; all where there are no more.
+      count: size of the subset, drawn without replacement; all texts if there are no more.
       seed: of the subset.
 
     Returns:
@@ -123,16 +123,16 @@ def self_bleu(texts: Sequence[str], *, count: int = 200, seed: int = 0) -> float
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of words a n-gram of words (Li et al. 2016), of all texts together.
+    """Distinct-n of Li et al. (2016): different word n-grams of all texts over all their n-grams.
 
-    It falls with the number of texts: compare equal numbers.
+    It falls with the number of texts, so compare equal numbers only.
 
     Args:
       texts: samples.
       n: words in an n-gram, at least 1.
 
     Returns:
-      0 to 1; nan where no text has n words.
+      0 to 1; nan if no text has n words.
 
     Raises:
       ValueError: no texts, or `n < 1`.
@@ -148,20 +148,20 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 def memorised(
     texts: Sequence[str], training: Sequence[str], *, count: int = 200, seed: int = 0
 ) -> dict[str, float]:
-    """How much of the samples are the training data again.
+    """How much of the samples is copied from the training data.
 
     Args:
       texts: samples.
       training: the training sentences.
-      count: texts in the subset for "nearest", drawn without replacement; all where there are no
+      count: size of the subset for "nearest", drawn without replacement; all texts if there are no
         more.
       seed: of the subset.
 
     Returns:
-      "memorised": share of texts that are a training sentence, letter by letter; "nearest": mean
-      over a subset of the similarity to the nearest training sentence, `1 - edits / longer length`
-      in words (Levenshtein, rapidfuzz), 1 for the same words. Fresh sentences of the same language
-      are not at 0: what they score is the figure to compare with.
+      "memorised": share of texts that are exactly a training sentence; "nearest": mean over a
+      subset of the similarity to the nearest training sentence, `1 - edits / longer length` in
+      words (Levenshtein, rapidfuzz), 1 for the same words. New sentences of the same language do
+      not score 0, so compare with the score of held-out sentences.
 
     Raises:
       ValueError: no texts, no training sentences, or `count < 1`.
@@ -192,7 +192,7 @@ def _check(texts: Sequence[str], name: str = "texts") -> None:
 
 
 def _subset(texts: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` texts drawn without replacement, all where there are no more."""
+    """`count` texts drawn without replacement; all texts if there are no more."""
     if len(texts) <= count:
         return list(texts)
     drawn = np.random.default_rng(seed).choice(len(texts), count, replace=False)

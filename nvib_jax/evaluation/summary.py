@@ -1,4 +1,4 @@
-"""Everything measured at once, and the page that a run ends with."""
+"""The short evaluation at the end of a training run, and its page of text."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from nvib_jax.text_model import TextModel
 
 SAMPLES = DecodingConfig(method="sample")
 
-_ROWS = (  # metric, what a person reads, format
+_ROWS = (  # metric, its description on the page, format
     ("exact", "sentences reconstructed exactly", "{:.1%}"),
     ("bleu", "reconstruction BLEU (sacrebleu)", "{:.1f}"),
     ("kept_hard", "vectors kept (pseudo-count above threshold)", "{:.1%}"),
@@ -30,7 +30,7 @@ _ROWS = (  # metric, what a person reads, format
 def evaluate(
     model: TextModel, texts: Sequence[str], *, samples: int = 0, seed: int = 0
 ) -> dict[str, float]:
-    """Reconstruction, usage and bound on held-out texts; prior samples where the grammar is known.
+    """Reconstruction, usage and bound on held-out texts; for the grammar also prior samples.
 
     Args:
       model: the model.
@@ -61,7 +61,7 @@ def summarize(
     *,
     seed: int = 0,
 ) -> str:
-    """A page for a person: the figures beside an untrained model's, and what comes out.
+    """A page of text: the scores beside an untrained model's, and example outputs.
 
     Args:
       model: the trained model.

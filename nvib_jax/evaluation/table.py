@@ -1,7 +1,7 @@
-"""Evaluations side by side: a line for each setting, means and deviations over seeds.
+"""Tables that compare evaluations: a line for each setting, means and deviations over seeds.
 
-A sweep keeps all scores of its runs in one file, `scores.json`, which is small enough for git: the
-README's table is made from one.
+A sweep saves all scores of its runs in one file, `scores.json`, which is small enough for git. The
+README's table is made from such a file.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from nvib_jax.evaluation.report.runs import Run, group, mean_and_deviation, read_run
 from nvib_jax.files import write_whole
 
-# score, heading, factor, decimals, what it is
+# (score, heading, factor, decimals, explanation)
 COLUMNS = (
     ("kept_hard", "kept %", 100, 0, "tokens whose vector the decoder is given, by pseudo-count"),
     ("kept_soft", "read %", 100, 0, "vectors that attention reads, effective number"),
@@ -41,9 +41,9 @@ COLUMNS = (
 
 
 def score_table(runs: Sequence[Run], columns: Sequence[str] = (), *, markdown: bool = False) -> str:
-    """The main scores of evaluated runs; columns that no run has are left out.
+    """The main scores of evaluated runs, without columns that no run has.
 
-    `legend` says what the columns are.
+    `legend` explains the columns.
 
     Args:
       runs: from `read_runs` or `load_scores`.
@@ -70,7 +70,7 @@ def score_table(runs: Sequence[Run], columns: Sequence[str] = (), *, markdown: b
 
 
 def legend(runs: Sequence[Run], columns: Sequence[str] = ()) -> str:
-    """A line for each column that `score_table` shows of these runs: what it is, in a phrase."""
+    """One line that explains each column that `score_table` shows for these runs."""
     lines = [(h, phrase) for name, h, _, _, phrase in COLUMNS if _shown(runs, name, columns)]
     width = max((len(heading) for heading, _ in lines), default=0)
     return "\n".join(f"{heading.ljust(width)}  {phrase}" for heading, phrase in lines)
@@ -82,16 +82,16 @@ def _shown(runs: Sequence[Run], name: str, columns: Sequence[str]) -> bool:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Folders of runs, read.
+    """Read the folders of runs.
 
     Raises:
-      FileNotFoundError: a folder that is no run.
+      FileNotFoundError: a folder is not a run.
     """
     return [read_run(Path(folder)) for folder in folders]
 
 
 def save_scores(runs: Sequence[Run], path: str | Path) -> None:
-    """Keep of each run its name, kind, split, scores, and where its config differs from others'."""
+    """Save each run's name, kind, split, scores, and the fields in which the configs differ."""
     kept = ("name", "kind", "split", "sentences", "scores")
     names = {name for run in runs for name in run.config}
     differ = {n for n in names if len({json.dumps(run.config.get(n)) for run in runs}) > 1}
@@ -108,13 +108,13 @@ def save_scores(runs: Sequence[Run], path: str | Path) -> None:
 
 
 def load_scores(path: str | Path) -> list[Run]:
-    """What `save_scores` kept."""
+    """Read what `save_scores` wrote."""
     records = json.loads(Path(path).read_text(encoding="utf-8"))
     return [Run(Path(r["name"]), r["name"], r["name"], r["config"], [], r) for r in records]
 
 
 def _rounded(tree: Any) -> Any:
-    """Six digits: the rest is noise."""
+    """Round all floats to six digits, because the rest is noise."""
     if isinstance(tree, dict):
         return {name: _rounded(value) for name, value in tree.items()}
     return float(f"{tree:.6g}") if isinstance(tree, float) else tree

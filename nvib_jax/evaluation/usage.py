@@ -1,7 +1,7 @@
 """How many of its vectors a sentence uses: hard, by pseudo-count, and soft, by attention.
 
-Neither alone can be trusted. A pseudo-count says what a vector may weigh, not whether it is read;
-attention says what is read, however little it carries.
+Neither can be trusted alone. A pseudo-count says how much a vector may weigh, but not whether it is
+read. Attention says what is read, but not whether that carries any information.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior
 
-THRESHOLD = 0.1  # the published evaluation drops pseudo-counts at most this
+THRESHOLD = 0.1  # the published evaluation drops vectors with at most this pseudo-count
 
 
 def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
@@ -26,11 +26,11 @@ def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
       texts: held-out sentences.
 
     Returns:
-      "kept_hard": of a sentence's n token vectors, the share with a pseudo-count above 0.1 (or
-      above the config's threshold, where it has one), the prior's component left out.
+      "kept_hard": the share of a sentence's n token vectors with a pseudo-count above 0.1, or above
+      the config's threshold if it has one; without the prior's component.
       "kept_soft": `exp(H(mean attention)) / (n + 1)`, where the mean is over the decoder's
-      positions, layers and heads under teacher forcing: 1 if all components are read alike, the
-      share k / (n + 1) if k of them are.
+      positions, layers and heads under teacher forcing. It is 1 if all components are read equally,
+      and k / (n + 1) if k components are read equally and no others.
 
     >>> sorted(vector_usage(model, texts))
     ['kept_hard', 'kept_soft']
@@ -68,7 +68,8 @@ def usage_by_length(model: TextModel, texts: Sequence[str]) -> list[dict[str, fl
 def growth(by_length: Sequence[dict[str, float]]) -> float:
     """Exponent b of `vectors ~ length^b`, least squares on logs weighted by sentences.
 
-    1 is a constant share, below 1 grows sublinearly; nan where there is one length only.
+    1 means a constant share, below 1 the number grows more slowly than the length. nan if there are
+    fewer than two lengths.
     """
     rows = [r for r in by_length if r["vectors"] > 0]
     if len(rows) < 2:
@@ -79,10 +80,11 @@ def growth(by_length: Sequence[dict[str, float]]) -> float:
 
 
 def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Every token with its vector: "tokens", "pseudo_counts", "attention", a list each.
+    """Each text's "tokens", and the "pseudo_counts" and "attention" of their vectors, as lists.
 
-    Attention is a token's share of the mean over positions, layers and heads; what is missing to 1
-    is the prior's. A latent that pools has no vector for a token: these two lists are empty.
+    Attention is the mean over positions, layers and heads; the part missing to a sum of 1 is the
+    prior component's. For a latent that pools, the last two lists are empty, because its vectors do
+    not belong to tokens.
 
     >>> token_usage(model, ["the dog sees a cat"])[0]["tokens"]
     ['the', 'dog', 'sees', 'a', 'cat']
@@ -102,12 +104,12 @@ def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def attention_of(model: TextModel, text: str) -> tuple[np.ndarray, list[str], list[str]]:
-    """Which component each word reads while the text is written again, teacher-forced.
+    """How much each position of a text attends to each component, under teacher forcing.
 
     Returns:
-      The mean over layers and heads, shape (T, S) with T = n + 1, the last for the end of the
-      sentence; labels of the T words; labels of the S components, "prior" first. A latent that
-      pools has components "1", "2" ... instead of the text's tokens.
+      The mean over layers and heads, shape (T, S) with T = n + 1, where the last position predicts
+      end-of-sentence; labels of the T positions; labels of the S components, "prior" first. For a
+      latent that pools, the components are called "1", "2" ... and not by the text's tokens.
 
     >>> attention, rows, columns = attention_of(model, "the dog sees a cat")
     >>> attention.shape, rows[-1], columns[0]
@@ -125,12 +127,12 @@ def attention_of(model: TextModel, text: str) -> tuple[np.ndarray, list[str], li
 def usage(
     model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """What every figure of this file is made of, compiled once for all.
+    """The numbers from which all figures of this file are made, compiled together once.
 
     Returns:
-      (vectors above the threshold, effective number by attention, tokens), shapes (B,); (pseudo-
-      counts, shares of attention) of the vectors, shapes (B, max_length), or (B, S - 1) where the
-      latent pools.
+      Five arrays: vectors above the threshold, effective number by attention and tokens, each (B,);
+      then pseudo-counts and shares of attention of the vectors, each (B, max_length), or (B, S - 1)
+      if the latent pools.
     """
     posterior, mixture, attention, counted = _read(model, tokens, mask)
     each = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
@@ -149,7 +151,8 @@ def _by_position(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) 
 
 def _read(model: NVAE, tokens: jax.Array, mask: jax.Array):
     posterior = model.encode(tokens, mask)
-    # A draw has no attention of its own to measure: its mean is read.
+    # If the config reads draws, the posterior's mean is read here instead, because the impulses of
+    # draws are random, and there may be several for each component.
     form = "exact" if model.config.evaluation_form in ("drawn", "average") else None
     mixture, read_form = model.read(posterior, form=form)
     inputs, _, counted = decoder_io(tokens, mask)
@@ -169,7 +172,7 @@ def effective_number(attention: jax.Array, counted: jax.Array) -> jax.Array:
 
 
 def kept(model: NVAE, posterior: Posterior, mixture: Mixture) -> jax.Array:
-    """Vectors above the threshold that the decoder is given, float (B,)."""
+    """Number of vectors above the threshold that the decoder reads, float (B,)."""
     threshold = THRESHOLD if model.config.threshold is None else max(model.config.threshold, 0.0)
     above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
     given = mixture.present[:, 1:]

@@ -1,16 +1,18 @@
-"""Beam search: the likeliest sentences of a memory among those a beam of K prefixes meets.
+"""Beam search: the likeliest sentences of a memory among those that a beam of K prefixes finds.
 
-K prefixes of each sentence run side by side as K queries of one memory, which is never copied; the
-caches have B*K rows and are re-ordered after every step. One compiled step serves every position.
-The rules, the same for every K and exactly greedy decoding for K = 1 without a penalty:
+The K prefixes of each sentence are K queries of one memory, which is never copied. The caches have
+B*K rows and are re-ordered after every step. One compiled step serves every position. The rules are
+the same for every K; with K = 1 and no penalty they are exactly greedy decoding:
 
-- A step scores every continuation of every prefix. The K best that go on are the next prefixes;
-  an end-of-sentence counts where it is among the K best of all.
-- A hypothesis scores log p / ((5 + length) / 6)^penalty (Wu et al., 2016), its end counted. One cut
-  at `max_length`, where greedy decoding stops too, is finished as it stands, without an end.
-- A sentence is done when no prefix can beat the worst hypothesis kept. log p only falls and the
-  divisor is largest at `max_length`, so log p / ((5 + max_length) / 6)^penalty bounds all that a
-  prefix can become: with any penalty >= 0, stopping loses nothing.
+- A step scores every continuation of every prefix. The K best continuations by a word are the next
+  prefixes. A continuation by end-of-sentence makes a finished hypothesis if it is among the K best
+  of all continuations.
+- A hypothesis scores log p / ((5 + length) / 6)^penalty (Wu et al., 2016); its end-of-sentence
+  counts in both. A prefix that reaches `max_length`, where greedy decoding stops too, is finished
+  without an end-of-sentence.
+- A sentence is done when no prefix can beat the worst hypothesis that is kept. log p only falls and
+  the divisor is largest at `max_length`, so log p / ((5 + max_length) / 6)^penalty bounds the score
+  that a prefix can still reach. So stopping early loses nothing, with any penalty >= 0.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 from nvib_jax.attention import Memory
 from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
 
-NEVER = (PAD, BOS)  # tokens no decoder chooses
+NEVER = (PAD, BOS)  # tokens that no decoder may choose
 
 
 def forbid(logits: jax.Array, tokens: tuple[int, ...] = NEVER) -> jax.Array:
@@ -33,23 +35,24 @@ def forbid(logits: jax.Array, tokens: tuple[int, ...] = NEVER) -> jax.Array:
 
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`jax.lax.top_k`: the k largest of each row, falling, and where they are.
+    """`jax.lax.top_k`: the k largest of each row, largest first, and their indices.
 
-    XLA on CPUs knows a top-k by its slice of the first k. A caller's slice of that merges with it
-    and leaves a sort of the whole vocabulary, ten times the rest of a step; the barrier parts them.
+    The barrier keeps it fast on CPUs. XLA recognises a top-k as a sort followed by a slice of the
+    first k. If a caller slices the result, XLA merges the two slices, no longer recognises it, and
+    sorts the whole vocabulary, which takes ten times as long as the rest of a step.
     """
     values, index = jax.lax.optimization_barrier(jax.lax.top_k(values, k))
     return values, index
 
 
 class _Hypotheses(NamedTuple):
-    """Sentences and their scores, best first; score -inf is an empty place."""
+    """Sentences and their scores, best first; a score of -inf marks an unused place."""
 
     scores: jax.Array  # float32 (B, P)
     tokens: jax.Array  # int32 (B, P, max_length), PAD after the sentence
 
     def best(self, other: "_Hypotheses") -> "_Hypotheses":
-        """The best P of both. On a tie what is kept stays: later steps change nothing."""
+        """The best P of both. On a tie those of `self` win, so that later steps replace nothing."""
         scores, index = top_k(
             jnp.concatenate([self.scores, other.scores], axis=1), self.scores.shape[1]
         )
@@ -58,12 +61,12 @@ class _Hypotheses(NamedTuple):
 
 
 class _State(NamedTuple):
-    position: jax.Array  # int32 ()
-    token: jax.Array  # int32 (B, K), the last one of every prefix
-    caches: Any  # B*K rows
-    prefixes: _Hypotheses  # K a sentence; scores are log p, without a penalty
+    position: jax.Array  # int32 (), of the next token
+    token: jax.Array  # int32 (B, K), the last token of every prefix
+    caches: Any  # those of `NVAE.decode_step`, B*K rows
+    prefixes: _Hypotheses  # K for each sentence; scores are log p, without a penalty
     finished: _Hypotheses
-    done: jax.Array  # bool (B,)
+    done: jax.Array  # bool (B,), sentences whose hypotheses can no longer change
 
 
 def beam_search(
@@ -80,11 +83,11 @@ def beam_search(
     Args:
       model: the module (merged inside jit).
       memories: from `model.memories`, B rows.
-      max_length: tokens at most, end-of-sentence not counted; at most `model.max_length`.
+      max_length: most tokens of a sentence without end-of-sentence; at most `model.max_length`.
       beams: K, prefixes of each sentence.
       length_penalty: 0 or more; 0 ranks by log p.
-      kept: hypotheses to return, P; None is K. The best is the same for every P, but a larger one
-        takes more steps: all P must be safe before a sentence is done.
+      kept: P, how many hypotheses to return; None is K. The best one is the same for every P, but
+        a larger P takes more steps, because a sentence is done only when all P are final.
 
     Returns:
       (int32 ids, shape (B, P, max_length): the sentence, then PAD; float32 scores in nats over the
@@ -103,7 +106,8 @@ def beam_search(
 
     start = _start(model, batch, max_length, beams, kept or beams)
     end = jax.lax.while_loop(unfinished, step, start)
-    # Where a sentence was done early, its prefixes are below all that is kept, by the bound.
+    # The remaining prefixes are finished too. In a sentence that was done early this changes
+    # nothing, because by the bound they score no higher than the hypotheses that are kept.
     cut = end.prefixes.scores / _divisor(max_length, length_penalty)
     found = end.finished.best(end.prefixes._replace(scores=cut))
     return found.tokens, found.scores
@@ -117,7 +121,8 @@ def _start(model: NVAE, batch: int, max_length: int, beams: int, kept: int) -> _
         )
 
     prefixes = empty(beams)
-    # One prefix, the empty one: K of it would find everything K times.
+    # Only one prefix starts alive, the others score -inf, because K copies of the empty prefix
+    # would produce every hypothesis K times.
     alone = prefixes._replace(scores=prefixes.scores.at[:, 0].set(0.0))
     return _State(
         position=jnp.int32(0),
@@ -132,7 +137,7 @@ def _start(model: NVAE, batch: int, max_length: int, beams: int, kept: int) -> _
 def _step(
     model: NVAE, memories: tuple[Memory, ...], state: _State, max_length: int, penalty: float
 ) -> _State:
-    """Every prefix longer by one token, and the hypotheses that end here."""
+    """Extend every prefix by one token, and add the hypotheses that end here."""
     position, prefixes = state.position, state.prefixes
     logits, caches = model.decode_step(memories, state.caches, state.token, position)
     log_p, source, token, ends = _extend(prefixes.scores, logits)
@@ -163,8 +168,9 @@ def _extend(
       logits: of their next tokens, shape (B, K, V).
 
     Returns:
-      Each (B, K): log p of the prefixes that go on, falling; which prefix each continues; its last
-      token; and log p of each old prefix with an end, -inf where that is not among the K best.
+      Four arrays (B, K): log p of the new prefixes, largest first; the old prefix that each
+      continues; its last token; and log p of each old prefix with an end-of-sentence, -inf if that
+      is not among the K best.
     """
     (batch, beams), vocabulary = log_p.shape, logits.shape[-1]
     if beams > vocabulary - len(NEVER):
@@ -176,7 +182,8 @@ def _extend(
     ends = scores[..., EOS]
     words = forbid(scores, (*NEVER, EOS)).reshape(batch, beams * vocabulary)
     going_on, index = top_k(words, beams)
-    # Ends come first: greedy takes the lower id where two tokens are equally likely.
+    # An end that ties with the K-th best counts, as in greedy decoding, which takes the lower id of
+    # two equally likely tokens: EOS is lower than every word.
     least = top_k(jnp.concatenate([ends, going_on], axis=1), beams)[0][:, -1:]
     ends = jnp.where(ends >= least, ends, -jnp.inf)
     return going_on, index // vocabulary, index % vocabulary, ends

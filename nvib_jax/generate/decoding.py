@@ -1,8 +1,8 @@
-"""Cached decoding: a mixture, and what makes one -> token ids.
+"""Cached decoding: from a mixture, a text or the prior to token ids.
 
-Nothing of the prefix is recomputed (keys and values of self-attention are cached, those of the
-mixture computed once), one compiled step serves every position, and the loop ends when every
-sentence has. Beam search is in `nvib_jax.generate.beam`.
+Nothing is recomputed for the prefix: keys and values of self-attention are cached, and those of the
+mixture are computed once. One compiled step serves every position, and the loop ends when every
+sentence has ended. Beam search is in `nvib_jax.generate.beam`.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,8 @@ def filter_logits(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> j
     Args:
       logits: shape (B, V).
       top_k: 0 means all; ties with the k-th are kept.
-      top_p: 1 means all; the token that crosses the mass is kept, so that one always is.
+      top_p: 1 means all. The token with which the mass reaches `top_p` is kept, so that there is
+        always at least one.
 
     Returns:
       shape (B, V).
@@ -78,8 +79,8 @@ def filter_logits(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> j
 
 def likeliest(logits: jax.Array) -> jax.Array:
     """The first largest entry of each row: logits (B, V) -> int32 (B,)."""
-    # On a CPU argmax carries value and index through a scalar loop; two reductions of one value
-    # each take an eighth of its time.
+    # This is argmax as two reductions (max, then min of the ids). On CPUs they take an eighth of
+    # argmax's time, because XLA compiles argmax to a scalar loop over (value, index) pairs.
     ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     first = logits == jnp.max(logits, axis=-1, keepdims=True)
     return jnp.min(jnp.where(first, ids, ids[-1]), axis=-1)
@@ -108,15 +109,15 @@ def generate(
       model: the module (merged inside jit).
       memories: from `model.memories`, B rows.
       key: PRNG key, used by sampling only.
-      max_length: tokens at most, end-of-sentence not counted; at most `model.max_length`.
+      max_length: most tokens of a sentence without end-of-sentence; at most `model.max_length`.
       config: how tokens are chosen; None is greedy.
 
     Returns:
       int32 ids, shape (B, max_length): the sentence, then PAD; no end-of-sentence.
 
     Raises:
-      ValueError: `max_length` beyond what the model has positions for, or more beams than tokens
-        to choose from.
+      ValueError: `max_length` is more than the model has positions for, or there are more beams
+        than tokens to choose from.
     """
     if not 1 <= max_length <= model.max_length:
         raise ValueError(f"max_length is {max_length}; wanted 1 to {model.max_length}")
@@ -141,7 +142,7 @@ def _one_by_one(
     max_length: int,
     config: DecodingConfig,
 ) -> jax.Array:
-    """Greedy decoding and sampling: every token is chosen for good."""
+    """Greedy decoding and sampling, where a chosen token is never changed."""
     batch = memories[0].bias.shape[0]
 
     def unfinished(carry) -> jax.Array:
@@ -168,17 +169,17 @@ def _one_by_one(
 
 
 def token_key(key: jax.Array) -> jax.Array:
-    """The key of a text's tokens, where `key` itself draws the mixture that they are written from.
+    """The key for a text's tokens, given the `key` that draws the mixture which they are read from.
 
-    It is a child that no `split` of `key` gives, because `split(key, n)[i]` is `fold_in(key, i)`
-    and nothing splits a key into 2^31. With `key` for both, the first token's noise would be the
-    noise of the first weights, and the token would tell what they are.
+    With `key` for both, the first token's noise would be the noise of the mixture's first weights,
+    so the two would be correlated. The key returned differs from every child that a `split` of
+    `key` gives, because `split(key, n)[i]` is `fold_in(key, i)` and no n exceeds 2^31.
     """
     return jax.random.fold_in(key, 1 << 31)
 
 
 def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: Any) -> jax.Array:
-    """Mixture -> ids (B, max_length). The mixture may have been drawn with the same key."""
+    """Mixture -> ids (B, max_length). `key` may be the one that the mixture was drawn with."""
     return generate(model, model.memories(mixture, form), token_key(key), **how)
 
 
@@ -191,7 +192,7 @@ def rewrite(
 
 
 def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
-    """Lengths (B,) -> mixtures of the prior -> ids (B, max_length)."""
+    """Numbers of vectors (B,) -> mixtures drawn from the prior -> ids (B, max_length)."""
     mixture_key, tokens_key = jax.random.split(key)
     mixture = model.latent.sample_prior(mixture_key, lengths, most=model.max_length)
     return generate(model, model.memories(mixture, "exact"), tokens_key, **how)

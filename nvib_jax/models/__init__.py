@@ -1,1 +1,1 @@
-"""."""
+"""The models: the NVAE, its rivals, and what all of them share."""

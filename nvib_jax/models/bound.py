@@ -2,8 +2,8 @@
 
     log p(x) >= log p(m) + log p(x | F) - KL_G - KL_D        F ~ q(F | x), in expectation
 
-with exact KLs. m is the number of vectors that are there, which the decoder is told, so that it
-costs `log p(m)` (Henderson & Fehr 2023, arXiv 2207.13529; `nvib_jax.evaluation.likelihood`).
+with exact KLs. m is the number of present vectors. The decoder sees m, so the bound has to pay
+`log p(m)` for it (Henderson & Fehr 2023, arXiv 2207.13529; `nvib_jax.evaluation.likelihood`).
 """
 
 import jax
@@ -18,7 +18,7 @@ from nvib_jax.types import Posterior
 def bound_terms(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(log p(x|F) of a drawn F, exact KL_G, exact KL_D) in nats and vectors present, each (B,)."""
+    """(log p(x|F) for a drawn F, exact KL_G, exact KL_D, m), the first three in nats, each (B,)."""
     posterior = model.encode(tokens, mask)
     inputs, targets, counted = decoder_io(tokens, mask)
     logits = model.decode(model.memories(model.draw(posterior, key), "exact"), inputs)
@@ -30,14 +30,14 @@ def bound_terms(
 
 
 def bound(terms: tuple[np.ndarray, ...], count_probabilities: np.ndarray) -> np.ndarray:
-    """The ELBO of each sentence, nats, (B,): what `bound_terms` found, put together."""
+    """The ELBO of each sentence in nats, (B,), from the terms that `bound_terms` returns."""
     log_p, kl_gaussian, kl_dirichlet, present = terms
     log_count = log_count_probability(count_probabilities, present)
     return log_p + log_count - kl_gaussian - kl_dirichlet
 
 
 def vectors_present(posterior: Posterior) -> jax.Array:
-    """m, the vectors that are there, the prior's left out, int (B,)."""
+    """m, the number of present vectors without the prior's, int (B,)."""
     return jnp.sum(posterior.present[:, 1:], axis=-1)
 
 

@@ -1,8 +1,8 @@
 """NVAE: tokens -> encoder -> latent -> mixture -> decoder -> tokens, a VAE for text.
 
-Henderson & Fehr (2023). The latent is an NVIB or one of its rivals (`model.kind`). Every method is
-pure given the module; training and generation split it once into a plain dict of arrays and merge
-it inside `jax.jit` (`nvib_jax.models.params`).
+Source: Henderson & Fehr (2023). The latent is an NVIB or one of its rivals (`model.kind`). Methods
+have no side effects on the module. Training and generation split it once into a plain dict of
+arrays and merge it again inside `jax.jit` (`nvib_jax.models.params`).
 """
 
 from dataclasses import dataclass
@@ -160,14 +160,14 @@ class NVAE(nnx.Module):
 
         Args:
           tokens: int, shape (B, N).
-          mask: bool, shape (B, N), True = a real token.
+          mask: bool, shape (B, N), True = a valid token.
           key: dropout key; None means no dropout.
 
         Returns:
-          A float32 `Posterior`, S = N + 1 (pooled kinds: as many vectors as they have, and 1).
+          A float32 `Posterior`, S = N + 1 (for pooled kinds: their number of vectors plus 1).
 
         Raises:
-          ValueError: N beyond `max_length`.
+          ValueError: N is above `max_length`.
         """
         _check_positions("tokens", tokens, self.max_length)
         first, rest = split_key(key, 2)
@@ -178,7 +178,7 @@ class NVAE(nnx.Module):
         return self.latent(self.encoder(x, mask, rest), mask)
 
     def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
-        """The training mixture: K draws a component."""
+        """The training mixture: K draws of each component."""
         return self.latent.draw(posterior, key)
 
     def read(
@@ -197,7 +197,7 @@ class NVAE(nnx.Module):
         return self.latent.read(posterior, form or self.config.evaluation_form, key)
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
-        """What each decoder layer's attention needs of a mixture, computed once."""
+        """One memory of the mixture for each decoder layer's attention, computed once."""
         return self.decoder.memories(mixture, form)
 
     def decode(
@@ -214,7 +214,7 @@ class NVAE(nnx.Module):
           float32, shape (B, T, V).
 
         Raises:
-          ValueError: T beyond `max_length + 1`.
+          ValueError: T is above `max_length + 1`.
         """
         return self._logits(self._decode(memories, inputs, key))
 
@@ -226,7 +226,7 @@ class NVAE(nnx.Module):
         mask: jax.Array,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """What `decode` and its logits give, summed over the valid targets, without the logits.
+        """Cross-entropy of `decode`'s logits, summed over the valid targets, without forming them.
 
         Args:
           memories: from `memories`.
@@ -248,7 +248,7 @@ class NVAE(nnx.Module):
         return (self.output.kernel[...], self.output.bias[...])  # type: ignore[index]
 
     def _decode(self, memories, inputs, key) -> jax.Array:
-        """(B, T, D): what the output layer reads."""
+        """The states that the output layer reads, (B, T, D)."""
         _check_positions("inputs", inputs, self.max_length + 1)
         first, rest = split_key(key, 2)
         x = dropout(self.decoder_input(inputs), self.config.dropout, first)
@@ -266,13 +266,13 @@ class NVAE(nnx.Module):
         token: jax.Array,
         position: jax.Array,
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """One step of `decode`, of one sentence a memory or of K that share it.
+        """One step of `decode`, for one sentence per memory or for K that share each memory.
 
-        Token (B,) or (B, K) at `position` () -> logits (B, V) or (B, K, V) and the caches, of B or
-        B*K rows.
+        It takes token (B,) or (B, K) at `position` (), and returns logits (B, V) or (B, K, V) and
+        the caches, of B or B*K rows.
         """
         x = self.decoder_input(token.reshape(-1, 1), position)
-        x = x.reshape(token.shape[0], -1, self.config.dim)  # sentences are queries of a memory
+        x = x.reshape(token.shape[0], -1, self.config.dim)  # K sentences are K queries of a memory
         x, caches = self.decoder.step(x, memories, caches, position)
         return self._logits(x).reshape(*token.shape, -1), caches
 
@@ -282,8 +282,9 @@ class NVAE(nnx.Module):
         return jnp.mean(weights, axis=(0, 2))
 
     def _embed(self, table: nnx.Param, tokens: jax.Array) -> jax.Array:
-        # Rows have norm 1; scaled to sqrt(D) they match what layer norm leaves.
-        whole = constrain(table[...], "vocab", None)  # its parts are gathered, not what it gives
+        # On a mesh the table's parts along D are gathered, and not the rows that are looked up.
+        whole = constrain(table[...], "vocab", None)
+        # Rows start with norm 1; scaled by sqrt(D), their entries have size 1, as layer norm's do.
         rows = (whole[tokens] * self.config.dim**0.5).astype(self.dtype)
         return constrain(rows, "batch", None, None) if tokens.ndim > 1 else rows
 
@@ -305,7 +306,7 @@ class NVAE(nnx.Module):
 
 
 def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
-    """jax clamps an index beyond a table, silently."""
+    """Raise ValueError for too many positions, because jax would silently clamp their indices."""
     if tokens.shape[1] > most:
         raise ValueError(f"{name} has {tokens.shape[1]} positions; wanted at most {most}")
 
@@ -313,8 +314,8 @@ def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
 def decoder_io(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Teacher forcing: (inputs, targets, which targets count), each (B, N + 1).
 
-    Inputs are beginning-of-sentence and the sentence; targets the sentence and end-of-sentence. A
-    filler row, all padding, counts nothing.
+    Inputs are beginning-of-sentence and the sentence; targets are the sentence and end-of-sentence.
+    In a row that is all padding no target counts.
     """
     length = jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
     column = jnp.full((tokens.shape[0], 1), BOS, tokens.dtype)

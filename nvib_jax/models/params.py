@@ -1,6 +1,6 @@
-"""A module as its static structure and a flat dict of arrays, and back.
+"""Split a module into its static structure and a flat dict of arrays, and merge them again.
 
-What training, checkpoints and generation hold: split once, merged inside `jax.jit`.
+Training, checkpoints and generation hold the two parts and merge them inside `jax.jit`.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from nvib_jax.mesh import spec
 
 Params = dict[str, jax.Array]
-# The names of a parameter's axes (`nvib_jax.mesh.RULES`), by its own name, or by its module's and
-# its own where that is a general one. Vectors and scalars that are not here are small and lie whole
-# on every device.
+# Parameter -> the names of its axes (`nvib_jax.mesh.RULES`). The key is the parameter's own name,
+# or "module.name" where the own name is a general one such as "kernel". Vectors and scalars that
+# are not listed are small, and every device has a whole copy.
 AXES: dict[str, tuple[str | None, ...]] = {
     "encoder_embedding": ("vocab", "embed"),
     "decoder_embedding": ("vocab", "embed"),
@@ -45,10 +45,10 @@ def axes_of(name: str, ndim: int) -> tuple[str | None, ...]:
     """The names of a parameter's axes.
 
     Raises:
-      ValueError: a matrix that `AXES` does not know.
+      ValueError: a parameter with several axes that is not in `AXES`.
     """
     *_, module, own = ["", *name.split(".")]
-    for known in (own, f"{module}.{own}"):  # no entry is a general name, so one at most is there
+    for known in (own, f"{module}.{own}"):  # AXES never has both
         if known in AXES:
             return AXES[known]
     if ndim > 1:
@@ -57,7 +57,7 @@ def axes_of(name: str, ndim: int) -> tuple[str | None, ...]:
 
 
 def layout(mesh: Any, params: Mapping[str, Any]) -> dict[str, P]:
-    """How parameters lie on a mesh: name -> anything with a shape, to name -> layout."""
+    """The layout of each parameter on a mesh; `params` maps names to anything with a shape."""
     return {n: spec(mesh, axes_of(n, len(p.shape)), p.shape) for n, p in params.items()}
 
 

@@ -1,4 +1,4 @@
-"""A mixture that comes without its form of attention, and a posterior as a single vector."""
+"""The form of attention for a mixture that comes without one; a posterior as one vector."""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,20 @@ from nvib_jax.types import Mixture, Posterior
 
 
 def form_of(mixture: Mixture, preferred: str) -> str:
-    """The form of attention that reads a mixture's weights as what they are.
+    """The form of attention to read a mixture with, according to its kind of weights.
 
-    Impulses are the same in every form, geometric weights are for "expected_logit" alone. Mean
-    weights are for the other three. Of these, "simplified" stays nearest to the drawn impulses that
-    a decoder is trained on: the others move a value towards its query by a component's variance.
+    For impulses all forms are equal. Geometric weights are for "expected_logit" alone, mean weights
+    for the other three. If `preferred` is none of those, "simplified" is taken, because it stays
+    nearest to the drawn impulses that a decoder is trained on: the other two move each value
+    towards its query, the more the larger the component's variance is.
 
     Args:
       mixture: any.
-      preferred: how the model was made to be read, taken where it fits.
+      preferred: the model's `evaluation_form`, which is returned if it may read the weights.
     """
     if mixture.log_variance is None:
         return "exact"
-    kind = mixture.weights_kind  # of `nvib_jax.expected`; None of all others
+    kind = mixture.weights_kind  # None unless `nvib_jax.expected` made the mixture
     if kind == "geometric":
         return "expected_logit"
     fits = preferred in FORMS and not (kind == "mean" and preferred == "expected_logit")
@@ -30,7 +31,7 @@ def form_of(mixture: Mixture, preferred: str) -> str:
 def mean_vector(posterior: Posterior) -> jax.Array:
     """`sum_i alpha_i mu_i / sum_i alpha_i` without component 0, float32, shape (B, D).
 
-    Where no other component is present, the mean of component 0, which is the prior's.
+    If no other component is present, it is the mean of component 0, which is the prior's.
     """
     log_alpha = jnp.where(posterior.mask, posterior.log_alpha, -jnp.inf)[:, 1:]
     top = jnp.max(log_alpha, axis=1, keepdims=True, initial=-jnp.inf)

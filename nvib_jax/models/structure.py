@@ -1,4 +1,4 @@
-"""A config's module before it has parameters: its structure, their shapes, and what makes them."""
+"""The structure of a config's module and the shapes of its parameters, without computing them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from nvib_jax.models.params import Params, split
 def structure(
     config: Any, vocab_size: int, max_length: int
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct], Callable[[], Params]]:
-    """(static structure, shapes of the parameters, what makes them) of a config's module.
+    """(static structure, shapes of the parameters, function that makes them) of a config's module.
 
-    Nothing is computed; what makes them draws from `train.seed` and is to be jitted.
+    Nothing is computed. The function draws the parameters from `train.seed`; callers should jit it.
 
     Args:
       config: an `nvib_jax.config.Config`.

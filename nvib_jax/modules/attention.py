@@ -31,7 +31,7 @@ class DenoisingAttention(nnx.Module):
       rngs: parameter RNGs.
 
     Raises:
-      ValueError: a width that the heads do not divide.
+      ValueError: `heads` does not divide `dim`.
 
     >>> from flax import nnx
     >>> key, lengths = jax.random.key(0), jnp.array([3])
@@ -67,7 +67,7 @@ class DenoisingAttention(nnx.Module):
         self.out = Linear(dim, dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def memory(self, mixture: Mixture, form: str) -> Memory:
-        """Keys, values and biases of a mixture, once for all queries."""
+        """Keys, values and biases of a mixture; compute them once for all queries."""
         kernels = (
             self.key_kernel[...].astype(self.dtype),
             self.value_kernel[...].astype(self.dtype),
@@ -90,7 +90,7 @@ class DenoisingAttention(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention; causal with a cache for decoding.
+    """Multi-head self-attention: bidirectional, causal, or one position at a time with a cache.
 
     Args:
       dim: D.
@@ -114,7 +114,7 @@ class SelfAttention(nnx.Module):
 
         Args:
           x: shape (B, N, D).
-          mask: bool, shape (B, N), True = a real token; every row sees at least position 0.
+          mask: bool, shape (B, N), True = a valid token; every row sees at least position 0.
 
         Returns:
           shape (B, N, D).
@@ -122,23 +122,24 @@ class SelfAttention(nnx.Module):
         q, k, v = self._heads(x)
         bias = jnp.zeros(x.shape[:2], accumulator(x.dtype))
         if mask is not None:
-            # A row of padding alone attends to position 0: an empty softmax has no value.
+            # Position 0 is always visible, because the softmax of a row that is all padding would
+            # otherwise be empty.
             bias = jnp.where(jnp.asarray(mask).at[:, 0].set(True), bias, MASK_VALUE)
-        # The primitive of denoising attention, without a prior's component in front.
+        # Plain attention is the primitive of denoising attention, without terms of width D.
         memory = Memory(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), bias)
         out = attend(q * q.shape[-1] ** -0.5, memory, causal=mask is None)
         return self.out(constrain(out.reshape(x.shape), "batch", None, "heads"))
 
     def step(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
-        """One position of K sentences a row, K = 1 but for beams.
+        """One position of K sentences per row of the batch; K is 1 except for beam search.
 
         Args:
           x: shape (B, K, D).
-          cache: keys and values of all before it, each (B*K, T, D).
-          position: where all of them are, shape ().
+          cache: keys and values of the positions before, each (B*K, T, D).
+          position: the position of all these sentences, shape ().
 
         Returns:
-          (shape (B, K, D); the cache with this position in it).
+          (output, shape (B, K, D); the cache with this position added).
         """
         q, k, v = (a.reshape(-1, *a.shape[2:]) for a in self._heads(x))
         keys, values = (
@@ -152,9 +153,11 @@ class SelfAttention(nnx.Module):
 
 
 def _attend_cache(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
-    """One query a row, (N, H, E), over a cache (N, T, D), where seen (T,); returns (N, H, E)."""
-    # In the order of the cache: asked for the products as dot_product_attention does, XLA on CPUs
-    # transposes the whole cache first, twice a step.
+    """Attend with one query per row, (N, H, E), to a cache (N, T, D) at the positions that `seen`
+    (T,) marks; returns (N, H, E).
+    """
+    # The products keep the cache's own axis order. Written as dot_product_attention writes them,
+    # they make XLA on CPUs transpose the whole cache, twice in every step.
     keys, values = (a.reshape(*a.shape[:2], *q.shape[1:]) for a in (keys, values))
     dtype = accumulator(q.dtype)
     logits = jnp.einsum("nthe,nhe->nht", keys, q, preferred_element_type=dtype)

@@ -1,4 +1,4 @@
-"""The linear maps of every module here: Flax's, over rows, and laid out over a mesh."""
+"""The linear maps of all modules: Flax's, with leading axes merged, laid out over a mesh."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from nvib_jax.mesh import OPEN, by_rows, constrain
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` with all leading axes as one (`nvib_jax.mesh.by_rows` says why)."""
+    """`nnx.Linear` that merges all leading axes to one (`nvib_jax.mesh.by_rows` says why)."""
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """x (B, ..., D) -> (B, ..., F)."""
@@ -17,7 +17,7 @@ class Linear(nnx.Linear):
 
 
 class Linears(nnx.LinearGeneral):
-    """`Linear` to C outputs side by side, `Linears(D, (C, F))`: a mesh divides each alike."""
+    """`Linears(D, (C, F))`: C linear maps in one product, each divided over a mesh by its F."""
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """x (B, ..., D) -> (B, ..., C, F)."""

@@ -1,7 +1,7 @@
 """The two modules for Flax Linen: `NVIB` and `DenoisingAttention`, with Linen's variables.
 
-The NNX modules do the work through Flax's own bridge, so that there is one implementation. The
-prior is two numbers here, since Linen's modules have to be hashable, and no variable.
+They wrap the NNX modules by Flax's own bridge, so that there is only one implementation. The prior
+is given as two numbers, because a Linen module has to be hashable; it is not a variable.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ class NVIB(linen.Module):
     Attributes:
       dim: D.
       prior_alpha: total pseudo-count of the Dirichlet process, alpha_0^p.
-      alpha_delta: pseudo-counts that a token adds to it: the knob of the bottleneck.
+      alpha_delta: pseudo-counts that a token adds to it; sets the strength of the bottleneck.
       pseudo_count: "exp_linear", "exp_quadratic" or "relu" (`nvib_jax.log_pseudo_count`).
-      initial_alpha: as in `nvib_jax.modules.NVIB`, like the two below.
-      initial_kept: for "relu".
-      initial_variance: of every component before training.
+      initial_alpha: mean pseudo-count before training, as in `nvib_jax.modules.NVIB`.
+      initial_kept: share of components present before training, for "relu".
+      initial_variance: variance of every component before training.
 
     >>> layer = NVIB(8, alpha_delta=0.3)
     >>> x, mask = jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)
@@ -46,7 +46,7 @@ class NVIB(linen.Module):
 
     @property
     def prior(self) -> Prior:
-        """The prior of component 0, which the KLs are taken to; no variable."""
+        """The prior of component 0 and of the KLs. It is rebuilt each time, not a variable."""
         return Prior.standard(self.dim, alpha=self.prior_alpha, alpha_delta=self.alpha_delta)
 
     def setup(self) -> None:
@@ -67,10 +67,10 @@ class NVIB(linen.Module):
 
 
 class _NVIB(nvib.PosteriorMaps):
-    """The maps with a prior that is rebuilt from two constants.
+    """The maps, with a prior that is rebuilt from two constants.
 
-    As a Linen variable it would be restored from a checkpoint, and override the `alpha_delta` that
-    the caller passes.
+    If the prior were a Linen variable, it would be restored from a checkpoint and override the
+    `alpha_delta` that the caller passes.
     """
 
     def __init__(self, dim: int, *, made: tuple[float, float], rngs: nnx.Rngs, **options: Any):
@@ -90,8 +90,8 @@ class DenoisingAttention(linen.Module):
       dim: D.
       heads: H, a divisor of D.
       use_bias: biases on query, value and output (a key bias would cancel).
-      form: of denoising attention, as in `nvib_jax.denoising_attention`.
-      implementation: likewise.
+      form: form of attention, as in `nvib_jax.denoising_attention`.
+      implementation: as in `nvib_jax.denoising_attention`.
       dtype: compute dtype of the products; softmax and biases stay float32.
 
     >>> prior, x = Prior.standard(8), jnp.ones((1, 2, 8))
@@ -120,7 +120,7 @@ class DenoisingAttention(linen.Module):
         return self.layer(x, self._memory_of(mixture))
 
     def memory(self, mixture: Mixture) -> Memory:
-        """Keys, values and biases of a mixture, once for any number of calls."""
+        """Keys, values and biases of a mixture; compute them once for any number of calls."""
         return self.layer(mixture, self.form, nnx_method="memory")
 
     def weights(self, x: jax.Array, mixture: Mixture | Memory) -> jax.Array:

@@ -12,20 +12,20 @@ from nvib_jax.modules.linear import Linear
 from nvib_jax.posterior import add_skip, log_pseudo_count, make_posterior
 from nvib_jax.types import Posterior, Prior
 
-PRIOR_ARRAYS = ("mean", "log_variance", "log_alpha", "alpha_delta")  # their names in checkpoints
+PRIOR_ARRAYS = ("mean", "log_variance", "log_alpha", "alpha_delta")  # as checkpoints name them
 
 
 class Fixed(nnx.Variable):
-    """Saved in the checkpoint, never trained: the prior."""
+    """A variable that checkpoints hold and no optimiser trains; the prior's arrays are of it."""
 
 
 def mean_map(dim: int, *, rngs: nnx.Rngs) -> Linear:
-    """States to means."""
+    """The map from states to means."""
     return Linear(dim, dim, rngs=rngs)
 
 
 def log_variance_map(dim: int, variance: float, *, rngs: nnx.Rngs) -> Linear:
-    """States to log variances, the same for all states before training."""
+    """The map from states to log variances, which starts as the constant `variance`."""
     return Linear(
         dim,
         dim,
@@ -36,7 +36,7 @@ def log_variance_map(dim: int, variance: float, *, rngs: nnx.Rngs) -> Linear:
 
 
 def stored(prior: Prior) -> Any:
-    """A prior as variables of a module, by the names of its fields."""
+    """A prior's arrays as module variables, under the names of its fields."""
     return nnx.data({name: Fixed(getattr(prior, name)) for name in PRIOR_ARRAYS})
 
 
@@ -46,7 +46,7 @@ def restored(values: Any) -> Prior:
 
 
 class PosteriorMaps(nnx.Module):
-    """What `NVIB` learns: three maps of states. Where the prior is kept, a subclass says.
+    """The three maps that `NVIB` learns. A subclass decides how the prior is stored.
 
     Args:
       dim: D.
@@ -70,7 +70,7 @@ class PosteriorMaps(nnx.Module):
             raise ValueError(f"initial_alpha is {initial_alpha}; wanted more than 0")
         self.mean = mean_map(dim, rngs=rngs)
         self.log_variance = log_variance_map(dim, initial_variance, rngs=rngs)
-        # The prior may be traced: made inside `jax.jit` it has no number to read.
+        # jnp.where and not `if`, because a prior that is made inside `jax.jit` is traced.
         delta = prior.alpha_delta
         alpha = jnp.where(delta > 0, delta, 1.0) if initial_alpha is None else initial_alpha
         start: Any = jnp.log(jnp.float32(alpha))
@@ -87,7 +87,7 @@ class PosteriorMaps(nnx.Module):
 
     @property
     def prior(self) -> Prior:
-        """The prior of component 0. Abstract."""
+        """The prior of component 0; a subclass defines it."""
         raise NotImplementedError
 
     def __call__(
@@ -97,7 +97,7 @@ class PosteriorMaps(nnx.Module):
 
         Args:
           x: shape (B, N, D).
-          mask: bool, shape (B, N), True = a real token.
+          mask: bool, shape (B, N), True = a valid token.
           previous: the posterior of the NVIB layer below, whose log pseudo-counts are added.
 
         Returns:
@@ -118,16 +118,16 @@ class NVIB(PosteriorMaps):
 
     Args:
       dim: D.
-      prior: the Dirichlet process; kept with the parameters and never trained.
+      prior: the Dirichlet process; stored beside the parameters and never trained.
       pseudo_count: "exp_linear", "exp_quadratic" or "relu" (`nvib_jax.log_pseudo_count`).
-      initial_alpha: mean pseudo-count of a component before training; None is the prior's
-        `alpha_delta` (1 where that is 0), so that the Dirichlet KL starts near 0 and pulls nowhere.
+      initial_alpha: mean pseudo-count of a component before training. None is the prior's
+        `alpha_delta` (1 if that is 0), so that the Dirichlet KL and its gradient start near 0.
       initial_kept: share of components with a pseudo-count above 0 before training, for "relu".
       initial_variance: variance of every component before training.
       rngs: parameter RNGs.
 
     Raises:
-      ValueError: an `initial_alpha` or `initial_kept` that cannot be.
+      ValueError: `initial_alpha` is not above 0, or `initial_kept` not inside (0, 1).
 
     >>> from flax import nnx
     >>> layer = NVIB(8, prior=Prior.standard(8, alpha_delta=0.3), rngs=nnx.Rngs(0))
@@ -167,11 +167,12 @@ class NVIB(PosteriorMaps):
 def rectified_normal(share: float) -> tuple[float, float]:
     """(m, s) such that `max(0, N(m, s^2))` has mean 1 and is positive with this probability.
 
-    Which components start empty is then a random function of the encoder's state: a symmetry that
-    training would otherwise have to break against the noise of equal weights.
+    With it, which components start without a pseudo-count is a random function of the encoder's
+    state. Otherwise all would start with equal weights, and training would have to break that
+    symmetry itself.
 
     Raises:
-      ValueError: a share not inside (0, 1).
+      ValueError: the share is not inside (0, 1).
     """
     if not 0 < share < 1:
         raise ValueError(f"initial_kept is {share}; wanted 0 < initial_kept < 1")

@@ -1,4 +1,4 @@
-"""Encoder and decoder: layers on top of each other."""
+"""Encoder and decoder: stacks of layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from nvib_jax.types import Mixture
 
 
 class _Stack(nnx.Module):
-    """Layers of one kind, with a last norm where they are pre-norm.
+    """Layers of one kind, and a final norm if they are pre-norm.
 
     Args:
       layers: the layers, in order.
@@ -40,7 +40,7 @@ class _Stack(nnx.Module):
         self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
 
     def run(self, layer, *inputs):
-        """A layer; with remat, what it computes is thrown away and done again for the gradient."""
+        """Call a layer. With remat its activations are not kept but recomputed for the gradient."""
         return jax.checkpoint(layer.__call__)(*inputs) if self.remat else layer(*inputs)
 
 
@@ -53,7 +53,7 @@ class Encoder(_Stack):
       heads: H, a divisor of D.
       hidden: width of the feed-forward layers.
       norm: "pre" or "post", layer norm before or after each residual.
-      dropout_rate: of what each sublayer gives.
+      dropout_rate: of each sublayer's output.
       dtype: compute dtype.
       remat: whether a layer is computed again for its gradient.
       rngs: parameter RNGs.
@@ -88,7 +88,7 @@ class Encoder(_Stack):
 
 
 class Decoder(_Stack):
-    """A stack of `DecoderLayer`, all reading the same mixture with projections of their own.
+    """A stack of `DecoderLayer`. All read the same mixture, each with its own projections.
 
     Args:
       layers: how many.
@@ -96,10 +96,10 @@ class Decoder(_Stack):
       heads: H of self-attention, a divisor of D.
       hidden: width of the feed-forward layers.
       latent_heads: heads of the attention to the mixture; None is `heads`.
-      latent_bias: biases in its projections.
-      implementation: of it, as in `nvib_jax.attention.attend`.
+      latent_bias: whether the projections of that attention have biases.
+      implementation: of that attention, as in `nvib_jax.attention.attend`.
       norm: "pre" or "post", layer norm before or after each residual.
-      dropout_rate: of what each sublayer gives.
+      dropout_rate: of each sublayer's output.
       dtype: compute dtype.
       remat: whether a layer is computed again for its gradient.
       rngs: parameter RNGs.
@@ -139,7 +139,7 @@ class Decoder(_Stack):
         super().__init__(made, dim, norm=norm, dtype=dtype, remat=remat, rngs=rngs)
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
-        """One memory a layer, computed once for a mixture."""
+        """One memory for each layer, computed once for a mixture."""
         return tuple(layer.latent_attention.memory(mixture, form) for layer in self.layers)
 
     def __call__(
@@ -158,9 +158,10 @@ class Decoder(_Stack):
         caches: tuple[Cache, ...],
         position: jax.Array,
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """One position of `__call__`, of K sentences a memory.
+        """One position of `__call__`, for K sentences that share each memory.
 
-        x (B, K, D) and caches of B*K rows: the output and the caches, longer by one.
+        It takes x (B, K, D) and caches of B*K rows, and returns the output (B, K, D) and the caches
+        with this position added.
         """
         new = []
         for layer, memory, cache in zip(self.layers, memories, caches, strict=True):

@@ -1,6 +1,6 @@
 """The layers of encoder and decoder; the decoder's cross-attention reads a mixture.
 
-`stacks.py` makes an encoder and a decoder of them.
+`stacks.py` builds the encoder and the decoder from them.
 """
 
 import jax
@@ -17,10 +17,11 @@ NORMS = ("pre", "post")
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero a share `rate` of x and scale the rest; without a key, x itself."""
+    """Zero a share `rate` of x and scale up the rest; without a key, return x itself."""
     if key is None or rate == 0.0:
         return x
-    # 16 random bits are half the work of 32: the rate is a multiple of 2^-16, never 0 or 1.
+    # 16 random bits per number are half the work of 32. So the rate is rounded to a multiple of
+    # 2^-16, but never to 0 or 1.
     dropped = min(max(round(rate * 2**16), 1), 2**16 - 1)
     keep = jax.random.bits(key, x.shape, jnp.uint16) >= jnp.uint16(dropped)
     return jnp.where(keep, x / (1.0 - dropped / 2**16), jnp.zeros((), x.dtype))
@@ -32,7 +33,11 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer norm in float32; Flax's own, given a compute dtype, promotes bfloat16 implicitly."""
+    """Layer norm that computes in float32 and then casts to the compute dtype.
+
+    Flax's own, given a compute dtype, promotes bfloat16 implicitly, which fails under strict dtype
+    promotion.
+    """
 
     def __init__(self, dim: int, *, dtype, rngs: nnx.Rngs):
         super().__init__(dim, rngs=rngs)
@@ -140,7 +145,10 @@ class DecoderLayer(_Block):
     def step(
         self, x: jax.Array, memory: Memory, cache: Cache, position: jax.Array
     ) -> tuple[jax.Array, Cache]:
-        """One position of `__call__`, of K sentences a memory: x (B, K, D), cache B*K rows."""
+        """One position of `__call__`, for K sentences that share each memory.
+
+        It takes x (B, K, D) and a cache of B*K rows, and returns the output and the longer cache.
+        """
         new_cache = cache
 
         def attention(h: jax.Array) -> jax.Array:
@@ -151,7 +159,7 @@ class DecoderLayer(_Block):
         return self._run(x, memory, attention, None), new_cache
 
     def latent_query(self, x: jax.Array) -> jax.Array:
-        """What asks the latent attention, (B, T, D) -> (B, T, D)."""
+        """The input of the latent attention's query projection, (B, T, D) -> (B, T, D)."""
         x = self.residual(0, x, self.attention, None)
         return self.norms[1](x) if self.norm == "pre" else x
 

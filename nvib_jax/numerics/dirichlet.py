@@ -1,8 +1,8 @@
 """Dirichlets of extreme pseudo-counts in float32: their KL, its derivative, a ratio of densities.
 
-Enter log pseudo-counts, totals from 1e-3 to 1e8, leave nats. The textbook formulas subtract numbers
-of size a0 log a0 to leave one of size log a0; here those terms cancel on paper instead. `kl.py` and
-`objective` say what is computed, this file how.
+The functions take log pseudo-counts, with totals from 1e-3 to 1e8, and return nats. The textbook
+formulas subtract numbers of size a0 log a0 to obtain one of size log a0; here those terms have been
+cancelled on paper. `kl.py` and `objective` say what is computed, this file says how.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from nvib_jax.numerics.special import (
 
 @dataclass(frozen=True)
 class _Pair:
-    """Dir(a) and Dir(b) as both the KL and its derivative read them.
+    """Dir(a) and Dir(b), with the quantities that the KL and its derivative share.
 
-    `alpha_i` is split over `times` atoms, a_i = alpha_i / times; b is the same for all n of them.
-    `log_a`, `present` and `times` (0 where absent) have shape (B, S), the rest (B, 1).
+    `alpha_i` is split over `times` atoms, a_i = alpha_i / times; b is the same for all n atoms.
+    `log_a`, `change` and `times` (0 where not present) have shape (B, S), the rest (B, 1).
     """
 
     log_a: jax.Array
@@ -45,7 +45,8 @@ class _Pair:
         log_n = jnp.log(jnp.sum(times, axis=-1, keepdims=True))
         log_a0 = jax.nn.logsumexp(log_alpha, axis=-1, where=present, keepdims=True)
         log_mean = log_a0 - log_n + jnp.log(split)
-        log_alpha = jnp.where(present, log_alpha, log_mean)  # exp() of what is absent is not inf
+        # Entries that are not present get the mean, so that no exp() of them overflows.
+        log_alpha = jnp.where(present, log_alpha, log_mean)
         return cls(
             log_a=log_alpha - jnp.log(split),
             log_b=log_b,
@@ -53,22 +54,23 @@ class _Pair:
             log_b0=log_b + log_n,
             times=times,
             share_b=-log_n,
-            # In one subtraction, exact where it is small: b0 = 1e8 times its error must not count.
+            # It is one subtraction, which is exact if the result is small, because its error will
+            # be multiplied by b0, up to 1e8.
             change=log_alpha - log_mean,
         )
 
     def of_several(self, x: jax.Array) -> jax.Array:
-        """x (B,), but 0 where there is one atom: its weight is 1 under both, whatever a and b."""
+        """x (B,), but 0 for rows with a single atom, whose weight is 1 under both Dirichlets."""
         return jnp.where(_alone(self.times, self.log_a0), 0.0, x)
 
 
 @jax.custom_jvp
 def kl(log_alpha: jax.Array, split: jax.Array, log_b: jax.Array, present: jax.Array) -> jax.Array:
-    """`KL(Dir(a) || Dir(b))`, shape (B,), of what `_Pair` describes.
+    """`KL(Dir(a) || Dir(b))`, shape (B,), where `_Pair` defines a and b.
 
     The textbook formula, lgG(a0) - sum lgG(a_i) - ... + sum (a_i - b)(psi(a_i) - psi(a0)),
-    subtracts numbers of size a0 log a0 to leave one of size log a0. Written with Stirling's error
-    rho and x eta(x) = x (psi(x) - log x), all a log a terms cancel on paper instead:
+    subtracts numbers of size a0 log a0 to obtain one of size log a0. Written with Stirling's error
+    rho and x eta(x) = x (psi(x) - log x), all terms a log a cancel on paper:
 
         h(a) - h(b) + b0 KL(b/b0 || a/a0) + sum (1 - b/a_i)(a_i eta(a_i) - a_i/a0 a0 eta(a0))
     """
@@ -83,12 +85,13 @@ def kl(log_alpha: jax.Array, split: jax.Array, log_b: jax.Array, present: jax.Ar
 
 @kl.defjvp
 def _jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    """By log alpha_i and by log b, with v(x) = x^2 psi'(x) - x:
+    """The derivatives by log alpha_i and by log b, with v(x) = x^2 psi'(x) - x:
 
         times [ (1 - b/a_i) v(a_i) - a_i/a0 (1 - b0/a0) v(a0) + b0 (a_i/a0 - b/b0) ]
         b0 KL(b/b0 || a/a0) + sum [ b eta(b) - b eta(a_i) ] - b0 eta(b0) + b0 eta(a0)
 
-    Autodiff would reach a_i through a0 too, where one large b/a_i drowns the other atoms.
+    Autodiff is not used, because it would add the derivative through a0, where one large b/a_i
+    makes the rounding error larger than the contribution of the other atoms.
     """
     log_alpha_dot, _, log_b_dot, _ = tangents
     d = _Pair.of(*primals)
@@ -110,17 +113,17 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 def log_beta_gap(
     log_a: jax.Array, log_b: jax.Array, log_a0: jax.Array, log_b0: jax.Array, times: jax.Array
 ) -> jax.Array:
-    """`h(a) - h(b)`, shape (B,): a ratio of Dirichlet normalisers without its a log a terms.
+    """`h(a) - h(b)`, shape (B,): a ratio of Dirichlet normalisers without its terms a log a.
 
         h(a) = log Gamma(a0) - sum log Gamma(a_i) + sum a_i log(a_i/a0) + (n - 1)/2 log 2 pi
              = rho(a0) - 1/2 log a0 - sum [ rho(a_i) - 1/2 log a_i ]
 
     Args:
       log_a: shape (B, S).
-      log_b: broadcasts to it.
+      log_b: broadcasts to (B, S).
       log_a0: shape (B, 1).
       log_b0: shape (B, 1).
-      times: shape (B, S), for how many atoms entry i stands.
+      times: shape (B, S), how many atoms entry i stands for.
     """
     atoms = 0.5 * (log_a - log_b) - (stirling_error(log_a) - stirling_error(log_b))
     whole = 0.5 * (log_a0 - log_b0) - (stirling_error(log_a0) - stirling_error(log_b0))
@@ -128,7 +131,7 @@ def log_beta_gap(
 
 
 def _alone(times: jax.Array, log_a0: jax.Array) -> jax.Array:
-    """Rows of a single atom, (B,); not those without a number, which must not become 0."""
+    """Which rows have a single atom, (B,), except rows with NaN, which must not become 0."""
     return (jnp.sum(times, axis=-1) == 1) & ~jnp.isnan(log_a0[:, 0])
 
 
@@ -147,7 +150,8 @@ def log_density_ratio(
 
         log Dir(pi; a) = h(a) - a0 KL(a/a0 || pi) + a term that cancels
 
-    with `log_beta_gap`'s h; a sum of a_i log pi_i would lose it to rounding at a0 = 1e6.
+    with `log_beta_gap`'s h. It is not a sum of a_i log pi_i, because at a0 = 1e6 rounding would
+    destroy the result.
     """
     times = valid.astype(jnp.float32)
     log_a0 = jax.nn.logsumexp(log_a, axis=-1, keepdims=True, where=valid)

@@ -1,20 +1,20 @@
-"""The quantile function of the gamma law, as a smooth function of a standard normal.
+"""The quantile function of the gamma distribution, as a smooth function of a standard normal.
 
-Enters a log shape (at least log 2) and a normal deviate, leaves log x with
-`P(shape, x) = Phi(normal)`, P the regularised incomplete gamma function. With `a` the shape and
-`lambda = x / a`, Temme's expansion is
+It takes a log shape (at least log 2) and a normal deviate, and returns log x such that
+`P(shape, x) = Phi(normal)`, where P is the regularised incomplete gamma function. With `a` the
+shape and `lambda = x / a`, Temme's expansion is
 
     1/2 eta^2 = lambda - 1 - log lambda,    sign(eta) = sign(lambda - 1)
     eta = eta_0 + eps_1(eta_0)/a + eps_2(eta_0)/a^2 + ...,    eta_0 = normal / sqrt(a)
 
-so that `log lambda` is a power series in 1/a whose coefficients are smooth functions of eta_0. Cut
-off after `a^-4`, and with polynomials for those functions, it is a table of numbers.
+so `log lambda` is a power series in 1/a whose coefficients are smooth functions of eta_0. Here the
+series is cut off after `a^-4` and the functions are polynomials, which leaves a table of numbers.
 
 Source: N. M. Temme, Asymptotic inversion of incomplete gamma functions, Mathematics of Computation
-58 (1992). The table is our own, the least-squares fit of tests/numerics/test_gamma.py: it is off by
-at most 3e-5 in the normal and 1e-7 in probability for every a >= 2 and |normal| < 5.3, as far as a
-float32 uniform reaches, its derivative by log a 1e-5 (relative; 1e-4 beyond two standard
-deviations).
+58 (1992). The table is our own, the least-squares fit of tests/numerics/test_gamma.py. For every a >= 2 and
+|normal| < 5.3, which is as far as a float32 uniform reaches, its error is at most 3e-5 in the
+normal and 1e-7 in probability. The derivative by log a has a relative error of 1e-5 (1e-4 beyond
+two standard deviations).
 """
 
 import jax
@@ -52,7 +52,7 @@ def _horner(coefficients: tuple, x: jax.Array) -> jax.Array:
 def log_quantile(log_shape: jax.Array, normal: jax.Array) -> jax.Array:
     """The `Phi(normal)` quantile of `log x`, `x ~ Gamma(exp(log_shape), 1)`.
 
-    Smooth and finite up to log_shape = 300 (where it is log_shape), in its derivatives too.
+    It and its derivatives are smooth and finite up to log_shape = 300, where it equals log_shape.
 
     Args:
       log_shape: log of the shape parameter, at least `LOG_SMALLEST_SHAPE`.

@@ -1,16 +1,16 @@
 """Special functions of a *log* argument, accurate in float32 from exp(-80) to exp(300).
 
-Enters `log x`, leaves a function of x that stays finite where `exp(log x)` would overflow. Above
-x = 4 the asymptotic series is exact to float32; below it the recurrence leads there, with the pole
-at 0 written out. Derivatives are closed forms: what autodiff makes of the branches is neither
-finite nor accurate.
+The functions take `log x` and return a function of x that is finite even if `exp(log x)` would
+overflow. Above x = 4 the asymptotic series is exact to float32. Below, the recurrence is used to
+get above 4, and the pole at 0 is a separate term. Derivatives are given in closed form, because
+autodiff through the branches would be neither finite nor accurate.
 """
 
 import jax
 import jax.numpy as jnp
 
-LOG_TINY = -80.0  # below, x is as good as 0 and 1/x still fits float32
-LOG_HUGE = 80.0  # likewise: exp() of anything more is capped here
+LOG_TINY = -80.0  # smaller log x are raised to this, so that 1/x still fits in float32
+LOG_HUGE = 80.0  # larger logs are lowered to this before exp(), which would overflow
 _LOG_SPLIT = 1.3862943611198906  # log 4
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 _DIGAMMA = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132)
@@ -18,7 +18,7 @@ _TRIGAMMA = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66)
 
 
 def _split(log_x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(is x large, log x where small else log 4, 1/x where large else 1/4): all stay finite."""
+    """(whether x > 4, log x if not else log 4, 1/x if so else 1/4), all of which are finite."""
     log_x = jnp.maximum(log_x, LOG_TINY)
     large = log_x > _LOG_SPLIT
     return (
@@ -42,8 +42,8 @@ def stirling_error(log_x: jax.Array) -> jax.Array:
     large, log_small, inv = _split(log_x)
     x = jnp.exp(log_small)
     series = _odd_series(inv, *_STIRLING)
-    # rho(x) = rho(x + 1) + (x + 1/2) log(1 + 1/x) - 1, four times: every term is small, while
-    # jax's gammaln errs by 1e-6, too much for a sum over thousands of atoms.
+    # rho(x) = rho(x + 1) + (x + 1/2) log(1 + 1/x) - 1 is applied four times. All terms are small.
+    # jax's gammaln is not used, because its error of 1e-6 is too large in sums of thousands.
     direct = _odd_series(1 / (4 + x), *_STIRLING)
     direct = direct + (x + 0.5) * (jnp.log1p(x) - log_small) - 1
     for j in (1, 2, 3):
@@ -53,10 +53,10 @@ def stirling_error(log_x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def scaled_digamma_error(log_x: jax.Array) -> jax.Array:
-    """`x (psi(x) - log x)`: -1 at x = 0, -1/2 at infinity, never a difference of large numbers."""
+    """`x (psi(x) - log x)`, -1 at x = 0 and -1/2 at infinity, without subtracting large numbers."""
     large, log_small, inv = _split(log_x)
     x = jnp.exp(log_small)
-    # psi(1 + x) by recurrence up to 4 + x, for the same reason.
+    # psi(1 + x) comes from psi(4 + x) by the recurrence, so that all terms are small.
     above = 1 / (4 + x)
     gap = jnp.log(4 + x) - log_small - above * (0.5 + _odd_series(above, *_DIGAMMA))
     gap = gap - sum(1 / (x + j) for j in (1, 2, 3))
@@ -68,7 +68,8 @@ def scaled_trigamma_error(log_x: jax.Array) -> jax.Array:
     large, log_small, inv = _split(log_x)
     x = jnp.exp(log_small)
     series = 0.5 + _odd_series(inv, *_TRIGAMMA)
-    # psi'(1 + x) by recurrence up to 4 + x; jax's polygamma is 20 times less accurate.
+    # psi'(1 + x) comes from psi'(4 + x) by the recurrence, because jax's polygamma is 20 times less
+    # accurate.
     above = 1 / (4 + x)
     trigamma = above * (1 + above * (0.5 + _odd_series(above, *_TRIGAMMA)))
     trigamma = trigamma + sum((1 + x + j) ** -2 for j in range(3))
@@ -85,7 +86,7 @@ scaled_digamma_error.defjvps(lambda g, y, log_x: g * (y + scaled_trigamma_error(
 
 
 def expm1_minus(x: jax.Array) -> jax.Array:
-    """`exp(x) - 1 - x`, about x^2/2: the difference of two numbers of size x is never taken."""
+    """`exp(x) - 1 - x`, about x^2/2; for small x by a series, because expm1(x) - x cancels."""
     small = jnp.abs(x) < 0.5
     y = jnp.where(small, x, 0.0)
     series = 1 + y / 3 * (1 + y / 4 * (1 + y / 5 * (1 + y / 6 * (1 + y / 7 * (1 + y / 8)))))
@@ -93,7 +94,7 @@ def expm1_minus(x: jax.Array) -> jax.Array:
 
 
 def _minus_log1p(x: jax.Array) -> jax.Array:
-    """`x - log(1 + x)`, about x^2/2."""
+    """`x - log(1 + x)`, about x^2/2; for small x by a series, because the difference cancels."""
     small = jnp.abs(x) < 1e-2
     y = jnp.where(small, x, 0.0)
     series = 0.5 - y * (1 / 3 - y * (1 / 4 - y * (1 / 5 - y / 6)))
@@ -104,16 +105,18 @@ def _minus_log1p(x: jax.Array) -> jax.Array:
 def relative_entropy(log_share: jax.Array, change: jax.Array, times: jax.Array) -> jax.Array:
     """`KL(s || s e^c / Z) = log Z - sum s c`, `Z = sum s e^c`, over the last axis.
 
-    It must be right even multiplied by a pseudo-count of 1e8, so the rounding of `change` may not
-    enter in first order. It does not: every term below is of second order, for Z is 1 but for it.
+    The KL is later multiplied by pseudo-counts of up to 1e8, so a rounding error in `change` must
+    not enter it in first order. It does not, because every term below is of second order in it (Z
+    differs from 1 by rounding only).
 
     Args:
-      log_share: log s; the shares sum to one, entry i standing for `times_i` of them.
+      log_share: log s; the shares sum to one, where entry i stands for `times_i` equal shares.
       change: c.
-      times: 0 removes an entry, whose log_share and change need only be finite and below 80.
+      times: how many shares an entry stands for. 0 removes it; its log_share and change must still
+        be finite and below 80.
     """
     share = times * jnp.exp(log_share)
-    large = change > 1.0  # there c may overflow exp(), but s e^c, a share, does not
+    large = change > 1.0  # here e^c may overflow, but s e^c, which is a share, does not
     curved = share * expm1_minus(jnp.where(large, 0.0, change))
     direct = times * jnp.exp(log_share + change) - share * (1 + change)
     gained = jnp.sum(_gained(log_share, change, times), axis=-1)
@@ -121,7 +124,7 @@ def relative_entropy(log_share: jax.Array, change: jax.Array, times: jax.Array) 
 
 
 def _gained(log_share: jax.Array, change: jax.Array, times: jax.Array) -> jax.Array:
-    """`s e^c - s`, relative to itself and not to s."""
+    """`s e^c - s`, with a small error relative to itself and not only relative to s."""
     share, large = times * jnp.exp(log_share), change > 1.0
     small = share * jnp.expm1(jnp.where(large, 0.0, change))
     return jnp.where(large, times * jnp.exp(log_share + change) - share, small)

@@ -1,8 +1,8 @@
 """Cross-entropy of an output layer: states and a [D, V] kernel -> nats, without [B, T, V] logits.
 
-Positions are taken a few at a time. When the gradient is asked for, each part's is computed beside
-its value, while its logits are there: unlike a recomputation this costs no product more than
-keeping all logits would.
+Positions are processed a few at a time. When a gradient is needed, the forward pass computes each
+part's gradient together with its loss, while the part's logits exist. Unlike recomputing the logits
+in the backward pass, this needs no more matrix products than keeping all logits would.
 """
 
 import functools
@@ -28,17 +28,17 @@ def cross_entropy(
     """`- sum log softmax(states kernel + bias)[targets]` over the valid tokens.
 
     Args:
-      states: shape (B, T, D); their dtype is that of the products, which add up in float32.
+      states: shape (B, T, D); the products have their dtype and add up in float32.
       kernel: shape (D, V).
       bias: shape (V,), or None.
       targets: int, shape (B, T).
       mask: bool, shape (B, T), True = counts.
-      logits_at_once: how many logits may exist; one position's B V always do. None: what the caches
-        of a CPU hold (8 MiB), or a quarter of a GiB on an accelerator, where a longer loop costs
-        more (on a mesh each part adds up its gradient of the kernel over the devices).
+      logits_at_once: how many logits may exist at a time; the B V of one position always do. None
+        is 8 MiB of them on a CPU, which its caches hold, and a quarter of a GiB on an accelerator,
+        where a longer loop costs more.
 
     Returns:
-      float32 nats, shape (). Differentiable once, by states, kernel and bias.
+      float32 nats, shape (). Differentiable once, with respect to states, kernel and bias.
 
     Raises:
       ValueError: shapes or dtypes that do not fit.
@@ -69,8 +69,10 @@ def cross_entropy(
     def share(kernel, **others):
         return summed(total(kernel=gathered(kernel, 0, "embed"), **others))
 
-    # Each device adds up its own gradient of the kernel; they meet once, not once a part.
-    # Where the batch is not divided, nor is the kernel: its copies would be taken for parts.
+    # Each device adds up its own gradient of the kernel over all parts, so that the devices
+    # exchange gradients once and not once per part.
+    # If the batch does not divide over the mesh, every device computes the whole loss. The kernel
+    # must then be whole as well, because `summed` would add up equal copies.
     divided = mesh is not None and sizes["B"] % ways(mesh, "batch") == 0
     names: dict[str, tuple[str | None, ...]] = {
         "states": ("batch", None, None),
@@ -104,7 +106,8 @@ def _forward(width, states, kernel, bias, targets, mask):
         total, d_kernel, d_bias = carry
         loss, logits, log_total = _part(x, kernel, bias)
         position, token, counts = x
-        position = jnp.where(counts[..., None], position, 0)  # 0 times what is no number is none
+        # A masked state becomes 0 here, because its gradient 0 times a NaN state would be NaN.
+        position = jnp.where(counts[..., None], position, 0)
         hit = jax.lax.broadcasted_iota(token.dtype, logits.shape, 2) == token[..., None]
         d_logits = jnp.exp(logits - log_total) - hit.astype(jnp.float32)
         d_logits = jnp.where(counts[..., None], d_logits, 0.0)
@@ -130,7 +133,7 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _part(x: tuple, kernel: jax.Array, bias: jax.Array | None) -> tuple:
-    """(loss (), logits (B, t, V), their log-sum-exp (B, t, 1)) of a few positions."""
+    """(loss (), logits (B, t, V), their log-sum-exp (B, t, 1)) of t positions."""
     states, targets, mask = x
     kernel = kernel.astype(states.dtype)
     logits = jnp.einsum("btd,dv->btv", states, kernel, preferred_element_type=jnp.float32)
@@ -141,7 +144,7 @@ def _part(x: tuple, kernel: jax.Array, bias: jax.Array | None) -> tuple:
 
 
 def _scan_positions(part: Callable, carry: Any, arrays: Any, width: int) -> tuple[Any, Any]:
-    """`jax.lax.scan` over runs of `width` positions, axis 1, and once more over what is left."""
+    """`jax.lax.scan` over runs of `width` positions (axis 1), then `part` on the remainder."""
     batch, length = arrays[-1].shape
     whole = length // width * width
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # tokens and names may hold dollars
+    "text.parse_math": False,  # because tokens and names may contain dollar signs
     "text.color": INK,
     "font.size": 9,
     "axes.edgecolor": MUTED,
@@ -50,7 +50,7 @@ _STYLE = {
 
 
 def styled(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a function under this file's matplotlib settings; the caller's are left as they were."""
+    """Run a function with this file's matplotlib settings, without changing the caller's."""
 
     @functools.wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -61,17 +61,17 @@ def styled(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def colour(index: int) -> str:
-    """Of the label at this place of the order, `#rrggbb`."""
+    """The colour of the label at this place, as `#rrggbb`."""
     return COLOURS[index % len(COLOURS)]
 
 
 def marker(index: int) -> str:
-    """Another one once the colours are used up."""
+    """The marker of the label at this place; labels with the same colour have different ones."""
     return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 class Picture(Figure):
-    """A figure that notebooks show as it is: theirs would have to be pyplot's."""
+    """A figure that notebooks can show; matplotlib's own is shown only if pyplot made it."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -82,7 +82,7 @@ class Picture(Figure):
 def new_axes(
     xlabel: str, ylabel: str, *, width: float = 4.4, height: float = 3.0
 ) -> tuple[Figure, Axes]:
-    """An empty figure; sizes in inches, and a phone is 4 wide."""
+    """An empty figure; sizes are in inches, and a phone's screen is about 4 wide."""
     figure = _figure(width, height)
     axes = figure.add_subplot()
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -106,19 +106,19 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def floats(values: ArrayLike) -> np.ndarray:
-    """None becomes NaN."""
+    """The values as floats; None becomes NaN."""
     return np.asarray(values, dtype=float)
 
 
 def finite(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of numbers that are two numbers."""
+    """The pairs (x, y) of which both numbers are finite."""
     x, y = floats(x), floats(y)
     here = np.isfinite(x) & np.isfinite(y)
     return x[here], y[here]
 
 
 def label_order(series: Sequence[tuple], order: Sequence[str] | None) -> list[str]:
-    """Labels once each; the place of a label is its colour."""
+    """The labels, each once; a label's place decides its colour."""
     return list(dict.fromkeys([*(order or ()), *(label for label, *_ in series)]))
 
 
@@ -135,10 +135,12 @@ def thin(index: int) -> dict[str, Any]:
 def add_legend(
     axes: Axes, places: Mapping[str, int], wanted: bool, *, faint: Sequence[str] = ()
 ) -> None:
-    """One entry a label (label -> its place), where there are several; some drawn thin."""
+    """A legend with one entry for each label (label -> its place), if there are several; those in
+    `faint` have a thin line.
+    """
     if wanted and len(places) > 1:
         lines = [Line2D([], [], **(thin if n in faint else look)(i)) for n, i in places.items()]
-        # A label that starts with an underscore would be left out.
+        # A space is added, because matplotlib leaves out labels that start with an underscore.
         axes.legend(lines, [f" {name}" if name.startswith("_") else name for name in places])
 
 
@@ -157,26 +159,28 @@ def heat_map(
 
 
 def whole_percents(axes: Axes) -> None:
-    """All of 0 to 100, and markers at its ends whole, where a label ends with "%" or "0 to 100"."""
+    """Show all of 0 to 100 on axes whose label ends with "%" or "0 to 100", without cutting off
+    markers at the ends.
+    """
     for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
         if axis.get_label_text().endswith(("%", "0 to 100")):
-            limits(0, max(100, axis.get_data_interval()[1]))  # queries may outnumber words
+            limits(0, max(100, axis.get_data_interval()[1]))  # a share may be above 100 %
             for line in axes.lines:
                 line.set_clip_on(False)
 
 
 def start_at_zero(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    """Room around the points ends at 0 where no point is below it: a share has no negative."""
+    """Let an axis begin at 0 if the margin would reach below 0 although no point is there."""
     if len(x):
         axes.set_xlim(left=max(axes.get_xlim()[0], 0.0) if x.min() >= 0 else None)
         axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0) if y.min() >= 0 else None)
 
 
 def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:
-    """Each label beside its point, where it covers no point or other label and nobody can err.
+    """Place each label beside its point, such that it covers no point or other label.
 
-    Where a label would lie about as near to another point as to its own, it goes farther away and
-    a thin line leads from it to its point.
+    A label that would be about as near to another point as to its own is placed farther away, with
+    a thin line from it to its point.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -209,7 +213,7 @@ def label_points(axes: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -
 def _label(
     axes: Axes, label: str, point: tuple[float, float], place: tuple[float, float]
 ) -> Annotation:
-    """Text so many points away from its point; a line leads to it unless it is next to it."""
+    """Text this many points away from its point, with a line between them unless they are close."""
     dx, dy = place
     line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     return axes.annotate(
@@ -225,7 +229,9 @@ def _label(
 
 
 def _box(text: Annotation) -> Bbox:
-    """Of the words; an annotation's own box, which the first line settles, has its line in it."""
+    """The bounding box of the words. An annotation's own box includes its line; the first call
+    below is needed because it settles the layout.
+    """
     text.get_window_extent()
     return Text.get_window_extent(text)
 

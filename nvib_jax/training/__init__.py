@@ -1,1 +1,1 @@
-"""."""
+"""Training: the run, its state and step, checkpoints, and what guards them."""

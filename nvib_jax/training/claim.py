@@ -1,9 +1,9 @@
-"""A run folder belongs to one run at a time: the first claims it, the second is told who has it.
+"""A run folder belongs to one run at a time: the first claims it, a second one gets an error.
 
-The claim is a lock of the operating system on `RUN/.claim`, a file that also says whose it is. The
-lock ends with its process, whatever ended that, so that a killed run stands in nobody's way. On a
-file system without such locks the file itself is the claim, and that of a dead process of this
-machine counts for nothing.
+The claim is a lock of the operating system on the file `RUN/.claim`, which also says who holds it.
+The system releases the lock when the process ends in any way, so a killed run blocks nobody. On a
+file system without locks the file itself is the claim; it is ignored if its process was on this
+machine and has ended.
 """
 
 import contextlib
@@ -27,25 +27,25 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class Claimed(FileExistsError):
-    """A folder that another run has."""
+    """Another run is using the folder."""
 
 
 class Claim:
-    """A folder that is one run's until the end of a `with` block, or of the process.
+    """Claims a folder for one run, until the end of a `with` block or of the process.
 
-    Of several processes of one run, process 0 claims, and all are told how that went.
+    If a run has several processes, process 0 claims, and all succeed or fail together.
 
     Args:
-      folders: the first that no other run has is taken; it is made if it is missing, and removed in
-        the end if nothing was put there.
-      say: told of a claim that a dead process left.
+      folders: the first one that no other run is using is claimed. It is made if it is missing, and
+        removed at the end if it is still empty.
+      say: called with a line of text about a claim that a dead process left.
 
     Attributes:
       folder: the one that was taken.
 
     Raises:
-      Claimed: other runs have all of them; says of the last which process, where, since when.
-      OSError: a folder that cannot be written to.
+      Claimed: other runs use all of them; the error names the process, host and time of the last.
+      OSError: a folder cannot be written to.
     """
 
     def __init__(
@@ -85,26 +85,27 @@ class Claim:
         self.release()
 
     def release(self) -> None:
-        """Let others have the folder; once is enough, twice does no harm."""
+        """Give up the claim; calling it twice does no harm."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # of a disk that is gone, say
-                (self.folder / CLAIM).unlink()  # while it is locked: afterwards it may be another's
+            with contextlib.suppress(OSError):  # such as a disk that has been removed
+                # Deleted before the lock is released, because the file may be another's afterwards.
+                (self.folder / CLAIM).unlink()
             os.close(self._file)
             self._file = None
         for folder in reversed(self._made):
-            with contextlib.suppress(OSError):  # there is something in it
+            with contextlib.suppress(OSError):  # the folder is not empty
                 folder.rmdir()
         self._made = []
 
     def _take(self, say: Callable[[str], None]) -> None:
-        """Claim `self.folder`, once it is seen that nobody else has it."""
+        """Claim `self.folder`, or raise `Claimed` if another run is using it."""
         path = self.folder / CLAIM
         while self._file is None:
             for folder in reversed([self.folder, *self.folder.parents]):
                 if not folder.exists():
                     folder.mkdir(exist_ok=True)
                     self._made.append(folder)
-            with contextlib.suppress(FileNotFoundError):  # whoever made the folder removed it again
+            with contextlib.suppress(FileNotFoundError):  # another run removed the folder; retry
                 self._file = _claimed_file(path)
         left_by = _holder(self._file)
         os.ftruncate(self._file, 0)
@@ -114,7 +115,7 @@ class Claim:
 
 
 def _claimed_file(path: Path) -> int | None:
-    """The claim's file, open and this process's own; None where its last owner just removed it."""
+    """The claim's file, open and locked by this process; None if its last owner just removed it."""
     flags, fresh = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, True
     try:
         file = os.open(path, flags | os.O_EXCL, 0o666)
@@ -135,7 +136,7 @@ def _check_nobodys(file: int, path: Path, fresh: bool) -> None:
     """Lock the file.
 
     Raises:
-      Claimed: another process has locked it; or nothing can be locked here, the file was there
+      Claimed: another process has locked it. If the file system has no locks: the file existed
         before, and its process is not known to be dead.
     """
     hint = "wait for it, or name another run with --train.run-dir"
@@ -160,8 +161,9 @@ def _me() -> dict[str, Any]:
 
 
 def _holder(file: int, patience: float = 0.0) -> dict[str, Any]:
-    """Whose claim it is; empty where it does not say, after so many seconds of asking again."""
-    end = time.monotonic() + patience  # the holder writes it just after it has locked the file
+    """What the claim's file says about its holder; empty if it says nothing within `patience` s."""
+    # The wait is needed, because a holder locks the file first and writes to it just afterwards.
+    end = time.monotonic() + patience
     while True:
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(os.pread(file, 4096, 0))
@@ -180,7 +182,7 @@ def _named(holder: dict[str, Any]) -> str:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether it was a process of this machine that there is no more."""
+    """Whether the holder was a process on this machine that has ended."""
     process = holder.get("process")
     if holder.get("host") != socket.gethostname() or type(process) is not int:
         return False
@@ -188,6 +190,6 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's
+    except OSError:  # the process exists and belongs to another user
         return False
     return False

@@ -1,7 +1,7 @@
-"""What a run will need, before it runs: the step compiled, nothing computed, nothing allocated.
+"""Says what memory and traffic a run will need, by compiling its step without running it.
 
-For the devices that are here, or for a TPU slice that is not (`topology`), which takes libtpu
-(`pip install "nvib-jax[tpu]"`) and no TPU.
+It compiles for the local devices, or for a TPU slice that is not here (`topology`), which needs
+libtpu (`pip install "nvib-jax[tpu]"`) but no TPU.
 """
 
 import math
@@ -33,19 +33,19 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """A compiled step; memory and traffic are those of one device.
+    """What a compiled step needs; memory and traffic are those of one device.
 
     Attributes:
-      devices: of what kind, and how many.
+      devices: their number and kind.
       mesh: axis -> size.
       batch: sentences and padded tokens of the global batch.
       parameters: how many numbers the model has, on all devices together.
-      state_bytes: parameters and moments.
-      temporary_bytes: what the step needs beside them.
-      total_bytes: arguments, results that reuse none of them, and temporary memory.
-      flops: floating-point operations a step; None where the compiler does not say.
-      sent_bytes: kind of operation between devices -> bytes sent a step, by a ring's algorithm.
-      compile_seconds: as long as the compilation took.
+      state_bytes: memory of parameters and moments.
+      temporary_bytes: memory that the step needs besides.
+      total_bytes: arguments, results that do not reuse an argument's memory, and temporary memory.
+      flops: floating-point operations per step; None if the compiler does not say.
+      sent_bytes: kind of collective operation -> bytes sent per step, if it uses a ring algorithm.
+      compile_seconds: how long the compilation took.
     """
 
     devices: str
@@ -79,7 +79,7 @@ class DryRun:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """All fields as JSON values."""
         return asdict(self)
 
 
@@ -87,9 +87,9 @@ def dry_run(config: Config, *, topology: str = "") -> DryRun:
     """Compile the training step for the longest bucket.
 
     Args:
-      config: a run's. Its data are prepared, unless `data.buckets` and a vocabulary size that is no
-        grammar's say all that shapes depend on.
-      topology: as "v5e:2x4"; empty compiles for the devices that are here.
+      config: the run's. Its data are prepared first, because shapes depend on them; but not if
+        `data.buckets` are given and the source is not the grammar.
+      topology: a TPU slice such as "v5e:2x4"; empty compiles for the local devices.
 
     Raises:
       ValueError: sizes that do not fit, or a topology that cannot be compiled for.
@@ -104,7 +104,7 @@ def dry_run(config: Config, *, topology: str = "") -> DryRun:
 def compile_step(
     config: Config, mesh: jax.sharding.Mesh, vocab_size: int, length: int
 ) -> tuple[StatePlan, Any]:
-    """(where the state lies, the compiled step) for batches of this length.
+    """(the plan of the state, the compiled step) for batches of this length.
 
     Raises:
       ValueError: sizes that do not fit the mesh.
@@ -135,7 +135,7 @@ def compile_step(
 def describe_step(
     plan: StatePlan, compiled: Any, config: Config, length: int, seconds: float
 ) -> DryRun:
-    """What the compiler says of a step from `compile_step`, which took so many seconds."""
+    """The compiler's figures for a step from `compile_step`, which took this many `seconds`."""
     mesh, memory = plan.mesh, compiled.memory_analysis()
     sent: dict[str, float] = {}
     for operation in collectives(compiled.as_text() or ""):
@@ -161,7 +161,7 @@ def describe_step(
 
 
 def sizes_of(config: Config) -> tuple[int, int]:
-    """(vocabulary, longest bucket), from the config alone where it says so."""
+    """(vocabulary size, longest bucket), from the config alone if it determines both."""
     if config.data.buckets and config.data.source != "grammar":
         return config.data.vocab_size, config.data.buckets[-1]
     data = prepare(config.data)
@@ -171,11 +171,11 @@ def sizes_of(config: Config) -> tuple[int, int]:
 def _topology(name: str) -> Any:
     from jax.experimental import topologies
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody asks Google what machine this is
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu must not query a cloud machine's data
     jax.config.update("jax_platforms", "cpu")
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # of libtpu: missing, or a name that it does not know
+    except Exception as error:  # libtpu is missing or does not know the name
         reason = " ".join(str(error).split())
         raise ValueError(
             f"topology {name!r} cannot be compiled for: {reason}; wanted one as v5e:2x4, and "

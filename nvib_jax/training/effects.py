@@ -1,8 +1,8 @@
-"""Nothing silent: which fields of a config have no effect, and which schedules the run cuts off.
+"""Finds fields of a config that have no effect, and schedules that the run ends before.
 
-A field may be read only under a choice of another: `model.pool` only by the latent that pools. The
-table here says so. A run names such fields of its preset, and an option of the command line that
-has no effect is an error, because whoever types it expects one.
+Some fields matter only for one value of another field: `model.pool` only for the latent that pools.
+The table below lists them. A run reports those that its preset sets, and such an option on the
+command line is an error, because a person who types it expects an effect.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 from nvib_jax.config import Config
 
-# fields, whether they are idle, and what they wait for
+# (fields, whether they have no effect in a config, the setting that they need to have one)
 _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("model.pool", lambda c: c.model.kind != "VTP", "model.kind VTP"),
     ("model.stride_share", lambda c: c.model.kind != "VTS", "model.kind VTS"),
@@ -60,7 +60,7 @@ _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
 
 
 def without_effect(config: Config) -> dict[str, str]:
-    """Fields that nothing reads in this config -> what they wait for.
+    """Fields without effect in this config -> the setting that they need to have one.
 
     >>> without_effect(Config())["model.pool"]
     'model.kind VTP'
@@ -71,10 +71,10 @@ def without_effect(config: Config) -> dict[str, str]:
 
 
 def check_typed(arguments: Sequence[str], config: Config) -> None:
-    """That each option of a command line has an effect.
+    """Check that each option of a command line has an effect.
 
     Raises:
-      ValueError: naming the first that has none, and what it waits for.
+      ValueError: naming the first one without an effect, and the setting that it needs.
     """
     idle = without_effect(config)
     for word in arguments:
@@ -84,7 +84,9 @@ def check_typed(arguments: Sequence[str], config: Config) -> None:
 
 
 def remarks(config: Config) -> list[str]:
-    """A line for what a preset sets in vain, and one for each schedule that ends after the run."""
+    """A line about fields that are set but have no effect, and one for each schedule that the run
+    ends before.
+    """
     idle = [name for name in without_effect(config) if _is_set(config, name)]
     lines = [f"without effect here: {', '.join(idle)}"] if idle else []
     steps, objective = config.train.steps, config.objective

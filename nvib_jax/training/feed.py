@@ -1,4 +1,4 @@
-"""What a config reads: its model, its buckets, its batches."""
+"""Opens what a config describes: an untrained model, its buckets, its batches."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def open_model(config: Config, data: PreparedData) -> TextModel:
 
 
 def data_split(data: PreparedData) -> Split:
-    """The split that training watches: validation where there is one."""
+    """The split that training evaluates on: validation if there is one, otherwise train."""
     return "validation" if "validation" in data.lengths else "train"
 
 
@@ -50,5 +50,5 @@ def open_batches(
 
 
 def arrays_of(batch: Any) -> dict[str, Any]:
-    """What of a batch goes to the devices."""
+    """The arrays of a batch that go to the devices."""
     return {"tokens": batch["tokens"], "mask": batch["mask"]}

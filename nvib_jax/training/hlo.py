@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Finds what a compiled program sends between devices, by parsing its HLO text."""
 
 import math
 import re
@@ -17,15 +17,15 @@ _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 @dataclass(frozen=True)
 class Collective:
-    """One operation between devices, as often as a step does it.
+    """One collective operation of a step.
 
     Attributes:
       kind: one of `KINDS`.
-      group: devices that take part together.
+      group: how many devices take part together.
       size: bytes of its result on one device.
-      count: times a step.
-      channel: names the operation; a TPU's program has it once for its start, its end, and every
-        computation that hides it.
+      count: how often a step runs it.
+      channel: the operation's id. A TPU's program repeats one operation under the same id, at its
+        start, at its end, and in every computation that overlaps with it.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in a step, by the algorithms of a ring."""
+        """Bytes that a device sends in a step, if the devices use ring algorithms."""
         share = (self.group - 1) / self.group
         each = {
             "all-reduce": 2 * share * self.size,
@@ -49,7 +49,7 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The operations between devices of a compiled module, loops counted by their trips.
+    """The collective operations of a compiled module; those in loops count once per iteration.
 
     Args:
       text: `compiled.as_text()`, one device's program.
@@ -91,7 +91,7 @@ def _collective(line: str, count: int) -> Collective | None:
         return None
     arrays = re.findall(r"(\w+)\[([\d,]*)\]", found["type"])
     if found["start"] and found["kind"] != "all-reduce":
-        arrays = [(kind, dims) for kind, dims in arrays if dims]  # its context is scalars
+        arrays = [(kind, dims) for kind, dims in arrays if dims]  # drops the context, all scalars
         arrays = arrays[len(arrays) // 2 :]  # operands come before results
     sizes = [_size(kind, dims) for kind, dims in arrays]
     channel = re.search(r"channel_id=(\d+)", line)
@@ -105,7 +105,7 @@ def _group(line: str, kind: str) -> int:
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(iota[2])
     if axes := re.search(r"replica_groups=mesh\[(.*?)\]\s*\{(.*?)\}", line):
-        # As mesh['a'=4,'b'=8] {'a','b':(1)2}: all of a, and two parts of b.
+        # For example mesh['a'=4,'b'=8] {'a','b':(1)2} groups all 4 of a with 2 parts of b.
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
         return math.prod(int(part or sizes[name]) for name, part in parts)

@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines, TensorBoard files, and one line on the terminal."""
+"""Writes metrics to JSON lines, to TensorBoard files, and to the terminal."""
 
 import contextlib
 import json
@@ -21,12 +21,12 @@ class MetricWriter:
 
     Args:
       run_dir: the run; made if missing.
-      after: the step that is continued. Records beyond it are of steps that were lost with a
-        crash and will be run again: they are dropped.
-      say: told of lines that are no records, which are dropped as well.
+      after: the step from which a run is continued. Records of later steps are dropped, because a
+        crash lost those steps and they will be run again.
+      say: called with a line of text about lines that are not records; they are dropped too.
 
     Raises:
-      OSError: a folder that cannot be written to.
+      OSError: the folder cannot be written to.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MetricWriter:
         self._path = path = folder / METRICS
         old = list(records_of(path))
         kept = [line for line, record in old if record is not None and record["step"] <= after]
-        # A kill cuts the last line off, which is nothing to speak of.
+        # The last line is not reported, because a killed run often leaves it cut off.
         if wrong := [i for i, (_, record) in enumerate(old[:-1], 1) if record is None]:
             say(f"{path} has {len(wrong)} lines that are no records, the first is {wrong[0]}; "
                 "they are left out")  # fmt: skip
@@ -67,12 +67,12 @@ class MetricWriter:
     def close(self) -> None:
         """Flush and close both."""
         for stream in (self._lines, self._board):
-            with contextlib.suppress(OSError):  # a full disk: the run has said so already
+            with contextlib.suppress(OSError):  # such as a full disk, which was reported before
                 stream.close()
 
 
 class NoWriter(MetricWriter):
-    """Writes nothing: what every process but the first has."""
+    """A writer that writes nothing, for every process but the first."""
 
     def __init__(self) -> None:
         pass
@@ -85,7 +85,7 @@ class NoWriter(MetricWriter):
 
 
 def open_writer(run_dir: str | Path, after: int, say: Callable[[str], None]) -> MetricWriter:
-    """A `MetricWriter` on the first process, one that writes nothing on the others."""
+    """A `MetricWriter` on the first process, a `NoWriter` on the others."""
     return MetricWriter(run_dir, after=after, say=say) if is_first() else NoWriter()
 
 
@@ -122,13 +122,13 @@ class TrainingBar:
         self._progress.stop()
 
     def advance(self, steps: int) -> None:
-        """So many steps done."""
+        """Move the bar forward by this many steps."""
         self._progress.advance(self._task, steps)
 
     def log(
         self, step: int, metrics: dict[str, float], names: dict[str, str], *, split: str = "train"
     ) -> None:
-        """Print the metrics called in `names` (metric -> how a person reads it)."""
+        """Print the metrics in `names`, which maps a metric's name to its label on the line."""
         parts = [f"{label} {_number(metrics[name])}" for name, label in names.items()]
         self.print(f"{split:<8} {step:>6}  " + "  ".join(parts))
         if "tokens_per_second" in metrics:
@@ -136,7 +136,7 @@ class TrainingBar:
             self._progress.update(self._task, status=speed)
 
     def print(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""The training run, top to bottom: data, model, steps, evaluation, checkpoints, summary."""
+"""The training run from start to end: data, model, steps, evaluation, checkpoints, summary."""
 
 import contextlib
 import dataclasses
@@ -46,9 +46,9 @@ _LINE = {
     "share_kept": "kept",
     "tokens_per_second": "tokens/s",
 }
-FINISHED = "finished.json"  # written when all is done, for scripts that wait
-_COUNTED = 1024  # training sentences from which the number of vectors is learned
-SUMMARY_SAMPLES = 1000  # prior samples scored at the end, where the language is known
+FINISHED = "finished.json"  # written at the very end, for scripts that wait for the run
+_COUNTED = 1024  # training sentences from which `count_probabilities` is measured
+SUMMARY_SAMPLES = 1000  # prior samples scored at the end, if the true language (grammar) is known
 
 
 def train(
@@ -62,21 +62,21 @@ def train(
 
     Args:
       config: the whole configuration; `train.run_dir` must not hold another run's checkpoints.
-      resume: continue from the last whole checkpoint in `train.run_dir`; None does so if there is
-        one, and begins otherwise.
-      summary: measure at the end and write a page; without, `nvib evaluate` does.
-      claim: of the run's folder, where the caller has it already; released in the end.
+      resume: continue from the last undamaged checkpoint in `train.run_dir`. None does so if there
+        is a checkpoint, and starts a new run otherwise.
+      summary: evaluate at the end and write a page (`nvib evaluate` can do it later).
+      claim: of the run's folder, if the caller holds it already; it is released at the end.
 
     Returns:
       The final metrics on held-out sentences (`nvib_jax.evaluation.evaluate`), with
       "tokens_per_second" of training, compilation left out.
 
     Raises:
-      FileExistsError: the run has checkpoints and `resume` is False, or another process has its
-        folder, now.
-      FileNotFoundError: `resume` without a checkpoint.
+      FileExistsError: the run has checkpoints and `resume` is False, or another process is using
+        its folder.
+      FileNotFoundError: `resume` is True and there is no checkpoint.
       FloatingPointError: a bad step, by `train.bad_step`; the checkpoints before are kept.
-      KeyboardInterrupt: after a last checkpoint; `resume` goes on from there.
+      KeyboardInterrupt: after Ctrl-C and a last checkpoint; `resume` goes on from there.
       OSError: a checkpoint cannot be written; the ones before are kept.
       SystemExit: after SIGTERM or a notice of preemption, and a last checkpoint; status 143.
       ValueError: a config that does not fit the data, the devices or the checkpoint.
@@ -88,7 +88,8 @@ def train(
         saved = _check_run_dir(config, resume)
         data = prepare(config.data, progress=bar.print)
         check_same("the prepared data", data.fingerprint)
-        # Whoever reads the run finds its data by their content, wherever they lie.
+        # The digest goes into the run's config, so that a reader finds the prepared data by their
+        # content, wherever they are stored.
         noted = dataclasses.replace(config.data, digest=data.digest)
         config = dataclasses.replace(config, data=noted)
         mesh = make_mesh(config.mesh)
@@ -135,7 +136,7 @@ def _train(
     scores: dict[str, float] = {}
     if summary:
         bar.print("measuring on held-out sentences, beside the same model untrained")
-        # Compiled once for both.
+        # The untrained model is a `replace` of the trained one, so they share compiled functions.
         fresh = dataclasses.replace(model, params=open_model(config, data).params)
         fresh = fresh.counted(data.sentences("train", _COUNTED))
         scores = evaluate(model, texts, samples=samples, seed=settings.seed)
@@ -162,7 +163,7 @@ def _fit(
     *,
     resume: bool,
 ) -> tuple[TextModel, float]:
-    """All steps; returns the trained model and the median tokens/s of the log windows."""
+    """Run all steps; return the trained model and the median tokens/s of the log windows."""
     settings = config.train
     buckets, texts = buckets_of(config, data), data.sentences("train", _COUNTED)
     plan = plan_state(config, mesh, data.vocab_size, buckets[-1])
@@ -200,7 +201,8 @@ def _fit(
     batches = open_batches(config, data, mesh, "train")
     stream = batches.iterate(start)
     if start < settings.steps and is_first():
-        (Path(settings.run_dir) / FINISHED).unlink(missing_ok=True)  # of a shorter run
+        # A run that is continued with more steps is not finished any more.
+        (Path(settings.run_dir) / FINISHED).unlink(missing_ok=True)
     bad = BadSteps(batches, checkpoints, settings, bar.print)
     window, since, speeds = None, time.monotonic(), []
     with (
@@ -217,7 +219,8 @@ def _fit(
             bad.add(step, metrics["bad_steps"][0])
             bar.advance(1)
             watchdog.at(f"step {step} was begun")
-            # Asked once: a signal from here on is the next step's. The last step ends as ever.
+            # The stop request is read once per step; a signal that arrives later is handled after
+            # the next step. After the last step the run ends anyway.
             stopping = interrupt.asked_to_stop() and step < settings.steps
             last = stopping or step == settings.steps
             evaluating = step % settings.eval_every == 0 or last
@@ -232,9 +235,9 @@ def _fit(
                 window, since = None, time.monotonic()
             if evaluating:
                 state = _agreed(agree, state, mesh, bar)
-                # The parameters are the state's: of use until the next step takes them.
+                # The model shares the state's arrays, which the next step's donation deletes.
                 model, objective = dataclasses.replace(model, params=state.params), None
-                if not stopping:  # a machine that is taken away leaves half a minute
+                if not stopping:  # a preempted machine has half a minute, too short to evaluate
                     watchdog.at(f"the evaluation at step {step}")
                     values = validate(state.params)
                     if not np.isfinite(values["loss"]):
@@ -249,7 +252,7 @@ def _fit(
                 watchdog.at(f"the checkpoint of step {step}")
                 checkpoints.save(state, model, objective)
                 if last:
-                    checkpoints.wait()  # here, where a signal does not end the process
+                    checkpoints.wait()  # inside `Interrupt`, so that no signal ends the process
                 since = time.monotonic()
             if stopping or (last and interrupt.asked is not None):
                 bar.print(f"interrupted at step {step}; the same command with --resume continues")
@@ -258,7 +261,7 @@ def _fit(
 
 
 def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: TrainingBar) -> TrainState:
-    """The state as it is saved and as it goes on: the same on every device."""
+    """The state with equal copies on all devices, so that the run goes on with what is saved."""
     if mesh.size == 1:
         return state
     state, unequal = agree(state)
@@ -268,7 +271,7 @@ def _agreed(agree: Any, state: TrainState, mesh: jax.sharding.Mesh, bar: Trainin
 
 
 def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
-    """The steps that are saved, once the folder is known to be free, or to hold what is wanted."""
+    """The saved steps, after checking that they fit `resume` and are the same on all processes."""
     run_dir = Path(config.train.run_dir)
     saved = saved_steps(run_dir)
     check_same(f"the config of {run_dir}", zlib.crc32(to_json(config).encode()) >> 1)
@@ -283,12 +286,12 @@ def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
 
 
 def _check_batches(config: Config, data: PreparedData, mesh: jax.sharding.Mesh) -> None:
-    """Batches that do not fit the data or the devices, before a run is written."""
+    """Raise ValueError for batches that do not fit, before the run writes anything."""
     for split in ("train", data_split(data)):
         open_batches(config, data, mesh, split)
 
 
 def effective_weights(config: Config) -> tuple[float, float]:
-    """What both KLs weigh against a sentence's negative log-likelihood at full annealing."""
+    """The weights of KL_G and KL_D relative to the ELBO's, after annealing."""
     lambdas = config.objective.lambda_gaussian, config.objective.lambda_dirichlet
     return lambdas if config.objective.units == "elbo" else elbo_weights(*lambdas, config.model.dim)

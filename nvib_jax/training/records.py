@@ -1,7 +1,7 @@
-"""`metrics.jsonl`, a record a line: reading it, whatever has happened to some of its lines.
+"""Reads `metrics.jsonl`, which has one record per line, even if some of its lines are damaged.
 
-The file grows while a run trains and survives kills and full disks, so that a line may be cut off,
-empty or nonsense. Such a line is no record; the others are read all the same.
+The file grows while a run trains. A kill or a full disk may leave a line cut off, empty or
+nonsense. Such a line is not a record; the other lines are still read.
 """
 
 import json
@@ -13,9 +13,9 @@ METRICS = "metrics.jsonl"
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
-    """The record of a line, or None where it is none.
+    """The record in a line, or None if the line is not a record.
 
-    A record is a JSON object with an integer "step"; all else but "split" is numbers.
+    A record is a JSON object with an integer "step"; all other values except "split" are numbers.
 
     >>> parse_record(b'{"step": 3, "split": "train", "loss": 2.5}')
     {'step': 3, 'split': 'train', 'loss': 2.5}
@@ -33,10 +33,10 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
 
 
 def records_of(path: str | Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a file that are not blank, each with its record; none where no file is.
+    """The lines of a file that are not blank, each with its record; nothing if there is no file.
 
     Raises:
-      OSError: a file that cannot be read.
+      OSError: the file cannot be read.
     """
     if not Path(path).exists():
         return

@@ -1,7 +1,7 @@
-"""The mesh of a config, and what lies where on it: parameters, optimiser state, batches.
+"""The mesh of a config, and the layout of parameters, optimiser state and batches on it.
 
-Shapes come first (`jax.eval_shape`); then every device makes its own part, so that no host ever
-holds the whole model, and every process reads the rows of its own devices.
+The shapes are computed first (`jax.eval_shape`). Then every device makes its own part, so that no
+host ever holds the whole model. Every process reads only the batch rows of its own devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,11 +27,12 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
     """The devices as (data, fsdp, tensor).
 
     Args:
-      config: sizes; data 0 is what the others leave.
-      devices: None takes all there are.
+      config: sizes; data 0 means all devices that fsdp and tensor leave.
+      devices: None is all devices.
 
     Raises:
-      ValueError: sizes that the devices do not make up. One process may leave some idle.
+      ValueError: the sizes do not multiply to the number of devices. (In a single process, fewer
+        are allowed, and the other devices stay idle.)
     """
     devices = jax.devices() if devices is None else devices
     inner = config.fsdp * config.tensor
@@ -48,10 +49,10 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
 
 
 def check_fits(config: Config, mesh: jax.sharding.Mesh, params: Mapping[str, Any]) -> None:
-    """That a config's sizes divide.
+    """Check that the mesh divides a config's sizes evenly.
 
     Args:
-      config: whose batch and heads are shared out.
+      config: its batch size, heads and `train.accumulate` are checked.
       mesh: from `make_mesh`.
       params: name -> anything with a shape.
 
@@ -83,20 +84,20 @@ def check_fits(config: Config, mesh: jax.sharding.Mesh, params: Mapping[str, Any
 
 
 def whole(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """The sharding of an array that every device has a whole copy of."""
     return NamedSharding(mesh, P())
 
 
 @dataclass(frozen=True)
 class StatePlan:
-    """A training state before it exists.
+    """The shapes and shardings of a training state before it is made.
 
     Attributes:
       mesh: the devices.
       state: a `TrainState` of shapes with their shardings.
       shardings: the shardings alone.
-      init: makes the parameters; to be jitted.
-      optimizer: whose state it is.
+      init: makes the parameters; to be called inside jit.
+      optimizer: the optimiser that the state's `opt_state` belongs to.
     """
 
     mesh: jax.sharding.Mesh
@@ -117,7 +118,7 @@ class StatePlan:
 def plan_state(
     config: Config, mesh: jax.sharding.Mesh, vocab_size: int, max_length: int
 ) -> StatePlan:
-    """Where everything of a config's training state lies; moments lie where their parameters do."""
+    """The plan for a config's training state; moments have the layout of their parameters."""
     optimizer = make_optimizer(config.train)
     _, shapes, init = structure(config, vocab_size, max_length)
     params = {name: NamedSharding(mesh, spec) for name, spec in layout(mesh, shapes).items()}
@@ -145,7 +146,7 @@ def own_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
 
 
 def batch_placer(mesh: jax.sharding.Mesh, batch_size: int) -> Callable[[Any], Any]:
-    """A function from a dict of a process's `own_rows` to global arrays, rows over the devices."""
+    """A function from a dict of this process's rows (`own_rows`) to global arrays on the mesh."""
     sharding, rows = NamedSharding(mesh, ROWS), own_rows(mesh, batch_size)
 
     def place(local: np.ndarray) -> jax.Array:

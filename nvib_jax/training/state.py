@@ -1,7 +1,7 @@
 """The training state and its step: batch -> terms -> loss -> gradients -> new state.
 
-Metrics leave the step as (sum, count) pairs, so that a window, an epoch or several processes add
-up exactly, and nothing is synchronised until somebody prints.
+Metrics leave the step as (sum, count) pairs, so that those of many steps or processes add up
+exactly, and nobody waits for the device until a metric is printed.
 """
 
 import dataclasses
@@ -26,7 +26,9 @@ Batch = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes: step (), parameters, optimiser state, the loss's running mean ()."""
+    """Everything that a step changes: step (), parameters, optimiser state, the loss's running
+    mean ().
+    """
 
     step: jax.Array
     params: Params
@@ -50,7 +52,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     warmup = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
     rate = optax.join_schedules([warmup, after], [config.warmup_steps])
     if config.optimizer == "adamw":
-        # Vectors (norms, biases, the prior) are not decayed.
+        # Only matrices decay; vectors (norms, biases, the prior) do not.
         def matrices(params: Params) -> dict[str, bool]:
             return {n: p.ndim > 1 and not n.endswith("bias") for n, p in params.items()}
 
@@ -70,16 +72,17 @@ def loss_and_metrics(
     train: bool = True,
     whole: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """The training loss of a batch, under one drawn mixture a sentence.
+    """The training loss of a batch, with one drawn mixture for each sentence.
 
     Args:
       model: the module.
-      batch: "tokens" int (B, N) and "mask" bool (B, N); a row without a token is filler.
+      batch: "tokens" int (B, N) and "mask" bool (B, N); a row that is all padding does not count.
       key: PRNG key of the step.
       step: optimiser step, for annealing.
       objective: weights, units, forms.
-      train: dropout or none.
-      whole: the mask of the batch that this is a part of: losses of its parts add up to its loss.
+      train: whether to use dropout, encoder noise and word dropout.
+      whole: if this is one part of a batch, the mask of the whole batch. The loss is then divided
+        by its counts, so that the losses of the parts add up to the loss of the batch.
 
     Returns:
       (loss (), metrics): nats per token and per sentence, shares of vectors.
@@ -138,7 +141,7 @@ def penalty(
     *,
     dim: int,
 ) -> jax.Array:
-    """What both KLs (B,) of sentences with this mask (B, N) cost at a step, (B,)."""
+    """The cost in the loss of each sentence's two KLs (B,) at a step, (B,); mask is (B, N)."""
     factor = anneal(
         step,
         schedule=objective.anneal,
@@ -153,7 +156,8 @@ def penalty(
     def cost(kl: jax.Array, free: float, capacity: float | None, width: int | None) -> jax.Array:
         held = None if capacity is None else capacity * grown
         kl = budget(kl, tokens, free=free, capacity=held)
-        # S counts a sentence's tokens and the prior's component, whatever the latent keeps.
+        # S is the sentence's tokens plus the prior's component, even if the latent has fewer
+        # vectors.
         return kl if objective.units == "elbo" else published_scale(kl, tokens + 1, width)
 
     o = objective
@@ -171,7 +175,7 @@ def _alpha_delta(step: jax.Array, objective: ObjectiveConfig, last: float) -> ja
 
 
 def _blank(tokens: jax.Array, share: float, key: jax.Array) -> jax.Array:
-    """A share of the words made unknown; padding stays."""
+    """Replace a random share of the words by UNK; padding stays."""
     if share == 0.0:
         return tokens
     blank = jax.random.bernoulli(key, share, tokens.shape) & (tokens != PAD)
@@ -179,16 +183,16 @@ def _blank(tokens: jax.Array, share: float, key: jax.Array) -> jax.Array:
 
 
 def _counts(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(sentences, tokens with an end-of-sentence each): what the loss is a mean over."""
+    """(sentences, tokens with one end-of-sentence for each), by which the loss is divided."""
     sentences = jnp.sum(jnp.any(mask, axis=-1))
     return sentences, jnp.sum(mask) + sentences
 
 
 def count_kept(posterior, mask: jax.Array, threshold: float = 0.1) -> tuple[jax.Array, jax.Array]:
-    """(components kept, components), the prior's and padding left out: a share once divided.
+    """(components kept, tokens), without the prior's component and padding; their ratio is a share.
 
-    Kept means a pseudo-count above `threshold`, the published 0.1. A latent that pools has fewer
-    vectors than the text has tokens, and the share is one of tokens.
+    Kept means a pseudo-count above `threshold`; 0.1 is the published value. The second number is
+    the tokens, even for a latent that pools them to fewer vectors.
     """
     above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
     return jnp.sum(above & posterior.mask[:, 1:]), jnp.sum(mask)
@@ -205,16 +209,16 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """The jitted step, `(state, batch, key) -> (state, metrics)`; the state's buffers are donated.
 
-    The key of step t is `fold_in(key, t)`: a restored run draws what the uninterrupted one drew. A
-    bad step, with a loss or gradient that is no finite number or with a spike, counts as a step and
-    changes nothing else; its metrics are empty but for "bad_steps".
+    The key of step t is `fold_in(key, t)`, so that a resumed run draws what an uninterrupted one
+    would have drawn. A bad step has a loss or gradient that is not finite, or a spike. It counts as
+    a step but changes neither parameters nor optimiser; its metrics are 0 except "bad_steps".
 
     Args:
       graph: the module's structure.
       optimizer: from `make_optimizer`.
       objective: the loss.
-      accumulate: parts the batch is worked off in; B must be a multiple of it.
-      spike: a loss this many times its running mean is a spike; 0 is never.
+      accumulate: number of parts of a batch, processed one after another; B must be a multiple.
+      spike: a loss above this many times its running mean is a spike; 0 turns this off.
       shardings: of the state and of the metrics; None leaves them to jax.
     """
 
@@ -264,17 +268,17 @@ def make_train_step(
 def _in_parts(x: jax.Array, count: int) -> jax.Array:
     """(B, ...) -> (count, B / count, ...); neighbours go to different parts.
 
-    So each device of a mesh, which holds neighbours, has its share of every part.
+    A device of a mesh holds neighbouring rows, so in this way it has an equal share of every part.
     """
     return jnp.swapaxes(jnp.reshape(x, (-1, count, *x.shape[1:])), 0, 1)
 
 
 def add_metrics(a: Metrics | None, b: Metrics) -> Metrics:
-    """Sum two windows; stays on the device."""
+    """The sum of two metrics; it stays on the device."""
     return b if a is None else jax.tree.map(jnp.add, a, b)
 
 
 def means(metrics: Metrics) -> dict[str, float]:
-    """Ratios as floats: the one place that waits for the device."""
+    """The means sum / count as floats. This is the one place that waits for the device."""
     host = jax.device_get(metrics)
     return {name: float(total) / max(float(count), 1.0) for name, (total, count) in host.items()}

@@ -21,12 +21,16 @@ from nvib_jax.training.state import Metrics, add_metrics, loss_and_metrics, mean
 def make_validation(
     config: Config, model: TextModel, data: PreparedData, mesh: jax.sharding.Mesh
 ) -> Callable[[Params], dict[str, float]]:
-    """The loss on held-out sentences: no dropout, the KLs at full weight, the same draws always."""
+    """A function params -> metrics on held-out sentences.
+
+    It has no dropout, the KLs at full weight, and the same random draws in every call.
+    """
     graph, objective = model.graph, dataclasses.replace(config.objective, anneal="constant")
     batches = open_batches(config, data, mesh, data_split(data), shuffle=False)
     place = batch_placer(mesh, config.data.batch_size)
     count = min(len(batches), -(-config.train.eval_sentences // config.data.batch_size))
-    chosen = np.linspace(0, len(batches) - 1, count).astype(int)  # every length has its share
+    # The batches are in order of length; evenly spaced ones represent every length.
+    chosen = np.linspace(0, len(batches) - 1, count).astype(int)
 
     @functools.partial(jax.jit, out_shardings=whole(mesh))
     def measure(params: Params, batch: Any, key: jax.Array) -> Metrics:

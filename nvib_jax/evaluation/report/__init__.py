@@ -1,15 +1,15 @@
-"""`nvib report RUN [RUN ...]`: one HTML page that compares runs, for a person.
+"""`nvib report RUN [RUN ...]`: one HTML page that compares runs.
 
-A run brings its `metrics.jsonl`, its `config.json` and, once `nvib evaluate` has seen it, its
-`evaluation.json`. Runs that differ in nothing but their seed are one *setting*: one row, one
+It reads each run's `metrics.jsonl`, `config.json` and, if `nvib evaluate` has written it,
+`evaluation.json`. Runs that differ only in their seed form one *setting*, with one row and one
 colour.
 
 page.py     the sections in order, and `write_report`
-runs.py     run folders to settings
-figures.py  the sections that are figures
-texts.py    the sections that are tables and sentences
-scores.py   what every score is, in a phrase
-html.py     the pieces of a page
+runs.py     reads run folders and groups them to settings
+figures.py  the sections with figures
+texts.py    the sections with tables and sentences
+scores.py   a short explanation of every score
+html.py     the elements of a page
 """
 
 from nvib_jax.evaluation.report.page import write_report

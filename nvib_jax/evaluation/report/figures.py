@@ -1,6 +1,6 @@
-"""The sections that are figures: settings in, html out, empty where there is nothing to show.
+"""The report's sections with figures. Each function returns html, empty if it has no data.
 
-The place of a setting in the list is its colour, in every figure and in every label.
+A setting's place in the list decides its colour, in every figure and every label.
 """
 
 import math
@@ -35,7 +35,7 @@ _PLANES = (  # name, caption, x score, its factor, axis; y score, its origin, ax
         ("bleu", 100, "100 − BLEU"),
     ),
 )
-_SCORES = (  # as forms and thresholds have them: name, axis, caption
+_SCORES = (  # name in the tables of forms and thresholds, axis, caption
     ("bleu", "BLEU, 0 to 100", "BLEU of what comes back"),
     ("exact", "sentences exact, %", "Sentences that come back exactly"),
     ("nats_per_token", "nats per token", "What a token costs, given the vectors"),
@@ -43,7 +43,7 @@ _SCORES = (  # as forms and thresholds have them: name, axis, caption
 
 
 def curves(settings: Sequence[Setting]) -> str:
-    """Held-out curves in full, training's behind them."""
+    """Training curves: those on held-out sentences in front, those of training thin behind."""
     order, figures = _labels(settings), []
     ramp = max((run.ramp for _, run in runs_of(settings) if run.metrics), default=0)
     marks = [
@@ -56,7 +56,7 @@ def curves(settings: Sequence[Setting]) -> str:
         for i, run in runs_of(settings):
             for split, found in lines.items():
                 records = [r for r in run.metrics if r.get("split") == split]
-                if any(r.get(metric) for r in records):  # a rival has no Dirichlet: all zeros
+                if any(r.get(metric) for r in records):  # rivals' KL_D is 0 throughout: not drawn
                     steps = [r["step"] for r in records]
                     found.append((order[i], steps, _column(records, metric, axis)))
         if lines["train"] or lines["validation"]:
@@ -88,7 +88,7 @@ def curves(settings: Sequence[Setting]) -> str:
 
 
 def rate_distortion(settings: Sequence[Setting]) -> str:
-    """What the bottleneck lets through against what is lost, a point for each setting."""
+    """Rate (what the latent costs) against distortion (what is lost), a point per setting."""
     figures = []
     for name, caption, (x, factor, xlabel), (y, origin, ylabel) in _PLANES:
         points = []
@@ -120,7 +120,7 @@ def rate_distortion(settings: Sequence[Setting]) -> str:
 
 
 def lengths(settings: Sequence[Setting]) -> str:
-    """How the number of vectors grows with the sentence, and what comes back."""
+    """The number of vectors and the quality of reconstruction against the sentence's length."""
     found, without = with_part(settings, "by_length")
     order = _labels(settings)
 
@@ -172,7 +172,7 @@ def lengths(settings: Sequence[Setting]) -> str:
 
 
 def forms(settings: Sequence[Setting]) -> str:
-    """The same posteriors, read in several ways."""
+    """Scores of the same posteriors under each way to read them."""
     found, without = with_part(settings, "forms")
     if not found:
         return ""
@@ -207,7 +207,7 @@ def forms(settings: Sequence[Setting]) -> str:
 
 
 def thresholds(settings: Sequence[Setting]) -> str:
-    """What is lost as vectors with small pseudo-counts are dropped."""
+    """Scores against the threshold below which vectors are dropped."""
     found, without = with_part(settings, "thresholds")
     if not found:
         return ""
@@ -234,7 +234,7 @@ def thresholds(settings: Sequence[Setting]) -> str:
 
 
 def dimensions(settings: Sequence[Setting]) -> str:
-    """How many latent dimensions carry something."""
+    """The KL of each latent dimension, which shows how many carry information."""
     found, without = with_part(settings, "dimensions")
     if not found:
         return ""
@@ -260,7 +260,7 @@ def _labels(settings: Sequence[Setting]) -> list[str]:
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str, axis: str = "") -> np.ndarray:
-    """One value of each row, NaN where it is missing; a percentage where the axis says so."""
+    """One value of each row, NaN if it is missing; times 100 if the axis label ends with "%"."""
     return np.array([row.get(name) for row in rows], float) * (100 if axis.endswith("%") else 1)
 
 

@@ -1,7 +1,7 @@
-"""The pieces of a page that needs nothing but itself: tables, figures, differences, the style.
+"""The elements of a self-contained page: tables, figures, word differences, the style.
 
-Text that comes in is escaped here, once; what is called *html* comes in as it is. Figures are SVG
-inside the page, their text is text, and their colours are the page's, light or dark.
+Arguments that are text are escaped here; arguments called *html* are inserted unchanged. Figures
+are SVG inside the page. Their text stays text, and they have the page's light or dark colours.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from nvib_jax.plots.style import COLOURS, GRID, INK, MARKERS, MUTED, marker
 
 _GLYPHS = dict(zip(MARKERS, "●■▲◆▼⬟✖", strict=True))
-# The page's name of a colour, the colour itself in light, and what stands for it in dark.
+# (the CSS variable of a colour, the colour in light mode, the colour in dark mode)
 _DARK = ("#4a9fd8", "#f08036", "#2bbd92", "#e09cc2", "#f0b53c", "#9bd6f6")
 _THEME = [
     ("ink", INK, "#e6e8ea"),
@@ -61,28 +61,28 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> s
 
 
 def paragraph(text: str) -> str:
-    """Plain text."""
+    """A paragraph of plain text."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def small(text: str) -> str:
-    """A second line."""
+    """A second line in small type."""
     return f"<br><small>{escape(text)}</small>"
 
 
 def missing(labels: Sequence[str], name: str = "evaluation.json") -> str:
-    """Whose file has nothing of this; empty if all have."""
+    """A note that names the runs whose file lacks this part; empty if none does."""
     text = f"Not in the {name} of {', '.join(labels)}."
     return f'<p class="missing">{escape(text)}</p>' if labels else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """A table that scrolls by itself where the page is narrow.
+    """A table that scrolls sideways if the page is too narrow.
 
     Args:
-      header: text of each column; what follows a line break is small, its unit say.
-      rows: html of the cells; the first names the row.
-      words: columns of words, the first ones; the others are numbers, aligned on the right.
+      header: text of each column; after a line break it is small, for example a unit.
+      rows: html of the cells; the first cell names the row.
+      words: how many of the first columns are words; the others are numbers, aligned right.
     """
     kinds = [' class="text"' if i < words else "" for i in range(len(header))]
     head = "".join(
@@ -97,12 +97,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 
 
 
 def comparison(name: str, text: str, lines: Iterable[tuple[str, str]]) -> str:
-    """What several runs make of one text.
+    """The outputs of several runs for one text.
 
     Args:
-      name: what the text is.
-      text: as text.
-      lines: html of (run, what it made).
+      name: the text's heading.
+      text: the text.
+      lines: (html of the run's label, html of its output).
     """
     head = f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>'
     body = "".join(f'<tr><th scope="row">{run}</th><td>{out}</td></tr>' for run, out in lines)
@@ -112,10 +112,10 @@ def comparison(name: str, text: str, lines: Iterable[tuple[str, str]]) -> str:
 def heat_table(
     words: Sequence[str], groups: Iterable[tuple[str, Sequence[tuple[str, Sequence[float | None]]]]]
 ) -> str:
-    """A number for each word as the shade of a cell, each row on its own scale.
+    """A number for each word, shown as the shade of a cell; each row has its own scale.
 
-    Words and the cells beneath them are columns that wrap like text, so that a long sentence is
-    whole on a narrow page too; the first column names the rows.
+    Each word and the cells beneath it form a column, and columns wrap like text, so that a long
+    sentence also fits on a narrow page. The first column names the rows.
 
     Args:
       words: column headings, text.
@@ -134,14 +134,14 @@ def heat_table(
 
 
 def card(title: str, items: Iterable[str], *, ordered: bool = False) -> str:
-    """A list under a heading, both html."""
+    """A list under a heading; both are html."""
     kind = "ol" if ordered else "ul"
     lines = "".join(f"<li>{item}</li>" for item in items)
     return f'<div class="card"><h4>{title}</h4><{kind}>{lines}</{kind}></div>'
 
 
 def details(summary: str, html: str) -> str:
-    """What is shown when asked for."""
+    """Html that is folded away under a summary until a reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 
@@ -161,7 +161,7 @@ def label_html(name: str, index: int) -> str:
 
 
 def gallery(figures: Iterable[tuple[str, str, Figure]], *, beside: str = "") -> str:
-    """Figures next to each other where there is room (see `figure_html`), and html after them."""
+    """Figures (see `figure_html`) next to each other if there is room, and html after them."""
     shown = "".join(figure_html(*each) for each in figures)
     return f'<div class="gallery">{shown}{beside}</div>'
 
@@ -170,8 +170,8 @@ def figure_html(name: str, caption: str, figure: Figure) -> str:
     """A figure as SVG in the page's colours.
 
     Args:
-      name: id of the figure, a different one for each in a page; letters, digits and hyphens.
-      caption: text beneath it, and what a screen reader says of it.
+      name: the figure's id, unique in the page; letters, digits and hyphens.
+      caption: text beneath it, also for screen readers.
       figure: drawn with `nvib_jax.plots.style`.
     """
     file = io.StringIO()
@@ -196,7 +196,9 @@ def figure_html(name: str, caption: str, figure: Figure) -> str:
 
 
 def difference(source: str, output: str, *, lost: bool = True) -> str:
-    """The output as html, by word: `<ins>` is not in the source, `<del>` is lost (if `lost`)."""
+    """The output as html, compared by words with the source: `<ins>` marks words that the source
+    lacks, `<del>` words that the output lacks (only if `lost`).
+    """
     a, b = source.split(), output.split()
     parts = []
     for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():

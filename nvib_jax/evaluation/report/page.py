@@ -1,4 +1,4 @@
-"""Run folders in, one HTML page out."""
+"""Writes the report: reads run folders and writes one HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +27,14 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
 
     Args:
       runs: run folders, at least one; each has `metrics.jsonl`, `evaluation.json` or both.
-      out: the page, `report.html` say; its folder is made if missing.
+      out: the page, such as `report.html`; its folder is made if missing.
 
     Returns:
       The path of the page.
 
     Raises:
-      FileNotFoundError: a folder that is no run.
-      ValueError: no runs, or an evaluation that is no JSON object.
+      FileNotFoundError: a folder is not a run.
+      ValueError: no runs, or an evaluation is not a JSON object.
     """
     folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
     if not folders:

@@ -1,4 +1,4 @@
-"""Run folders -> runs, and those that differ in their seed only together, as settings."""
+"""Reads run folders and groups runs that differ only in their seed to settings."""
 
 import json
 import math
@@ -19,23 +19,23 @@ _KNOBS = {
     "VTS": "model.stride_share",
     "VTQ": "model.latent_queries",
 }
-# What may differ within a setting.
+# Fields that may differ between the runs of a setting.
 _FREE = {"train.seed", "train.run_dir", "train.log_every", "train.keep_checkpoints"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read.
+    """The content of one run folder.
 
     Attributes:
-      folder: where it is.
-      name: its evaluation's, or the folder's.
-      label: name, and whatever else tells it from the others.
-      config: flat, "model.dim" say; empty if unknown.
-      metrics: records of `metrics.jsonl`.
-      evaluation: of `nvib evaluate`; empty if there was none.
-      final: figures of `scores.json`, which a run writes when its training ends, on validation
-        sentences; empty if it has not ended.
+      folder: its path.
+      name: the name in its evaluation, or else the folder's.
+      label: the name, with more added if that is needed to be unique.
+      config: flat, with keys like "model.dim"; empty if unknown.
+      metrics: the records of `metrics.jsonl`.
+      evaluation: the content of `evaluation.json`; empty if there is none.
+      final: the figures of `scores.json`, which a run writes at its end, on validation sentences;
+        empty if it has not ended.
     """
 
     folder: Path
@@ -48,19 +48,19 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """Where its curves end, 0 without any."""
+        """The step at which its curves end; 0 if there are none."""
         return max((int(record["step"]) for record in self.metrics), default=0)
 
     @property
     def scored_step(self) -> int | None:
-        """The step whose parameters were evaluated; None if unknown, as before version 0.2."""
+        """The step whose parameters were evaluated; None if unknown, as in runs before 0.2."""
         return self.evaluation.get("step")
 
     @property
     def ramp(self) -> int:
-        """Training's loss has its final weights from this step on; 0 if always.
+        """The step from which the training loss has its final weights; 0 if it always has.
 
-        A cyclic schedule comes back to zero weights again and again, so that no step is final.
+        A cyclic schedule returns to zero weights again and again, so it is the last step then.
         """
         objective = {
             name.removeprefix("objective."): value
@@ -78,19 +78,19 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Of the latent, "NVAE" say; empty if unknown."""
+        """The kind of the latent, such as "NVAE"; empty if unknown."""
         return self.evaluation.get("kind") or self.config.get("model.kind") or ""
 
     def part(self, name: str) -> Any:
-        """A part of the evaluation, None where it is missing or empty."""
+        """A part of the evaluation; None if it is missing or empty."""
         return self.evaluation.get(name) or None
 
     def score(self, name: str) -> float:
-        """One of the evaluation's scores, NaN where it is missing.
+        """One of the evaluation's scores; NaN if it is missing.
 
-        "rate_token" is what the bound pays for the latent, so that distortion and rate add up to
-        the negative bound; "iwae_token" is had from "iwae_sentence" too; what is measured on
-        samples may have "sample_" before its name.
+        "rate_token" is what the bound pays for the latent, so that distortion plus rate is the
+        negative bound. "iwae_token" is computed from "iwae_sentence" if it is missing. The names of
+        scores of samples may begin with "sample_".
         """
         scores = self.part("scores") or {}
         if name == "rate_token":
@@ -102,7 +102,7 @@ class Run:
         return float("nan") if value is None else float(value)
 
     def score_or_final(self, name: str) -> tuple[float, bool]:
-        """A score, or else the figure of `scores.json`, and whether it is the latter."""
+        """(a score, or else the one in `scores.json`; whether it is from there)."""
         measured = name in (self.part("scores") or {}) or math.isfinite(self.score(name))
         if measured or self.final.get(name) is None:
             return self.score(name), False
@@ -111,12 +111,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in their seed only.
+    """Runs that differ only in their seed.
 
     Attributes:
-      label: as unlike the others' as can be.
-      kind: of the latent.
-      knob: the field that sets its bottleneck and the value, "alpha_delta", 0.3; None if unknown.
+      label: a name that no other setting has.
+      kind: the kind of the latent.
+      knob: the field that sets the bottleneck's strength and its value, such as ("alpha_delta",
+        0.3); None if unknown.
       runs: at least one.
     """
 
@@ -127,11 +128,11 @@ class Setting:
 
 
 def read_run(folder: Path) -> Run:
-    """What there is of a run.
+    """Read a run's files, of which some may be missing.
 
     Raises:
-      FileNotFoundError: neither metrics nor an evaluation.
-      ValueError: an evaluation that is no JSON object.
+      FileNotFoundError: there are neither metrics nor an evaluation.
+      ValueError: the evaluation is not a JSON object.
     """
     metrics, evaluation = folder / "metrics.jsonl", folder / "evaluation.json"
     if not metrics.is_file() and not evaluation.is_file():
@@ -145,7 +146,7 @@ def read_run(folder: Path) -> Run:
 
 
 def group(runs: Sequence[Run]) -> list[Setting]:
-    """Settings in the order of their first runs; labels of settings and runs are unique."""
+    """Group runs to settings, in the order of their first runs; give all of them unique labels."""
     found: dict[Any, list[Run]] = {}
     for run in runs:
         same = {k: v for k, v in run.config.items() if k not in _FREE}
@@ -179,7 +180,7 @@ def _labelled(setting: str, runs: list[Run]) -> list[Run]:
 
 
 def _unique(choices: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first word of each, and of those that share it as many more as tell them apart."""
+    """A unique label for each tuple: its first word, and more of them as long as labels repeat."""
     labels = [words[0] for words in choices]
     for more in range(1, len(choices[0])):
         twice = {label for label in labels if labels.count(label) > 1}
@@ -199,7 +200,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty if there is no file."""
+    """The JSON object in a file; empty if there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -212,20 +213,20 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; a line that is none, cut off say, is left out."""
+    """The records of `metrics.jsonl`, without lines that are not records, such as one cut off."""
     return [record for _, record in records_of(path) if record is not None]
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of an earlier version with the fields it lacked, as it would be read today."""
+    """Add the fields that a config of an earlier version lacks, with today's defaults."""
     try:
         return asdict(from_json(json.dumps(config))) if config else config
-    except ValueError:  # fields that there are no more: shown as they are
+    except ValueError:  # it has fields that no longer exist, so it is shown unchanged
         return config
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted names."""
+    """A nested dict with dotted names for its keys, flat."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         inner = isinstance(value, dict)
@@ -234,20 +235,22 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def runs_of(settings: Sequence[Setting]) -> list[tuple[int, Run]]:
-    """Every run, with the place of its setting."""
+    """(place of its setting, run) for every run."""
     return [(i, run) for i, setting in enumerate(settings) for run in setting.runs]
 
 
 def with_part(
     settings: Sequence[Setting], name: str
 ) -> tuple[list[tuple[int, Run, Any]], list[str]]:
-    """(place of the setting, run, that part of its evaluation), and the labels of those without."""
+    """The runs whose evaluation has a part, as (place of the setting, run, part); and the labels of
+    the other runs.
+    """
     runs = runs_of(settings)
     found = [(i, run, run.part(name)) for i, run in runs if run.part(name)]
     return found, [run.label for _, run in runs if not run.part(name)]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, NaN where there is one value only."""
+    """(mean, sample standard deviation); the latter is NaN for a single value."""
     deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
     return statistics.mean(values), deviation

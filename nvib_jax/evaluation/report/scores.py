@@ -1,12 +1,12 @@
-"""What every score of `evaluation.json` is, in a phrase: the page's groups and their order.
+"""A short explanation of every score in `evaluation.json`, in the page's groups and order.
 
-A name that is not here is shown under "Others" by its name alone; a test holds that `nvib evaluate`
-has none.
+A score that is not listed is shown under "Others" by its name alone; a test checks that `nvib
+evaluate` writes none of those.
 """
 
 import re
 
-# name -> (phrase, factor): a share is shown in per cent.
+# name -> (explanation, factor); the factor of a share is 100, because it is shown in per cent.
 _Group = dict[str, tuple[str, float]]
 
 GROUPS: tuple[tuple[str, _Group], ...] = (
@@ -93,7 +93,7 @@ _DRAWS = re.compile(r"iwae_(\d+)_(sentence|token)")
 
 
 def explained(name: str) -> tuple[str, float] | None:
-    """The phrase and the factor of a score, None where there is none.
+    """(explanation, factor) of a score; None if it is not listed.
 
     >>> explained("iwae_10_token")
     ('importance-weighted bound, 10 draws, nats a token', 1.0)
@@ -107,8 +107,8 @@ def explained(name: str) -> tuple[str, float] | None:
 def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
     """Names under the headings of `GROUPS`, in their order, and those left over last.
 
-    Standard errors go with what they are errors of, and are in no group. The bound of the most
-    draws stands under its number alone.
+    Standard errors are left out, because they are shown with their scores. The bound with the most
+    draws is listed only under its name with a number.
     """
     errors = {name for name in names if name.removesuffix("_error") in set(names) - {name}}
     left = [name for name in names if name not in errors]

@@ -1,4 +1,4 @@
-"""The sections that are tables and sentences: settings in, html out, empty if there are none."""
+"""The report's sections with tables and sentences. Each returns html, empty if it has no data."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from nvib_jax.evaluation.report.runs import (
 from nvib_jax.evaluation.report.scores import explained, grouped
 
 _COLUMNS: tuple[tuple[str, str, float, int, Callable | None], ...] = (
-    # score, heading and unit, factor, digits, which is best
+    # (score, heading and unit, factor, digits, function that picks the best value)
     ("kept_hard", "kept, %\npseudo-count", 100, 1, None),
     ("kept_soft", "kept, %\nattention", 100, 1, None),
     ("bleu", "BLEU\n0 to 100", 1, 1, max),
@@ -33,7 +33,7 @@ _MEANING = (
     "without noise and written back. ELBO and IWAE bound the log-probability of a token from "
     "below. In language, perplexity: of sentences written from the prior."
 )
-_SHOWN = 8  # sentences; the rest is folded
+_SHOWN = 8  # sentences that are shown at once; the others are folded away
 
 
 def summary(settings: Sequence[Setting]) -> str:
@@ -73,7 +73,7 @@ def summary(settings: Sequence[Setting]) -> str:
 
 
 def _ages(settings: Sequence[Setting]) -> list[str]:
-    """A sentence for each run whose scores are not of where its curves end."""
+    """A sentence for each run whose scores are not of the step at which its curves end."""
     said = []
     for _, run in runs_of(settings):
         if not run.metrics or not run.part("scores"):
@@ -94,7 +94,7 @@ def _ages(settings: Sequence[Setting]) -> list[str]:
 
 
 def reconstructions(settings: Sequence[Setting]) -> str:
-    """What every run makes of the same sentences."""
+    """The reconstructions of every run for the same sentences."""
     found, without = with_part(settings, "reconstructions")
     if not found:
         return ""
@@ -126,7 +126,7 @@ def _output(text: str, output: str) -> str:
 
 
 def tokens(settings: Sequence[Setting]) -> str:
-    """Pseudo-count and share of attention of every token, runs beneath each other."""
+    """Pseudo-count and share of attention of every token, with the runs in rows."""
     found, without = with_part(settings, "tokens")
     if not found:
         return ""
@@ -159,7 +159,7 @@ def tokens(settings: Sequence[Setting]) -> str:
 
 
 def interpolations(settings: Sequence[Setting]) -> str:
-    """The way from one sentence to another, for every run."""
+    """The interpolations of every run between pairs of sentences."""
     found, without = with_part(settings, "interpolations")
     if not found:
         return ""
@@ -181,7 +181,7 @@ def interpolations(settings: Sequence[Setting]) -> str:
 
 
 def samples(settings: Sequence[Setting]) -> str:
-    """What every run writes from its prior."""
+    """Samples from the prior of every run."""
     found, without = with_part(settings, "samples")
     if not found:
         return ""
@@ -193,7 +193,7 @@ def samples(settings: Sequence[Setting]) -> str:
 
 
 def _scores(setting: Setting, name: str) -> tuple[list[float], bool]:
-    """A score of each seed, and whether one of them is of `scores.json`."""
+    """(a score of each seed, whether one of them is from `scores.json`)."""
     each = [run.score_or_final(name) for run in setting.runs]
     each = [(value, final) for value, final in each if math.isfinite(value)]
     return [value for value, _ in each], any(final for _, final in each)
@@ -212,7 +212,7 @@ def _cell(values: list[float], final: bool, factor: float, digits: int, best: fl
 
 
 def _all_scores(found: Sequence[tuple[int, Run, dict[str, Any]]]) -> str:
-    """Every score in its group, with what it is; ± is a standard error over sentences."""
+    """A table of all scores in groups, with explanations; ± is a standard error over sentences."""
     names = list(dict.fromkeys(name for _, _, scores in found for name in scores))
     tables = []
     for heading, group in grouped(names):

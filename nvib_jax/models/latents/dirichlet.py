@@ -1,9 +1,9 @@
-"""What stands between encoder and decoder: states -> posterior -> the mixture that is read.
+"""The latent, between encoder and decoder: states -> posterior -> mixture.
 
-Every kind of text autoencoder here is an encoder, a latent and a decoder, and they differ in the
-latent alone. It says what is encoded (`__call__`), drawn in training (`draw`), read in evaluation
-(`read`), what that costs (`kl`, `log_density_ratio`), and what comes before any text
-(`sample_prior`). This file has the NVIB's; `rivals.py` has its rivals'.
+Every kind of text autoencoder here is an encoder, a latent and a decoder, and they differ only in
+the latent. A latent maps encoder states to a posterior (`__call__`), draws the mixture for training
+(`draw`), makes the one for evaluation (`read`), measures the cost (`kl`, `log_density_ratio`) and
+draws from the prior (`sample_prior`). This file has the NVIB's; `rivals.py` has its rivals'.
 """
 
 import dataclasses
@@ -36,7 +36,8 @@ class DirichletLatent(NVIB):
                 config.dim, alpha=config.prior_alpha, alpha_delta=config.alpha_delta
             ),
             pseudo_count=config.pseudo_count,
-            # What None means, as a number: the prior's own is a float32, and rounds once more.
+            # None is resolved here, as a Python float. NVIB would read it from the prior's float32
+            # array, and the initial bias would differ in its last bit.
             initial_alpha=config.initial_alpha or config.alpha_delta or 1.0,
             initial_kept=config.initial_kept,
             initial_variance=config.initial_variance,
@@ -45,7 +46,7 @@ class DirichletLatent(NVIB):
         self.num_samples, self.threshold = config.num_samples, config.threshold
 
     def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
-        """The training mixture: K draws a component."""
+        """The training mixture: K draws of each component."""
         return mixtures.sample(key, posterior, num_samples=self.num_samples)
 
     def read(
@@ -63,7 +64,7 @@ class DirichletLatent(NVIB):
           form: a form of denoising attention, "drawn", or "average": the mean of eight drawn
             mixtures, a mixture of eight times as many impulses.
           key: for "drawn" and "average" only.
-          threshold: pseudo-counts at most this are dropped; None is the config's.
+          threshold: components with a pseudo-count at most this are dropped; None is the config's.
 
         Raises:
           ValueError: an unknown form, or a draw without a key.
@@ -81,7 +82,7 @@ class DirichletLatent(NVIB):
         dirichlet_form: str = "exact",
         alpha_delta: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """(KL_G, KL_D) in nats, each (B,); `alpha_delta` stands in for the prior's."""
+        """(KL_G, KL_D) in nats, each (B,); `alpha_delta`, if given, replaces the prior's."""
         prior, count = self.prior, self.num_samples
         if alpha_delta is not None:
             prior = dataclasses.replace(prior, alpha_delta=alpha_delta)
@@ -95,7 +96,7 @@ class DirichletLatent(NVIB):
         return objective.log_density_ratio(mixture, posterior, self.prior)
 
     def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
-        """Draws of the prior with these numbers of vectors (B,), `most` at most."""
+        """Draws of the prior with these numbers of vectors (B,), each at most `most`."""
         return mixtures.sample_prior(key, self.prior, counts, max_length=most)
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:

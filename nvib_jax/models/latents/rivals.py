@@ -1,4 +1,4 @@
-"""The rivals of the NVIB: Gaussian vectors without a Dirichlet, and what chooses the vectors.
+"""The rivals of the NVIB: latent vectors without a Dirichlet, which differ in how they are chosen.
 
     T     plain autoencoder: every vector, no noise
     VTV   a Gaussian per vector
@@ -7,12 +7,12 @@
     VTQ   k vectors, pooled by k learned queries; k = 1 is the latent attention of text VAEs
 
 The published rivals (Henderson & Fehr, 2023) attend to their vectors as Transformers do, without a
-norm in the logits and without the prior's component. That is denoising attention to
+norm in the logits and without the prior's component. That equals denoising attention to
 
     F = sum_i pi_i delta(z_i)    with    log pi_i = |z_i|^2 / (2 sqrt(E)),    pi_0 = 0
 
-so that the decoder, its cache and its kernels are the NVAE's. Their KL is the NVAE's exact one, a
-sum over the vectors that are there.
+so they use the NVAE's decoder, cache and kernels unchanged. Their KL is the exact form of the
+NVAE's, a sum over the present vectors.
 """
 
 from typing import Any
@@ -36,16 +36,16 @@ Vectors = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class VectorLatent(nnx.Module):
-    """What the rivals have in common; each says which vectors there are and what noise they have.
+    """The base class of the rivals; each subclass defines its vectors and their noise.
 
-    What is said of the methods of `DirichletLatent` holds of these.
+    The methods do what the methods of the same names do in `DirichletLatent`.
 
     Args:
       config: an `NVAEConfig`.
       rngs: parameter RNGs.
     """
 
-    variational: bool  # whether it has a density, so that there is a bound
+    variational: bool  # whether the latent has a density, so that there is a bound on log p(x)
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.config, self.num_samples = config, config.num_samples
@@ -53,7 +53,7 @@ class VectorLatent(nnx.Module):
         self.prior_values = stored(Prior.standard(config.dim))
 
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
-        """States (B, N, D) -> M vectors (B, M, D), where they are real, and which are kept."""
+        """States (B, N, D) -> (M vectors (B, M, D), which are valid, which are attended to)."""
         raise NotImplementedError
 
     def spread(self, x: jax.Array) -> jax.Array:
@@ -65,14 +65,14 @@ class VectorLatent(nnx.Module):
         raise NotImplementedError
 
     def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
-        """(KL_G, 0) in nats, each (B,); there are no other forms and no pseudo-counts."""
+        """(KL_G, 0) in nats, each (B,). The second is 0, because there are no pseudo-counts."""
         raise NotImplementedError
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
         """From a (t = 0) to b (t = 1)."""
         raise NotImplementedError
 
-    # ---- the same for all
+    # ---- methods that all subclasses share
 
     @property
     def prior(self) -> Prior:
@@ -80,7 +80,7 @@ class VectorLatent(nnx.Module):
         return restored(self.prior_values)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> Posterior:
-        """Encoder states (B, N, D) to posterior; what is not kept has no pseudo-count."""
+        """Encoder states (B, N, D) to posterior; vectors not attended to have no pseudo-count."""
         x, mask, kept = self.vectors(x.astype(jnp.float32), mask)
         log_alpha = jnp.where(kept, 0.0, -jnp.inf)
         return make_posterior(self.mean(x), self.spread(x), log_alpha, mask, self.prior)
@@ -92,7 +92,7 @@ class VectorLatent(nnx.Module):
     def read(
         self, posterior: Posterior, form: str, key: jax.Array | None = None
     ) -> tuple[Mixture, str]:
-        """The means whatever the form, but for "drawn" and "average"."""
+        """Draws for the forms "drawn" and "average"; for every other form the means."""
         if key is not None and form in ("drawn", "average"):
             return self.draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
         check_read(form, key)
@@ -103,31 +103,33 @@ class VectorLatent(nnx.Module):
         return gaussian_log_density_ratio(mixture, posterior, self.prior)
 
     def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
-        """Draws of the prior with these numbers of vectors (B,), `most` at most."""
+        """Draws of the prior with these numbers of vectors (B,), each at most `most`."""
         drawn = mixtures.sample_prior(key, self.prior, counts, max_length=most)
         return self.attended(drawn.mean, drawn.mask.at[:, 0].set(False), drawn.mask)
 
     def attended(self, z: jax.Array, kept: jax.Array, mask: jax.Array) -> Mixture:
-        """Impulses whose weights undo the norms of the logits: plain attention."""
+        """Impulses whose weights cancel the norms in the logits, which leaves plain attention."""
         root = (self.config.dim / self.config.latent_heads) ** 0.5
         norm = jnp.sum(jnp.square(z), axis=-1) / (2 * root)
         return Mixture(z, None, jnp.where(kept, norm, -jnp.inf), mask)
 
     def between(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """`(1 - t) z_a + t z_b` for each vector, where both ends have as many."""
+        """`(1 - t) z_a + t z_b` for each vector; a and b must have the same number of vectors."""
         t = jnp.broadcast_to(t, a.mean.shape[:1])[:, None, None]
         z = (1 - t) * a.mean + t * b.mean
         return self.attended(z, ~jnp.isneginf(a.log_weights), a.mask)
 
 
 class PlainLatent(VectorLatent):
-    """T: every vector as it is. It has no density, so no likelihood; prior draws mean nothing."""
+    """T: every vector without noise. It has no density, so it has no likelihood, and its prior
+    draws mean nothing."""
 
     variational = False
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        # The keys of the variances that it does not have: it starts from the decoder of its rivals.
+        # Two keys are drawn in place of those for the variance map, which this latent lacks, so
+        # that its decoder starts from the same parameters as that of VTV, VTP and VTS.
         rngs.params(), rngs.params()
 
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
@@ -139,7 +141,7 @@ class PlainLatent(VectorLatent):
         return jnp.zeros_like(x)
 
     def draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
-        """The vectors, once."""
+        """The vectors themselves, because there is nothing to draw."""
         return self.attended(posterior.mean, _kept(posterior), posterior.mask)
 
     def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
@@ -153,7 +155,7 @@ class PlainLatent(VectorLatent):
 
 
 class NoisyLatent(VectorLatent):
-    """A Gaussian for each vector; which vectors there are is left to say."""
+    """A Gaussian for each vector; subclasses choose the vectors."""
 
     variational = True
 
@@ -193,10 +195,10 @@ class GaussianLatent(NoisyLatent):
 
 
 class StridedLatent(NoisyLatent):
-    """VTS: of n vectors, `stride_share` n of them, rounded and at least one, evenly spaced."""
+    """VTS: a share `stride_share` of a sentence's vectors, evenly spaced and at least one."""
 
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
-        """All states; which are kept depends on the length alone."""
+        """All states; which of them are attended to depends on the sentence's length alone."""
         n = jnp.sum(mask, axis=-1, keepdims=True)
         count = jnp.round(self.config.stride_share * n.astype(jnp.float32)).astype(n.dtype)
         count = jnp.clip(count, 1, jnp.maximum(n, 1))
@@ -226,7 +228,7 @@ class PooledLatent(NoisyLatent):
         return pooled[:, None], some, some
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """A line for the vector."""
+        """The points on the straight line between the two vectors."""
         return self.between(a, b, t)
 
 
@@ -246,7 +248,7 @@ class QueriesLatent(NoisyLatent):
             jnp.swapaxes(a.reshape(*a.shape[:2], heads, -1), 1, 2)
             for a in jnp.split(self.key_value(x), 2, axis=-1)
         )
-        seen = mask.at[:, 0].set(True)  # an empty softmax has no value
+        seen = mask.at[:, 0].set(True)  # because the softmax over no state would be NaN
         query = self.queries[...].reshape(1, -1, heads, x.shape[-1] // heads)
         query = jnp.broadcast_to(query, (x.shape[0], *query.shape[1:])) * query.shape[-1] ** -0.5
         out = attend(query, Memory(key, value, jnp.where(seen, 0.0, MASK_VALUE)))
@@ -255,10 +257,10 @@ class QueriesLatent(NoisyLatent):
         return vectors, there, there
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """A line for each vector."""
+        """The points on the straight line between each vector of a and the same one of b."""
         return self.between(a, b, t)
 
 
 def _kept(posterior: Posterior) -> jax.Array:
-    """Which vectors are attended to: never the prior's."""
+    """Which vectors are attended to: all that are present except the prior's."""
     return posterior.present.at[:, 0].set(False)

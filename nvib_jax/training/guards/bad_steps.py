@@ -1,7 +1,7 @@
-"""Steps that were not taken: which they were, what was in their batches, and whether to go on.
+"""Reports bad steps and their sentences, and decides whether the run goes on.
 
-The step itself decides, on the device, and leaves everything as it was (`state.make_train_step`);
-this is told afterwards, when somebody waits for the device anyway.
+The step itself detects on the device that it is bad, and then changes nothing
+(`state.make_train_step`). Its flag is read here later, when the run waits for the device anyway.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from nvib_jax.checkpoint.store import Checkpoints
 from nvib_jax.config import TrainConfig
 from nvib_jax.data import Batches
 
-_NAMED = 16  # sentences
+_NAMED = 16  # how many sentences of a bad batch are named
 
 
 class BadSteps:
-    """The flags of the steps since the last look.
+    """Collects the steps' flags until the next `check`.
 
     Args:
-      batches: whose sentences are named.
-      checkpoints: of which the last is named.
+      batches: to name the sentences of a bad step.
+      checkpoints: to name the last good one.
       settings: `bad_step` says whether to stop, `log_every` how many in a row are too many.
-      say: told what is skipped.
+      say: called with a line of text about skipped steps.
     """
 
     def __init__(
@@ -38,14 +38,15 @@ class BadSteps:
         self._in_a_row = 0
 
     def add(self, step: int, bad: jax.Array) -> None:
-        """A step and whether it was bad, 0 or 1; nothing waits for it."""
+        """Note a step's flag, 0 or 1 for bad, without waiting for its value."""
         self._flags[step] = bad
 
     def check(self) -> None:
-        """Say what was skipped since the last look.
+        """Report the steps that were bad since the last call.
 
         Raises:
-          FloatingPointError: a bad step, or as many in a row as `bad_step` "skip" bears.
+          FloatingPointError: there was a bad step; with `bad_step` "skip", only if `log_every` of
+            them came in a row.
         """
         flags, self._flags, longest = jax.device_get(self._flags), {}, 0
         for flag in flags.values():

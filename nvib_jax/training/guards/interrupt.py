@@ -11,14 +11,15 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-    """Within it, the first Ctrl-C or SIGTERM is kept; a second Ctrl-C stops at once, as ever.
+    """Within it, the first Ctrl-C or SIGTERM is only noted; a second Ctrl-C stops at once as usual.
 
-    The step in progress owns the donated state: an exception out of it would leave nothing to save.
-    Outside the main thread, where signals cannot be caught, and where a signal is ignored, as
-    Ctrl-C is under nohup, it is left as it is.
+    A signal must not raise in the middle of a step, because the step has donated the state and
+    nothing would be left to save. Signals keep their handlers outside the main thread, which cannot
+    catch them, and where they are ignored (as Ctrl-C is under nohup).
 
-    Of several processes one may be told alone. Then JAX's coordination service, which catches
-    SIGTERM itself, finds a step that all of them reach; Ctrl-C is passed on as SIGTERM.
+    If the run has several processes, perhaps only one receives the signal. JAX's coordination
+    service, which catches SIGTERM itself, then finds a step at which all of them stop. Ctrl-C is
+    passed on to it as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -43,8 +44,8 @@ class Interrupt:
         self._restore()
 
     def asked_to_stop(self) -> bool:
-        """Whether to stop now; the same on every process, which all must ask as often."""
-        self._questions += 1  # the service counts from 1, wherever the run is
+        """Whether to stop now. All processes get the same answer and must ask equally often."""
+        self._questions += 1  # the service counts calls from 1, also in a resumed run
         if not self._alone and multihost_utils.reached_preemption_sync_point(self._questions):
             self.asked = signal.SIGTERM
         return self.asked is not None

@@ -1,7 +1,7 @@
-"""Too little memory, said before it is met where that is certain, and in one sentence where it is.
+"""Reports too little memory: before the run if it is certain to fail, otherwise when it fails.
 
-A batch that cannot fit is the commonest error of all. What a step needs exactly only its compiled
-form knows (`nvib train --dry-run`); what it needs at the very least is known from the config.
+A batch that does not fit is the most common error. Only the compiled step knows exactly how much
+memory it needs (`nvib train --dry-run`), but a lower bound follows from the config.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def check_memory(
     config: Config, mesh: jax.sharding.Mesh, params: Mapping[str, Any], length: int
 ) -> None:
-    """That a step's least memory is there.
+    """Check that each device has at least the memory that a step cannot do without.
 
-    Parameters, their gradients and two moments, and of each layer one state a token, which the
-    backward pass reads: without them there is no step, whatever the compiler does.
+    That is the parameters, their gradients and two moments, and for each layer and token one state,
+    which the backward pass reads. No compiler can avoid these.
 
     Args:
-      config: whose batch and layers are counted.
+      config: its batch and layers are counted.
       mesh: the devices.
       params: name -> anything with a shape and a dtype.
       length: tokens of the longest bucket.
 
     Raises:
-      ValueError: it is not; says what was asked, what there is, and what to turn down.
+      ValueError: there is less; the error says how much is needed and which options reduce it.
     """
     model = config.model
     width = model.dim * jnp.dtype(model.dtype).itemsize
@@ -53,7 +53,7 @@ def check_memory(
 
 
 def available(mesh: jax.sharding.Mesh) -> int | None:
-    """Bytes that a device of the mesh has; None where nobody says."""
+    """Bytes of memory that a device of the mesh has; None if that is unknown."""
     device = mesh.local_devices[0]
     stats = device.memory_stats()
     if stats and stats.get("bytes_limit"):
@@ -62,13 +62,13 @@ def available(mesh: jax.sharding.Mesh) -> int | None:
         return None
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max", which is no number
             found.append(int(Path(file).read_text(encoding="ascii")))
-    return min(found) // len(mesh.local_devices)  # they share the machine's
+    return min(found) // len(mesh.local_devices)  # CPU devices share the machine's memory
 
 
 def asked(config: Config, params: Mapping[str, Any], length: int) -> str:
-    """What a step is of, for a person who is to make it smaller."""
+    """A description of a step's size, for a person who has to reduce it."""
     numbers = sum(math.prod(p.shape) for p in params.values())
     return (
         f"{config.data.batch_size:,} sentences of up to {length} tokens in "
@@ -84,10 +84,10 @@ _CURES = (
 
 @contextlib.contextmanager
 def memory_explained(config: Config, params: Mapping[str, Any], length: int) -> Iterator[None]:
-    """Within it, running out of memory is one sentence.
+    """Within it, running out of memory becomes an error of one sentence.
 
     Raises:
-      MemoryError: it ran out; says what was asked and what to turn down.
+      MemoryError: memory ran out; the error says for what and which options reduce it.
     """
     try:
         yield

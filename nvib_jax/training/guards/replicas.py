@@ -1,8 +1,8 @@
-"""Copies of an array on several devices are the same numbers, and are made so where they are not.
+"""Makes the copies of an array on several devices equal, and counts where they were not.
 
-Each device computes its copy of a parameter's update for itself. A bit that falls differently on
-one of them stays: the run goes on, and what is saved is neither the one nor the other. Before a
-checkpoint all take the first copy, so that the run that goes on is the run that was saved.
+Each device updates its own copy of a parameter. If a bit differs on one device, it stays different,
+and a checkpoint, which is read from some of the devices, is not the state of all of them. So before
+a checkpoint all devices take the first copy: the run then continues with exactly what was saved.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from nvib_jax.mesh import MESH_AXES, axes_in, summed
 
 
 def make_agree(mesh: jax.sharding.Mesh, shardings: Any) -> Callable[[Any], tuple[Any, jax.Array]]:
-    """A jitted function: a tree -> (the tree of first copies, how many numbers differed from them).
+    """A jitted function: tree -> (the tree of first copies, how many numbers differed from them).
 
     Args:
       mesh: with the axes `MESH_AXES`.
-      shardings: of the tree, which is donated.
+      shardings: of the tree. The function donates the tree.
     """
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
 
@@ -39,7 +39,7 @@ def make_agree(mesh: jax.sharding.Mesh, shardings: Any) -> Callable[[Any], tuple
 
 
 def _first_copy(x: jax.Array, spec: P) -> tuple[jax.Array, jax.Array]:
-    """(the copy of the first device that has this part, numbers that are not as there)."""
+    """(the copy on the first device that holds this part, how many numbers differ from it)."""
     split = [axis for entry in spec for axis in axes_in(entry)]
     copied = tuple(axis for axis in MESH_AXES if axis not in split)
     if not copied:
@@ -47,6 +47,8 @@ def _first_copy(x: jax.Array, spec: P) -> tuple[jax.Array, jax.Array]:
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     rank = sum((jax.lax.axis_index(axis) for axis in copied), jnp.int32(0))
     first = jax.lax.psum(jnp.where(rank == 0, bits, jnp.zeros_like(bits)), copied)
-    mine, _ = vary_alike((bits, rank))  # said to be alike on all devices, which is the question
+    # `shard_map`'s types already claim that these copies are equal, and that is what we want to
+    # check. Mark them as possibly different, so that each device compares its own.
+    mine, _ = vary_alike((bits, rank))
     unequal = summed(jnp.sum(mine != first, dtype=jnp.int32))
     return jax.lax.bitcast_convert_type(first, x.dtype), unequal

@@ -1,4 +1,4 @@
-"""Says when nothing moves: a collective waits for a dead process, a disk does not answer."""
+"""Reports when a run is stuck, say because it waits for a dead process or for a disk."""
 
 import sys
 import threading
@@ -9,11 +9,12 @@ from types import TracebackType
 
 
 class Watchdog:
-    """Within it, a line whenever `at` has not been called for so long; again after twice as long.
+    """Within it, a line is printed if `at` has not been called for some time, and again each time
+    that this time has doubled.
 
     Args:
-      seconds: how long; 0 is never.
-      say: told the line.
+      seconds: how long to wait for the first line; 0 turns it off.
+      say: called with the line.
     """
 
     def __init__(self, seconds: float, say: Callable[[str], None]):
@@ -24,7 +25,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def at(self, where: str) -> None:
-        """The work has come here."""
+        """Note that the run is moving and where it is, for the line."""
         self._last = (where, time.monotonic())
 
     def __enter__(self) -> "Watchdog":
@@ -53,7 +54,7 @@ class Watchdog:
                 self._say(f"nothing has moved for {idle:.0f} s since {where}{self._frame()}")
 
     def _frame(self) -> str:
-        """Where the watched thread is."""
+        """The line of code at which the watched thread is, in words for the report."""
         frame = sys._current_frames().get(self._watched)
         if frame is None:
             return ""
