@@ -36,8 +36,8 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     Raises:
       ValueError: `key` is not a PRNG key, or `log_alpha` is not a float.
 
-    Source: the quantile is Temme's (1992, see `numerics.gamma`). The powers of uniforms are the well-known
-    boost of small shapes (e.g. Marsaglia & Tsang 2000), applied twice.
+    Source: the quantile is Temme's (1992, see `numerics.gamma`). The powers of uniforms are the
+    well-known boost of small shapes (e.g. Marsaglia & Tsang 2000), applied twice.
 
     >>> log_alpha = jnp.log(jnp.array([0.01, 1.0, 100.0]))
     >>> print(loggamma(jax.random.key(0), log_alpha))

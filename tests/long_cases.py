@@ -16,16 +16,25 @@ CASES = {
         "test_sampler_rows_and_the_saturated_gradient",
         "test_generate_rows_write_the_same_tokens",
         "test_the_plain_draw_is_a_draw_of_the_posterior",
+        "test_the_plain_loss_is_the_library_s",
     ),
+    "test_contexts.py": ("test_outside_of_jit_on_explicit_axes*",),
     "test_cross_entropy.py": ("test_parts_equal_the_whole_in_value_and_gradient[[]*-11]",),
     "test_damage.py": ("test_a_full_disk*", "test_a_folder_that_vanishes"),
     "test_evaluation.py": ("test_a_single_sentence_has_a_summary",),
     "test_guards.py": ("test_a_bad_step_may_be_skipped",),
+    "test_kl.py": (
+        "test_a_prior_is_a_constant_unless_it_is_to_be_trained[[]True]",
+        "test_exact_against_mpmath[[]6*",
+    ),
     "test_likelihood.py": (
         "test_the_bound_rises_to_the_likelihood_of_a_linear_gaussian_decoder[[]0.3]",
         "test_one_draw_of_many_is_the_elbo",
     ),
-    "test_loop.py": ("test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on",),
+    "test_loop.py": (
+        "test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on",
+        "test_training_beats_no_training",
+    ),
     "test_mesh.py": ("test_the_state_is_made_in_parts_and_stays_so",),
     "test_nvae.py": (
         "test_every_parameter_but_the_priors_has_a_gradient[[]options1]",
@@ -35,6 +44,7 @@ CASES = {
     "test_pallas_gpu.py": (
         "test_the_kernel_errs_at_most_twice_what_plain_bfloat16_does[[]published-size[12]]",
         "test_the_folded_product_is_the_primitive",
+        "test_the_gradient_is_that_of_xla",
         "test_causal[[]size1]",
     ),
     "test_pallas_tpu.py": (
@@ -50,5 +60,5 @@ CASES = {
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
     "test_state.py": ("test_the_prior_and_vectors_are_left_alone_by_decay[[]*adam]",),
     "test_survival.py": ("test_processes_train_as_one[[]2-1-*",),
-    "test_transforms.py": ("test_transforms[[]log_density_ratio]",),
+    "test_transforms.py": ("test_transforms[[]log_density_ratio]", "test_transforms[[]kl_* exact]"),
 }
