@@ -13,8 +13,8 @@ series is cut off after `a^-4` and the functions are polynomials, which leaves a
 Source: N. M. Temme, Asymptotic inversion of incomplete gamma functions, Mathematics of Computation
 58 (1992). The table is our own, the least-squares fit of tests/numerics/test_gamma.py. For every
 a >= 2 and |normal| < 5.3, which is as far as a float32 uniform reaches, its error is at most 3e-5
-in the normal and 1e-7 in probability. The derivative by log a has a relative error of 1e-5 (1e-4 beyond
-two standard deviations).
+in the normal and 1e-7 in probability. The derivative by log a has a relative error of 1e-5 (1e-4
+beyond two standard deviations).
 """
 
 import jax
