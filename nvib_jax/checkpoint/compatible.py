@@ -6,6 +6,7 @@ from typing import Any
 
 from nvib_jax.checkpoint.description import check_format, describe
 from nvib_jax.config import Config
+from nvib_jax.effects import without_effect
 from nvib_jax.presets import to_json
 from nvib_jax.text_model import TextModel
 
@@ -32,16 +33,8 @@ def check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
 
 
 def check_same_run(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
-    """Check that config and data are those of the saved run, except the fields in `_FREE`."""
-    wanted, found = (_flat(c) for c in (model.config, check_format(meta, folder)))
-    differ = [
-        f"{name} is {wanted[name]!r}, saved as {found[name]!r}"
-        for name in wanted
-        if wanted[name] != found[name]
-        and name.split(".")[-1] not in _FREE
-        and not name.startswith("mesh.")
-    ]
-    if differ:
+    """A continuation may run longer and elsewhere and log otherwise; all else must be as it was."""
+    if differ := _differences(model.config, check_format(meta, folder)):
         raise ValueError(
             f"{folder} is of another config: {'; '.join(differ)}; say the same again, or name "
             "another run with --train.run-dir"
@@ -52,6 +45,23 @@ def check_same_run(model: TextModel, meta: dict[str, Any], folder: Path) -> None
             f"{folder} is of other data: its {' and '.join(differ)} differ; "
             "has the text changed since?"
         )
+
+
+def _differences(config: Config, saved: Config) -> list[str]:
+    """A phrase for each field that differs, may not, and is read by one of both.
+
+    What neither reads may differ, because versions change defaults: 0.1.0 cleaned otherwise.
+    """
+    wanted, found = _flat(config), _flat(saved)
+    idle = without_effect(config).keys() & without_effect(saved).keys()
+    return [
+        f"{name} is {wanted[name]!r}, saved as {found[name]!r}"
+        for name in wanted
+        if name not in idle
+        and wanted[name] != found[name]
+        and name.split(".")[-1] not in _FREE
+        and not name.startswith("mesh.")
+    ]
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
 
     Raises:
       FileExistsError: the folder holds a model already.
+      OSError: a file cannot be written; names it, and leaves neither.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -44,7 +45,11 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
             save_file(arrays, draft, metadata={"format": "np"})
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(" ".join(str(error).split())) from error
+    try:
         write_whole(files[1], json.dumps(describe(model), indent=1) + "\n")
+    except OSError:  # half a model would stand in the way of the next attempt
+        files[0].unlink(missing_ok=True)
+        raise
     return files
 
 

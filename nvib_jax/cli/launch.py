@@ -11,8 +11,8 @@ import tyro
 from nvib_jax.cli.options import parse
 from nvib_jax.config import Config
 from nvib_jax.data.config import fit_to_text
+from nvib_jax.effects import check_typed
 from nvib_jax.presets import load_preset
-from nvib_jax.training.effects import check_typed
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Fields = Annotated[Config, tyro.conf.arg(name="")]

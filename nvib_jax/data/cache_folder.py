@@ -14,13 +14,13 @@ import contextlib
 import os
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from nvib_jax.data.prepared import METADATA
+from nvib_jax.heartbeat import Heartbeat, Listener, is_alive
 
 _BUILDING = ".building-"
 _CLAIM = ".claim-"
@@ -41,8 +41,8 @@ class Claim:
 
     def __init__(self, root: Path, digest: str) -> None:
         self.folder = root / f"{_CLAIM}{digest}"
-        self._seen: tuple[str, float] | None = None  # the owner's line, and since when
-        self._ended = threading.Event()
+        self._listener = Listener()
+        self._heartbeat: Heartbeat | None = None
 
     def take(self) -> bool:
         """Take the claim if no living process has it; return whether this process has it now."""
@@ -52,14 +52,14 @@ class Claim:
             if not self._is_stale():
                 return False
             _remove(self.folder)
-            self._seen = None
+            self._listener = Listener()
             return self.take()
         try:
             self._write()
         except OSError:  # without a line the claim has no owner, so others would wait in vain
             _remove(self.folder)
             raise
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._heartbeat = Heartbeat(self._write, BEAT_SECONDS)
         return True
 
     def is_held(self) -> bool:
@@ -71,8 +71,9 @@ class Claim:
         return self._read().rpartition(" ")[0]
 
     def give_up(self) -> None:
-        """Give up the claim, so that another process can take it."""
-        self._ended.set()
+        """Lets the next one have it."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         _remove(self.folder)
 
     def _read(self) -> str:
@@ -87,20 +88,13 @@ class Claim:
         draft.write_text(line, encoding="utf-8")
         draft.replace(self.folder / _OWNER)
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # such as a full disk, which building reports itself
-                self._write()
-
     def _is_stale(self) -> bool:
-        line, now = self._read(), time.monotonic()
+        line = self._read()
         host, _, rest = line.partition(", process ")
         process = rest.partition(" ")[0]
-        if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
+        if host == socket.gethostname() and process.isdigit() and not is_alive(int(process)):
             return True
-        if self._seen is None or self._seen[0] != line:
-            self._seen = (line, now)
-        return now - self._seen[1] > STALE_SECONDS
+        return self._listener.silence(line) > STALE_SECONDS
 
 
 @contextlib.contextmanager
@@ -151,20 +145,10 @@ def remove_abandoned(root: Path) -> None:
     for folder in root.glob(f"{_BUILDING}*"):
         name, _, process = folder.name.rpartition("-")
         here = name.endswith(f"-{socket.gethostname()}")
-        dead = here and process.isdigit() and not _is_alive(int(process))
+        dead = here and process.isdigit() and not is_alive(int(process))
         try:
             old = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
         except FileNotFoundError:
             continue
         if dead or old:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

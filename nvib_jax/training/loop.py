@@ -16,6 +16,7 @@ from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.checkpoint.store import Checkpoints
 from nvib_jax.config import Config
 from nvib_jax.data import PreparedData, prepare
+from nvib_jax.effects import remarks
 from nvib_jax.evaluation import evaluate, summarize
 from nvib_jax.evaluation.summary import write_summary
 from nvib_jax.files import write_whole
@@ -26,7 +27,6 @@ from nvib_jax.processes import check_same, is_first
 from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.claim import CLAIM, Claim
-from nvib_jax.training.effects import remarks
 from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
 from nvib_jax.training.guards.bad_steps import BadSteps
 from nvib_jax.training.guards.interrupt import Interrupt

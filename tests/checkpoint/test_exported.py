@@ -1,9 +1,11 @@
 """A model as safetensors and JSON: written, read back, and refused where it is not whole."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -11,6 +13,7 @@ from safetensors import safe_open
 
 from nvib_jax.checkpoint.exported import DESCRIPTION, WEIGHTS, export, load_exported
 from nvib_jax.cli import main
+from nvib_jax.data import prepare
 from nvib_jax.text_model import TextModel
 
 
@@ -21,6 +24,14 @@ def exported():
     files = export(TextModel.load(tiny.trained()[0].train.run_dir), folder)
     assert [file.name for file in files] == [WEIGHTS, DESCRIPTION]
     return folder
+
+
+def tiny_model(config=None):
+    """Anything to export, untrained."""
+    config = config or tiny.config()
+    tokenizer = prepare(tiny.config().data).tokenizer
+    params = {"one": jnp.ones(3)}
+    return TextModel.create(config, tokenizer, (24,), np.ones(3) / 3, params=params)
 
 
 def test_what_is_read_is_what_was_written(exported):
@@ -56,6 +67,25 @@ def test_the_command(tmp_path, capsys):
     assert main(["sample", str(tmp_path / "out"), "--count", "1"]) == 0
     assert main(["export", run, "--out", str(tmp_path / "out")]) == 1
     assert "holds a run or an exported model; name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION])
+def test_what_cannot_be_written_is_named_and_leaves_nothing(monkeypatch, tmp_path, name):
+    """The one file was named for the other, and what was left of the first refused the second."""
+    model = tiny_model()
+    plain = Path.replace
+
+    def replace(self, target):
+        if Path(target).name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(OSError, match=rf"^\S+/{name} cannot be written: Input/output error$"):
+            export(model, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    export(model, tmp_path / "out")
 
 
 def damaged(exported, tmp_path, change):

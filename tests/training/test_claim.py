@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,57 @@ def test_without_locks_the_file_is_the_claim(monkeypatch, tmp_path, holder, free
     else:
         with pytest.raises(Claimed, match=r"is in use by "):
             Claim([tmp_path])
+
+
+def foreign(folder, **changes):
+    """A claim of a process of another machine, whose lock is not seen here."""
+    values = {"process": 7, "host": "another", "since": "2026-11-21 10:00:00 UTC", **changes}
+    (folder / CLAIM).write_text(json.dumps(values))
+
+
+def test_a_live_run_of_another_machine_keeps_its_folder(monkeypatch, tmp_path):
+    """Where locks are the host's own, as on gcsfuse, the second host's lock said nothing."""
+    monkeypatch.setattr(claims, "LOOK_SECONDS", 0.02)
+    foreign(tmp_path, beat=int(time.time()) - 1)
+    timer = threading.Timer(0.3, foreign, [tmp_path], {"beat": int(time.time()) + 20})
+    timer.start()
+    with pytest.raises(Claimed, match=r"in use by process 7 on another since 2026-11-21 10:00:00"):
+        Claim([tmp_path])
+    timer.join()
+    assert json.loads((tmp_path / CLAIM).read_text())["host"] == "another"
+
+
+@pytest.mark.parametrize("age", [0, 3600, -3600])
+def test_a_claim_of_another_machine_ends_when_it_stands_still(monkeypatch, tmp_path, age):
+    monkeypatch.setattr(claims, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.5)
+    foreign(tmp_path, beat=int(time.time()) - age)
+    said = []
+    Claim([tmp_path], say=said.append).release()
+    assert len(said) == (1 if age == 3600 else 2)  # it says what it waits for
+    assert said[-1].endswith(", which has given no sign of life for minutes")
+
+
+def test_a_claim_of_another_machine_without_beats_is_left_to_a_person(tmp_path):
+    foreign(tmp_path)  # of version 0.1.0
+    with pytest.raises(
+        Claimed, match=rf"in use by .*; if that process has ended, remove .*{CLAIM}"
+    ):
+        Claim([tmp_path])
+
+
+def test_a_claim_beats(monkeypatch, tmp_path):
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(time, "time", iter(range(10**9, 2 * 10**9)).__next__)
+    read = lambda: json.loads((tmp_path / CLAIM).read_text())  # noqa: E731
+    with Claim([tmp_path]):
+        first, end = read(), time.monotonic() + 20
+        while read()["beat"] == first["beat"] and time.monotonic() < end:
+            time.sleep(0.02)
+        again = read()
+        assert again["beat"] > first["beat"]
+        assert {**again, "beat": 0} == {**first, "beat": 0}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path):

@@ -1,18 +1,23 @@
 """Fields without effect are named, and refused where they are typed; schedules end in the run."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tiny
+from flax import nnx
 
 import nvib_jax
 from nvib_jax import cli
-from nvib_jax.config import Config
+from nvib_jax.config import Config, ObjectiveConfig
+from nvib_jax.effects import check_typed, remarks, without_effect
 from nvib_jax.presets import load_preset
 from nvib_jax.sweep import changed
 from nvib_jax.training import loop
-from nvib_jax.training.effects import check_typed, remarks, without_effect
+from nvib_jax.training.state import loss_and_metrics
 
 PRESETS = sorted((Path(nvib_jax.__file__).parent.parent / "configs").glob("*.py"))
 # A config under which each field has an effect, by the fields that it needs.
@@ -31,7 +36,18 @@ NEEDS = {
     "data.layout": {"data": {"source": "text"}},
     "data.tfds_dir": {"data": {"source": "tfds:x"}},
     "data.num_train": {"data": {"source": "grammar"}},
+    "data.clean.min_tokens": {"data": {"source": "text"}},
+    "model.threshold": {"model": {"kind": "NVAE"}},
+    "model.num_samples": {"model": {"kind": "VTV"}},
+    "objective.lambda_gaussian": {"model": {"kind": "VTP"}},
+    "objective.anneal": {"model": {"kind": "VTS"}},
+    "objective.lambda_dirichlet": {"model": {"kind": "NVAE"}},
+    "objective.dirichlet_form": {"model": {"kind": "NVAE"}},
+    "objective.free_dirichlet": {"model": {"kind": "NVAE"}},
+    "objective.capacity_dirichlet": {"model": {"kind": "NVAE"}},
+    "objective.vector_price": {"model": {"kind": "NVAE"}},
 }
+GRAMMAR = ("data.layout", "data.tfds_dir", "data.clean.min_tokens")
 IDLE = changed(
     Config(), {"train": {"optimizer": "adam"}, "data": {"source": "text"}, "model": {"kind": "T"}}
 )
@@ -39,15 +55,16 @@ IDLE = changed(
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_field_has_an_effect_where_it_is_read_and_nowhere_else(name):
-    idle = Config() if name in ("data.layout", "data.tfds_dir") else IDLE
+    idle = Config() if name in GRAMMAR else IDLE
     assert name in without_effect(idle)
     assert name not in without_effect(changed(Config(), NEEDS[name]))
 
 
 def test_every_name_in_the_table_is_a_field():
     for name in {**without_effect(Config()), **without_effect(IDLE)}:
-        section, field = name.split(".")
-        assert field in {f.name for f in dataclasses.fields(getattr(Config(), section))}, name
+        *sections, field = name.split(".")
+        part = functools.reduce(getattr, sections, Config())
+        assert field in {f.name for f in dataclasses.fields(part)}, name
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
@@ -67,7 +84,8 @@ def test_what_a_preset_sets_in_vain_is_one_line():
 @pytest.mark.parametrize(
     "arguments",
     [["--model.pool", "max"], ["--model.pool=max"], ["--train.weight-decay", "0.1"],
-     ["--objective.free_vectors", "0.5"], ["--data.layout", "lines"]],
+     ["--objective.free_vectors", "0.5"], ["--data.layout", "lines"],
+     ["--data.clean.min-tokens", "2"], ["--data.clean.no-lowercase"]],
     ids=" ".join,
 )  # fmt: skip
 def test_an_option_without_effect_is_refused(arguments):
@@ -76,6 +94,42 @@ def test_an_option_without_effect_is_refused(arguments):
     with pytest.raises(ValueError, match=rf"^{name} has no effect without "):
         check_typed(["--train.steps", "3", *arguments], config)
     check_typed(["--train.steps", "3"], config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.threshold", "objective.lambda-dirichlet", "objective.free-dirichlet",
+     "objective.dirichlet-form", "objective.capacity-dirichlet", "objective.gaussian-form",
+     "objective.no-dirichlet-from-start", "objective.vector-price"],
+)  # fmt: skip
+def test_a_rival_has_no_pseudo_counts_to_set(name):
+    """Its Dirichlet KL is 0, its Gaussian one always exact, its vectors cannot go."""
+    rival = changed(Config(), {"model": {"kind": "VTV"}, "objective": {"anneal": "linear"}})
+    with pytest.raises(ValueError, match=rf"^--{name} has no effect without model.kind NVAE"):
+        check_typed([f"--{name}", "7"], rival)
+    check_typed(["--objective.lambda-gaussian", "7"], rival)
+
+
+def test_what_has_no_effect_trains_no_rival_otherwise():
+    """A change of fields that are said to be idle leaves the gradient alone; another does not."""
+    key, one, batch = jax.random.key(0), jnp.ones((), jnp.int32), tiny.batch()
+    plain = ObjectiveConfig(gaussian_form="exact", lambda_gaussian=1.0)
+    idle = dataclasses.replace(
+        plain, lambda_dirichlet=7.0, dirichlet_form="exact", free_dirichlet=2.0, vector_price=3.0,
+        gaussian_form="expected_count", dirichlet_from_start=True,
+    )  # fmt: skip
+    model = tiny.model(kind="VTV")
+
+    @jax.jit
+    def gradients(model):
+        return [
+            nnx.grad(lambda m, o=o: loss_and_metrics(m, batch, key, one, o)[0])(model).latent.mean
+            for o in (plain, idle, dataclasses.replace(plain, lambda_gaussian=2.0))
+        ]
+
+    first, same, other = (jax.tree.leaves(g) for g in gradients(model))
+    assert all(bool(jnp.all(a == b)) for a, b in zip(first, same, strict=True))
+    assert not any(bool(jnp.allclose(a, b)) for a, b in zip(first, other, strict=True))
 
 
 def test_the_command_refuses_it(tmp_path, capsys):

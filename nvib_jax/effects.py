@@ -10,17 +10,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvib_jax.config import Config
+from nvib_jax.data.config import CleanConfig
 
-# (fields, whether they have no effect in a config, the setting that they need to have one)
+_CLEAN = " ".join(f"data.clean.{field.name}" for field in dataclasses.fields(CleanConfig))
+
+# fields, whether they are idle, and what they wait for
 _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("model.pool", lambda c: c.model.kind != "VTP", "model.kind VTP"),
     ("model.stride_share", lambda c: c.model.kind != "VTS", "model.kind VTS"),
     ("model.latent_queries", lambda c: c.model.kind != "VTQ", "model.kind VTQ"),
     (
         "model.pseudo_count model.initial_alpha model.prior_alpha model.alpha_delta "
-        "objective.alpha_delta_start objective.alpha_delta_steps",
+        "model.threshold objective.alpha_delta_start objective.alpha_delta_steps "
+        # The rivals have no pseudo-counts: their Dirichlet KL is 0, their Gaussian one always
+        # exact, and how many vectors they have depends on no parameter.
+        "objective.lambda_dirichlet objective.dirichlet_form objective.free_dirichlet "
+        "objective.capacity_dirichlet objective.dirichlet_from_start objective.gaussian_form "
+        "objective.vector_price objective.free_vectors",
         lambda c: c.model.kind != "NVAE",
         "model.kind NVAE",
+    ),
+    (
+        # A plain autoencoder draws nothing and has no KL.
+        "model.initial_variance model.num_samples model.evaluation_form "
+        "objective.lambda_gaussian objective.free_gaussian objective.capacity_gaussian "
+        "objective.capacity_steps objective.anneal objective.anneal_start objective.anneal_steps "
+        "objective.anneal_cycle",
+        lambda c: c.model.kind == "T",
+        "another model.kind than T",
     ),
     (
         "model.initial_kept",
@@ -42,11 +59,11 @@ _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ),
     (
         "objective.capacity_steps",
-        lambda c: c.objective.capacity_gaussian is None and c.objective.capacity_dirichlet is None,
+        lambda c: _capacities(c) == (None, None),
         "objective.capacity_gaussian or capacity_dirichlet",
     ),
     (
-        "data.train data.validation data.test data.layout data.tokenizer_sentences",
+        f"data.train data.validation data.test data.layout data.tokenizer_sentences {_CLEAN}",
         lambda c: c.data.source == "grammar",
         "another data.source than grammar",
     ),
@@ -78,7 +95,7 @@ def check_typed(arguments: Sequence[str], config: Config) -> None:
     """
     idle = without_effect(config)
     for word in arguments:
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".")
         if word.startswith("--") and name in idle:
             raise ValueError(f"{word.partition('=')[0]} has no effect without {idle[name]}")
 
@@ -90,7 +107,7 @@ def remarks(config: Config) -> list[str]:
     idle = [name for name in without_effect(config) if _is_set(config, name)]
     lines = [f"without effect here: {', '.join(idle)}"] if idle else []
     steps, objective = config.train.steps, config.objective
-    capacity = objective.capacity_gaussian, objective.capacity_dirichlet
+    capacity = _capacities(config)
     ends = (
         (objective.anneal != "constant", "objective.anneal_start + anneal_steps",
          objective.anneal_start + objective.anneal_steps),
@@ -106,9 +123,18 @@ def remarks(config: Config) -> list[str]:
     ]
 
 
+def _capacities(config: Config) -> tuple[float | None, float | None]:
+    """The capacities of both KLs, where there are such KLs."""
+    gaussian, dirichlet = config.objective.capacity_gaussian, config.objective.capacity_dirichlet
+    kind = config.model.kind
+    return gaussian if kind != "T" else None, dirichlet if kind == "NVAE" else None
+
+
 def _is_set(config: Config, name: str) -> bool:
     """Whether a field is not at its default."""
-    section, field = name.split(".")
-    part: Any = getattr(config, section)
+    part: Any = config
+    *sections, field = name.split(".")
+    for section in sections:
+        part = getattr(part, section)
     default = {f.name: f.default for f in dataclasses.fields(part)}[field]
     return getattr(part, field) != default
