@@ -126,8 +126,8 @@ def test_all_is_complete():
 FLOORS = (
     *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
     *("mixture", "objective", "__init__", "modules"),
-    *("fields", "files", "progress", "processes", "compilation_cache", "plots"),
-    *("models", "data", "config", "presets", "generate", "engine", "text_input"),
+    *("fields", "files", "heartbeat", "progress", "processes", "compilation_cache", "plots"),
+    *("models", "data", "config", "presets", "effects", "generate", "engine", "text_input"),
     *("checkpoint", "text_model"),
     *("training", "evaluation", "sweep", "bench", "cli", "__main__"),
 )

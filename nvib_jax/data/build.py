@@ -73,7 +73,7 @@ def build(
             report(f"{split}: {lost}")
     if not counts["train"]:
         raise _nothing_left(config, "train", 0)
-    tokenizer = _train_tokenizer(config, _text_file(folder, "train"), counts["train"])
+    tokenizer = _train_tokenizer(config, _text_file(folder, "train"), counts["train"], report)
     tokenizer.save(folder / TOKENIZER)
     report(f"vocabulary: {tokenizer.vocab_size:,} pieces")
     lengths = {}
@@ -161,8 +161,8 @@ def _cleaner(config: CleanConfig, layout: Layout) -> Cleaner:
 # ---- tokenizer
 
 
-def _train_tokenizer(config: DataConfig, file: Path, count: int) -> Tokenizer:
-    """Train on at most `tokenizer_sentences`, spread evenly over the file."""
+def _train_tokenizer(config: DataConfig, file: Path, count: int, report: Progress) -> Tokenizer:
+    """Trains on at most `tokenizer_sentences`, spread evenly over the file."""
     of_bytes = count * _SAMPLED_BYTES // file.stat().st_size
     cap = min(config.tokenizer_sentences, max(of_bytes, 1))
     sample = (
@@ -175,7 +175,7 @@ def _train_tokenizer(config: DataConfig, file: Path, count: int) -> Tokenizer:
         # sentence has.
         words = sorted(default_grammar().words)
         return Tokenizer.train([*sample, *words], config.vocab_size, whole_words=True)
-    return Tokenizer.train(sample, config.vocab_size)
+    return Tokenizer.train(sample, config.vocab_size, report=report)
 
 
 def _lines(file: Path) -> Iterator[str]:

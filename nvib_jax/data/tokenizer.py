@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +39,9 @@ _TRAINING: dict[str, Any] = {
     "num_threads": 1,
     "minloglevel": 2,
 }
+# Stands for characters without a piece while SentencePiece trains. Of private use: no text has it.
+_UNKNOWN = "\ue000"
+_SPECIAL = 4  # padding, beginning, end, unknown
 
 
 @dataclass(frozen=True)
@@ -60,36 +64,47 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, sentences: Iterable[str], vocab_size: int, *, whole_words: bool = False
+        cls,
+        sentences: Iterable[str],
+        vocab_size: int,
+        *,
+        whole_words: bool = False,
+        report: Callable[[str], None] | None = None,
     ) -> Tokenizer:
         """Trains on sentences; the same sentences in the same order give the same bytes.
 
         Args:
-          sentences: the training text.
-          vocab_size: most pieces, with the four special ones; a small corpus gets fewer.
-          whole_words: make every word one piece, and words not seen here unknown; for a closed
-            vocabulary.
+          sentences: the text, a sentence each.
+          vocab_size: pieces at most, the four special ones included; a corpus that has no use for
+            so many gets fewer.
+          whole_words: every word one piece (and unseen words unknown), for a closed vocabulary.
+          report: called with a line of text where the corpus has more characters than the
+            vocabulary has room for. The most frequent ones then fill half of it, so that words
+            have room as well, and the rarest are unknown.
 
         Raises:
-          ValueError: no sentences, or a vocabulary too small for the corpus's characters.
+          ValueError: no sentences, or a vocabulary that is too small for any text.
         """
         import sentencepiece
 
         corpus = [sentence for sentence in sentences if sentence.strip()]
         if not corpus:
             raise ValueError("the tokenizer needs at least one sentence to train on, got none")
+        symbols = _RARE_WORD_PIECES if any(_RARE_WORD in s for s in corpus) else []
+        text = corpus
+        if not whole_words and (rare := _rarest_characters(corpus, vocab_size, symbols, report)):
+            # A symbol divides the text and is in no other piece, as is fit for what is unknown.
+            text = [sentence.translate(dict.fromkeys(rare, _UNKNOWN)) for sentence in corpus]
+            symbols = [*symbols, _UNKNOWN]
         writer = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(corpus),
+                sentence_iterator=iter(text),
                 model_writer=writer,
                 model_type="word" if whole_words else "unigram",
                 vocab_size=vocab_size,
-                user_defined_symbols=_RARE_WORD_PIECES
-                if any(_RARE_WORD in s for s in corpus)
-                else [],
-                # A twentieth of the default (at 4,000 pieces): training is five times faster, and
-                # WikiText-2 gets no more tokens.
+                user_defined_symbols=symbols,
+                # A twentieth of the default: five times faster, no longer sentences on WikiText-2.
                 seed_sentencepiece_size=max(50_000, 10 * vocab_size),
                 **_TRAINING,
             )
@@ -168,3 +183,31 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Reads a model that `save` wrote."""
         return cls.from_bytes(Path(path).read_bytes())
+
+
+def _rarest_characters(
+    corpus: Sequence[str],
+    vocab_size: int,
+    symbols: Sequence[str],
+    report: Callable[[str], None] | None,
+) -> list[int]:
+    """Codes of the characters for which the vocabulary has no room; none where all fit.
+
+    SentencePiece can leave characters out itself, but no more than 2 % of the text.
+    """
+    texts = [text.replace(_RARE_WORD, "") for text in corpus] if symbols else corpus
+    characters = set("▁").union(*texts) - {" "}
+    if len(characters) + _SPECIAL + len(symbols) <= vocab_size:
+        return []
+    found: Counter[str] = Counter()
+    for text in texts:
+        found.update(text)
+    total = found.total() - found.pop(" ", 0)
+    rare = found.most_common()[vocab_size // 2 :]
+    if report:
+        share = sum(n for _, n in rare) / total
+        report(
+            f"vocabulary: no piece for the {len(rare):,} rarest of {len(found):,} characters, "
+            f"{100 * share:.2f} % of the text, which are read as unknown (data.vocab_size)"
+        )
+    return [ord(character) for character, _ in rare]

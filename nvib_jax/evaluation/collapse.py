@@ -116,13 +116,10 @@ def _vectors(model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array) ->
     distance = jnp.square(posterior.mean - prior_mean) * jnp.exp(-prior_log_variance)
     kl = 0.5 * (jnp.exp(log_ratio) - 1 - log_ratio + distance)
     there = posterior.present
-    most = model.max_length if posterior.mean.shape[1] == tokens.shape[1] + 1 else None
+    missing = 0 if model.latent.pools else model.max_length - tokens.shape[1]
 
     def padded(x: jax.Array) -> jax.Array:
-        x = x[:, 1:]
-        if most is None:
-            return x
-        return jnp.pad(x, [(0, 0), (0, most - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+        return jnp.pad(x[:, 1:], [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
 
     found = {
         "mean": posterior.mean,

@@ -17,7 +17,7 @@ from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.likelihood import ratio, token_counts
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.generate import generate
-from nvib_jax.mixture import READS
+from nvib_jax.mixture import READS, expected
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.text_model import TextModel
@@ -168,7 +168,9 @@ def _above(
     mixture, form = model.latent.read(
         posterior, model.config.evaluation_form, key, threshold=threshold
     )
-    return model.memories(mixture, form), jnp.sum(mixture.present[:, 1:], axis=-1)
+    # Of the posterior, because a mixture of several draws has several impulses a vector.
+    present = expected(posterior, threshold=threshold).present
+    return model.memories(mixture, form), jnp.sum(present[:, 1:], axis=-1)
 
 
 def read_to_decode(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.models.baselines import LATENTS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior
@@ -92,7 +93,7 @@ def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
     *_, counts, attention = model.measure(usage, texts)
     found = []
     for row, alpha, share in zip(model.tokenize(texts), counts, attention, strict=True):
-        n = len(row) if alpha.shape[0] == model.max_length else 0
+        n = 0 if LATENTS[model.config.model.kind].pools else len(row)
         found.append(
             {
                 "tokens": [model.tokenizer.decode([i]) for i in row],
@@ -118,7 +119,7 @@ def attention_of(model: TextModel, text: str) -> tuple[np.ndarray, list[str], li
     (row,) = model.tokenize([text])
     attention = model.measure(_by_position, [text])[0]
     words = [model.tokenizer.decode([i]) for i in row]
-    pooled = attention.shape[1] != model.max_length + 1
+    pooled = LATENTS[model.config.model.kind].pools
     components = [str(i) for i in range(1, attention.shape[1])] if pooled else words
     found = attention[: len(words) + 1, : len(components) + 1]
     return found, [*words, "(end)"], ["prior", *components]
@@ -136,7 +137,7 @@ def usage(
     """
     posterior, mixture, attention, counted = _read(model, tokens, mask)
     each = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
-    missing = model.max_length - tokens.shape[1] if each[0].shape == tokens.shape else 0
+    missing = 0 if model.latent.pools else model.max_length - tokens.shape[1]
     return (
         kept(model, posterior, mixture),
         effective_number(attention, counted),

@@ -86,6 +86,32 @@ def test_what_cannot_be_trained():
         Tokenizer.train(SENTENCES, 8)
 
 
+def test_more_characters_than_the_vocabulary_has_room_for():
+    """As in Chinese: the most frequent fill half of the vocabulary, the rarest are unknown."""
+    frequent = [chr(0x4E00 + i) for i in range(20)]
+    corpus = ["".join(frequent[i % 20] for i in range(j, j + 12)) for j in range(40)]
+    corpus += [chr(0x5E00 + i) + frequent[i % 20] for i in range(60)]
+    told = []
+    tokenizer = Tokenizer.train(corpus, 50, report=told.append)
+    assert tokenizer.vocab_size <= 50
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in corpus[:40])
+    assert len(told) == 1
+    assert "no piece for the 55 rarest of 80 characters, 9.17 % of the text" in told[0]
+    known = [c for c in map(chr, range(0x5E00, 0x5E00 + 60)) if tokenizer.unk_id not in
+             tokenizer.encode(c)]  # fmt: skip
+    assert len(known) == 5  # with the 20 frequent ones half of 50
+
+
+def test_characters_that_just_fit_are_all_covered():
+    """26 letters, the space and four special pieces: 31."""
+    corpus, told = ["the dog sees a cat", "a quick brown fox jumps", "over lazy dogs xyz"], []
+    tokenizer = Tokenizer.train(corpus, 31, report=told.append)
+    assert all(tokenizer.unk_id not in tokenizer.encode(text) for text in corpus)
+    assert told == []
+    assert Tokenizer.train(corpus, 30, report=told.append).vocab_size <= 30
+    assert "11 rarest of 26" in told[0]
+
+
 def test_every_word_of_the_grammar_is_one_piece(grammar_tokenizer):
     words = default_grammar().words
     assert all(len(grammar_tokenizer.encode(word)) == 1 for word in words)

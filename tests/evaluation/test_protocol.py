@@ -12,6 +12,7 @@ import tiny
 from nvib_jax import cli
 from nvib_jax.data import prepare
 from nvib_jax.evaluation import protocol
+from nvib_jax.evaluation.collapse import collapse_report
 from nvib_jax.evaluation.forms import attention_distances, compare_forms, compare_thresholds
 from nvib_jax.evaluation.language_model import LanguageModelConfig
 from nvib_jax.evaluation.protocol import EvaluationConfig, evaluate_run, without_nan
@@ -25,6 +26,7 @@ from nvib_jax.evaluation.usage import (
 )
 from nvib_jax.mixture import READS
 from nvib_jax.text_model import TextModel
+from nvib_jax.training.feed import open_model
 
 SMALL = EvaluationConfig(
     sentences=10, samples=20, draws=2, pairs=2, lm=LanguageModelConfig(dim=16, steps=5, heads=2)
@@ -144,6 +146,35 @@ def test_thresholds_drop_vectors_and_leave_one(model, texts):
     lengths = np.array([len(row) for row in model.tokenize(texts)])
     # The largest component stays: a token's vector or the prior's.
     assert all_but_one <= float((1 / lengths).mean()) + 1e-6
+
+
+@pytest.mark.parametrize("form", ["average", "drawn"])
+def test_kept_are_vectors_however_often_each_is_drawn(model, texts, form):
+    options = dataclasses.replace(model.config.model, evaluation_form=form, num_samples=3)
+    drawing = open_model(
+        dataclasses.replace(model.config, model=options), prepare(model.config.data)
+    )
+    kept = [row["kept"] for row in compare_thresholds(drawing, texts, thresholds=(0.0, 1e9))]
+    assert kept[0] == 1.0
+    assert kept[1] < 0.5
+
+
+def test_a_latent_that_pools_is_told_by_its_kind(model, texts, monkeypatch):
+    """Eight vectors are as many as the tokens of a batch in the bucket of 8, and mean others."""
+    monkeypatch.setattr("nvib_jax.engine.FEW", 1)  # as if the texts were a thousand
+    options = dataclasses.replace(model.config.model, kind="VTQ", latent_queries=8)
+    config = dataclasses.replace(
+        model.config, model=options, data=dataclasses.replace(model.config.data, buckets=(8, 24))
+    )
+    pooling = open_model(config, prepare(config.data))
+    lengths = [len(row) for row in pooling.tokenize(texts)]
+    assert min(lengths) <= 8 < max(lengths)  # two buckets
+    for text, row in zip(texts, token_usage(pooling, texts), strict=True):
+        assert row["tokens"] == text.split()
+        assert row["pseudo_counts"] == []
+    assert vector_usage(pooling, texts)["kept_soft"] > 0
+    assert collapse_report(pooling, texts)["pseudo_count"] == 1.0
+    assert attention_of(pooling, texts[0])[2] == ["prior", *map(str, range(1, 9))]
 
 
 def test_usage_by_length_adds_up_to_the_share(model, texts):

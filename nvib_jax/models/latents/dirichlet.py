@@ -28,6 +28,7 @@ class DirichletLatent(NVIB):
     """
 
     variational = True
+    pools = False
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         super().__init__(

@@ -46,6 +46,7 @@ class VectorLatent(nnx.Module):
     """
 
     variational: bool  # whether the latent has a density, so that there is a bound on log p(x)
+    pools = False  # whether its vectors are others than the tokens', as many for every sentence
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.config, self.num_samples = config, config.num_samples
@@ -214,6 +215,8 @@ class StridedLatent(NoisyLatent):
 class PooledLatent(NoisyLatent):
     """VTP: one vector, the `pool` of the states."""
 
+    pools = True
+
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
         """One vector, (B, 1, D)."""
         real, some = mask[..., None], jnp.any(mask, axis=-1, keepdims=True)
@@ -234,6 +237,8 @@ class PooledLatent(NoisyLatent):
 
 class QueriesLatent(NoisyLatent):
     """VTQ: `latent_queries` learned queries attend to the states."""
+
+    pools = True
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
