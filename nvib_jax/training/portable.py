@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import nvib_jax
+from nvib_jax.data.config import SPLITS
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.files import draft_of, write_whole
 from nvib_jax.models.structure import structure
@@ -65,8 +66,30 @@ def model_of(meta: dict[str, Any], where: str | Path) -> TextModel:
     return TextModel.create(config, tokenizer, meta["buckets"], counts, params=shapes)
 
 
+def without_places(config: Config) -> Config:
+    """The config without the folders of the machine it ran on, which mean nothing on another.
+
+    Data that have a digest are found by it: of files of text with absolute names, the last part is
+    left, which says what they were.
+    """
+    data = config.data
+    places: dict[str, Any] = {}
+    if data.digest:
+        for split in SPLITS:
+            paths = getattr(data, split)
+            places[split] = tuple(Path(p).name if p.startswith(("/", "~")) else p for p in paths)
+        places["tfds_dir"] = ""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, cache_dir="", **places),
+        train=dataclasses.replace(config.train, run_dir=""),
+    )
+
+
 def export(model: TextModel, folder: str | Path) -> list[Path]:
     """Write a model as `model.safetensors` (its parameters by name) and `model.json`.
+
+    Neither says where it was trained: folders are left out of its config.
 
     Args:
       model: any.
@@ -94,7 +117,8 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(" ".join(str(error).split())) from error
     try:
-        write_whole(files[1], json.dumps(describe(model), indent=1) + "\n")
+        described = describe(dataclasses.replace(model, config=without_places(model.config)))
+        write_whole(files[1], json.dumps(described, indent=1) + "\n")
     except OSError:  # half a model would stand in the way of the next attempt
         files[0].unlink(missing_ok=True)
         raise
