@@ -4,6 +4,7 @@ Checkpoints and exported models hold the same.
 """
 
 import base64
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 import nvib_jax
 from nvib_jax.config import Config
+from nvib_jax.data.config import SPLITS
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.models.structure import structure
 from nvib_jax.presets import from_json, to_json
@@ -59,3 +61,23 @@ def model_of(meta: dict[str, Any], where: str | Path) -> TextModel:
         for name, shape in structure(config, tokenizer.vocab_size, meta["buckets"][-1])[1].items()
     }
     return TextModel.create(config, tokenizer, meta["buckets"], counts, params=shapes)
+
+
+def without_places(config: Config) -> Config:
+    """The config without the folders of the machine it ran on, which mean nothing on another.
+
+    Data that have a digest are found by it: of files of text with absolute names, the last part is
+    left, which says what they were.
+    """
+    data = config.data
+    places: dict[str, Any] = {}
+    if data.digest:
+        for split in SPLITS:
+            paths = getattr(data, split)
+            places[split] = tuple(Path(p).name if p.startswith(("/", "~")) else p for p in paths)
+        places["tfds_dir"] = ""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, cache_dir="", **places),
+        train=dataclasses.replace(config.train, run_dir=""),
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nvib_jax.checkpoint.description import describe, model_of
+from nvib_jax.checkpoint.description import describe, model_of, without_places
 from nvib_jax.files import draft_of, write_whole
 from nvib_jax.text_model import TextModel
 
@@ -19,6 +19,8 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 def export(model: TextModel, folder: str | Path) -> list[Path]:
     """Write a model as `model.safetensors` (its parameters by name) and `model.json`.
+
+    Neither says where it was trained: folders are left out of its config.
 
     Args:
       model: any.
@@ -46,7 +48,8 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(" ".join(str(error).split())) from error
     try:
-        write_whole(files[1], json.dumps(describe(model), indent=1) + "\n")
+        described = describe(dataclasses.replace(model, config=without_places(model.config)))
+        write_whole(files[1], json.dumps(described, indent=1) + "\n")
     except OSError:  # half a model would stand in the way of the next attempt
         files[0].unlink(missing_ok=True)
         raise

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.models.baselines import LATENTS
+from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE, decoder_io
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior

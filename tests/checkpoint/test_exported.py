@@ -11,9 +11,12 @@ import pytest
 import tiny
 from safetensors import safe_open
 
+from nvib_jax.checkpoint.description import without_places
 from nvib_jax.checkpoint.exported import DESCRIPTION, WEIGHTS, export, load_exported
 from nvib_jax.cli import main
 from nvib_jax.data import prepare
+from nvib_jax.presets import from_json
+from nvib_jax.sweep import changed
 from nvib_jax.text_model import TextModel
 
 
@@ -42,7 +45,7 @@ def test_what_is_read_is_what_was_written(exported):
     for name, value in model.params.items():
         np.testing.assert_array_equal(again.params[name], value, err_msg=name)
         assert again.params[name].shape == value.shape, name
-    assert (again.config, again.buckets) == (model.config, model.buckets)
+    assert (again.config, again.buckets) == (without_places(model.config), model.buckets)
     assert again.tokenizer == model.tokenizer
     np.testing.assert_array_equal(again.count_probabilities, model.count_probabilities)
     assert again.sample(2) == model.sample(2)
@@ -86,6 +89,23 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(monkeypatch, tmp_pat
             export(model, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     export(model, tmp_path / "out")
+
+
+def test_no_folder_of_the_trainer_goes_with_it(tmp_path):
+    """Its home, its disks and the name of its user were all in model.json."""
+    data = {
+        "source": "text", "digest": "0" * 16, "train": ("/home/me/a/train.txt", "b/more.txt"),
+        "validation": ("~/me/valid.txt",), "tfds_dir": "/home/me/tfds", "cache_dir": "/home/me/c",
+    }  # fmt: skip
+    config = changed(tiny.config(), {"data": data, "train": {"run_dir": "/home/me/runs/x"}})
+    export(tiny_model(config), tmp_path / "out")
+    written = (tmp_path / "out" / DESCRIPTION).read_text()
+    assert "me/" not in written
+    assert str(tiny.folder()) not in written
+    found = from_json(json.loads(written)["config"])
+    assert found.data.train == ("train.txt", "b/more.txt")
+    assert (found.data.validation, found.data.digest) == (("valid.txt",), "0" * 16)
+    assert (found.model, found.objective) == (config.model, config.objective)
 
 
 def damaged(exported, tmp_path, change):

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from nvib_jax.training.compatible import check_same_run
-from nvib_jax.training.portable import describe
 
 import nvib_jax
+from nvib_jax.checkpoint.compatible import check_same_run
+from nvib_jax.checkpoint.description import describe
 from nvib_jax.data import prepare
+from nvib_jax.presets import load_preset, to_json
 from nvib_jax.sweep import changed
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.config import load_preset, to_json
 
 CONFIGS = Path(nvib_jax.__file__).parent.parent / "configs"
 # The `data.clean` of a quickstart run's config.json, as version 0.1.0 wrote it.
