@@ -137,6 +137,8 @@ def checkout(tmp_path_factory):
     shutil.copytree(SCRIPTS, folder / "tpu_scripts")
     (folder / "configs").mkdir()
     (folder / "configs" / "text.py").write_text('    source="text",\n')
+    (folder / "configs" / "of_text.py").write_text('load_preset(HERE.with_name("text.py"))\n')
+    (folder / "configs" / "run.json").write_text('{"data": {"source": "text"}}\n')
     for name in ("configs/base.py", "configs/it's odd.py", "pyproject.toml", "tracked"):
         (folder / name).write_text(name)
     (folder / ".gitignore").write_text("build/\nruns/\n")
@@ -259,6 +261,12 @@ def test_unknown_option(standing, script):
         ("CONFIG", "configs/none.py", "CONFIG is 'configs/none.py'; wanted: a file"),
         ("DATA", "/nowhere", "DATA is '/nowhere'; wanted: a folder with files train*"),
         ("CONFIG", "configs/text.py", "DATA is not set; wanted: the folder of text that configs/"),
+        (
+            "CONFIG",
+            "configs/of_text.py",
+            "DATA is not set; wanted: the folder of text that configs",
+        ),
+        ("CONFIG", "configs/run.json", "DATA is not set; wanted: the folder of text that configs/"),
         ("ARGS", "--a 'b", "ARGS is '--a 'b'; wanted: words for `nvib train`"),
     ],
 )
@@ -266,6 +274,23 @@ def test_a_bad_setting_is_one_sentence(standing, setting, value, words):
     err = standing("create", status=1, **{setting: value})[1]
     assert sentence(err).startswith(f"create.sh: {words}")
     assert not standing.calls
+
+
+@pytest.mark.parametrize(
+    ("preset", "takes"),
+    [("base", True), ("pod", True), ("wikitext2", True), ("wikitext2_cpu", True),
+     ("quickstart", False), ("of_grammar", False), ("of_itself", False)],
+)  # fmt: skip
+def test_the_presets_that_need_text(tmp_path, preset, takes):
+    """`pod` names no source: it is made from `base`, which does."""
+    shutil.copytree(SCRIPTS, tmp_path / "tpu_scripts")
+    shutil.copytree(SCRIPTS.parent / "configs", tmp_path / "configs")
+    made = "load_preset(Path(__file__).with_name('base.py')), source = 'grammar'\n"
+    (tmp_path / "configs" / "of_grammar.py").write_text(made)
+    (tmp_path / "configs" / "of_itself.py").write_text("'of_itself.py'\n")
+    program = f'. "{tmp_path}/tpu_scripts/common.sh"; reads_text "$ROOT/configs/{preset}.py"'
+    done = subprocess.run(["bash", "-c", program, "x"], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (int(not takes), b"")
 
 
 def test_no_gcloud(standing, tmp_path):

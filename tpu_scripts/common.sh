@@ -52,6 +52,19 @@ want() { # SETTING REGEX WORDS: one sentence where the setting does not match
   die "$1 is '$value'; wanted: $3. Set it in $HERE/settings.sh or the environment."
 }
 
+reads_text() { # FILE [SEEN]: whether the preset, or one that it names and is made from, reads text
+  local source="[\"']?source[\"']? *[:=] *[\"']" seen="${2-}|$1|" name other
+  if grep -qE "${source}text[\"']" "$1"; then return 0; fi
+  if grep -qE "$source" "$1"; then return 1; fi # its own source stands in for that of the other
+  while IFS= read -r name; do
+    for other in "$(dirname "$1")/$name" "$ROOT/$name"; do
+      [[ -f $other && $seen != *"|$other|"* ]] || continue
+      if reads_text "$other" "$seen"; then return 0; fi
+    done
+  done < <(grep -oE "[\"'][^\"' ]+[.](py|json)[\"']" "$1" | tr -d "\"'")
+  return 1
+}
+
 check_settings() {
   local words word
   want PROJECT '[a-z][a-z0-9.:-]{4,}[a-z0-9]' 'the id of a Google Cloud project, such as my-project'
@@ -75,7 +88,7 @@ check_settings() {
       die "DATA is '$DATA'; wanted: a folder with files train*, and best valid* and test*."
     DATA_NAME=$(basename "$DATA")
     want DATA_NAME '[A-Za-z0-9_][A-Za-z0-9._-]*' 'for DATA a folder name of letters, digits, _, - and .'
-  elif [[ $(<"$ROOT/$CONFIG") == *'source="text"'* && $ARGS != *--data.train* ]]; then
+  elif [[ $ARGS != *--data.train* ]] && reads_text "$ROOT/$CONFIG"; then
     die "DATA is not set; wanted: the folder of text that $CONFIG is to read (files train*, valid*," \
       "test*), or --data.train in ARGS. Set it in $HERE/settings.sh."
   fi

@@ -24,6 +24,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _MOST = 16
+_LAST_WORDS = 5.0  # seconds from the end of a process's answers to its own
 # The package's __init__ imports JAX, which takes seconds and 100 MB and is useless to a worker. So
 # a worker puts an empty package with the same submodules in its place.
 _PROGRAM = """
@@ -59,9 +60,7 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], *, workers: int 
         yield from map(function, items)
         return
     free: SimpleQueue[_Worker] = SimpleQueue()
-    crew = [_Worker(function) for _ in range(workers)]
-    for worker in crew:
-        free.put(worker)
+    crew: list[_Worker] = []
 
     def call(item: S) -> T:
         worker = free.get()
@@ -73,6 +72,10 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], *, workers: int 
     pending: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
+        for _ in range(workers):
+            crew.append(_Worker())
+            crew[-1].start(function)
+            free.put(crew[-1])
         for item in items:
             pending.append(pool.submit(call, item))
             if len(pending) > 2 * workers:
@@ -89,26 +92,37 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], *, workers: int 
 
 
 class _Worker:
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[1])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
-        self._send(function)
+
+    def start(self, function: Callable[[Any], Any]) -> None:
+        """Says what it is to do."""
+        with self._alive():
+            self._send(function)
 
     def __call__(self, item: Any) -> Any:
-        try:
+        with self._alive():
             self._send(item)
             ok, result = pickle.load(self._process.stdout)  # type: ignore[arg-type]
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            raise ChildProcessError(
-                f"a process that prepares data ended with status {self._process.poll()}"
-            ) from error
         if not ok:
             raise result
         return result
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it is ending, just now
+                self._process.wait(_LAST_WORDS)
+            raise ChildProcessError(
+                f"a process that prepares data ended with status {self._process.poll()}"
+            ) from error
 
     def _send(self, item: Any) -> None:
         assert self._process.stdin is not None
@@ -137,11 +151,20 @@ def serve() -> None:
         function = pickle.load(received)
         while True:
             item = pickle.load(received)
-            try:
-                answer = (True, function(item))
-            except Exception as error:
-                answer = (False, error)
-            pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+            answers.write(_answer(function, item))
             answers.flush()
     except (EOFError, BrokenPipeError):
         return
+
+
+def _answer(function: Callable[[Any], Any], item: Any) -> bytes:
+    """(True, the result) or (False, the error), pickled so that it can be read again."""
+    try:
+        return pickle.dumps((True, function(item)), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        try:
+            answer = pickle.dumps((False, error), pickle.HIGHEST_PROTOCOL)
+            pickle.loads(answer)  # an error whose __init__ wants more than its message cannot be
+        except Exception:
+            return pickle.dumps((False, RuntimeError(repr(error))), pickle.HIGHEST_PROTOCOL)
+        return answer

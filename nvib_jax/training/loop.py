@@ -144,9 +144,9 @@ def _train(
         page = summarize(model, texts, scores, untrained, seed=settings.seed)
         if is_first():
             write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
-    if is_first():
-        done = max(settings.steps, *saved_steps(run_dir))
-        finished = {"steps": done, "nvib_jax": nvib_jax.__version__}
+    # A run of more steps than were asked for is as unfinished, or as finished, as it was.
+    if is_first() and max(saved_steps(run_dir), default=0) <= settings.steps:
+        finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
         write_whole(run_dir / FINISHED, json.dumps(finished) + "\n")
     if summary:
         names = ", ".join(sorted(p.name for p in run_dir.iterdir() if p.name != CLAIM))

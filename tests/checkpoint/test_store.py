@@ -219,6 +219,17 @@ def test_resuming_with_fewer_steps_leaves_what_the_run_says_of_itself(tmp_path, 
     assert "the run is at step 20 already; train.steps is 10" in capsys.readouterr().out
 
 
+def test_resuming_with_fewer_steps_finishes_nothing(tmp_path):
+    """A run that was cut short at step 20 of 40 was said to be finished at 20."""
+    config = tiny.trained()[0]
+    run = shutil.copytree(config.train.run_dir, tmp_path / "run")
+    (run / "finished.json").unlink()
+    loop.train(tiny.with_train(config, run_dir=str(run), steps=10), resume=True, summary=False)
+    assert not (run / "finished.json").exists()
+    loop.train(tiny.with_train(config, run_dir=str(run)), resume=True, summary=False)
+    assert json.loads((run / "finished.json").read_text())["steps"] == 20
+
+
 # ---- refusals
 
 

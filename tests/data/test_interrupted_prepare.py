@@ -208,6 +208,40 @@ def test_a_worker_that_dies_is_named(tmp_path):
     ]
 
 
+def test_a_worker_that_dies_at_its_start_is_named_and_the_others_end(monkeypatch):
+    """It was a bare BrokenPipeError, and the workers before it stayed."""
+    started, plain = [], subprocess.Popen
+
+    def popen(words, **options):
+        program = words[2] if not started else "raise SystemExit(3)"
+        started.append(plain([*words[:2], program, *words[3:]], **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    large = functools.partial(max, b"x" * 10**6)  # more than a pipe takes
+    with pytest.raises(ChildProcessError, match=r"prepares data ended with status 3$"):
+        list(ordered_map(large, [b"y"], workers=3))
+    assert [process.poll() for process in started] == [-signal.SIGKILL, 3]
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "said"),
+    [
+        ("(_ for _ in ()).throw(type('Odd', (Exception,), {})('the reason'))",
+         RuntimeError, r"Odd\('the reason'\)"),
+        ("(_ for _ in ()).throw(__import__('tarfile').AbsoluteLinkError(type('Tar', (), "
+         "{'name': 'the reason'})))", RuntimeError, r"AbsoluteLinkError\(.*the reason"),
+        ("lambda: 0", Exception, "pickle"),
+    ],
+    ids=["no pickle", "no unpickling", "result"],
+)  # fmt: skip
+def test_a_workers_error_is_told_though_pickle_does_not_take_it(item, error, said):
+    with pytest.raises(error, match=said) as raised:
+        list(ordered_map(eval, ["1", item], workers=2))
+    assert not isinstance(raised.value, ChildProcessError)
+    assert list(ordered_map(eval, ["1", "2"], workers=2)) == [1, 2]
+
+
 def test_a_running_process_keeps_its_folder(tmp_path):
     mine = tmp_path / building_name("0123")
     mine.mkdir(parents=True)
