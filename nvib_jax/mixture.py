@@ -17,6 +17,7 @@ from nvib_jax.shapes import (
     check_number,
     check_shapes,
     concrete,
+    listed_ints,
 )
 from nvib_jax.special import digamma_of_exp
 from nvib_jax.types import WEIGHTS, Mixture, Posterior, Prior, prior_of, typed
@@ -210,7 +211,7 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     check_key(key)
     prior = prior_of(prior)
     max_length = check_count("max_length", max_length, 0)
-    lengths = jnp.asarray(lengths) if isinstance(lengths, list | tuple) else lengths
+    lengths = listed_ints("lengths", lengths)
     shape = (check_shapes(lengths=(lengths, "int B"))["B"], max_length + 1)
     known = concrete(lengths)
     if known is not None and (bad := known[(known < 0) | (known > max_length)]).size:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nvib_jax import dirichlet
 from nvib_jax.kl import prior_atom
 from nvib_jax.random import log_normalize
-from nvib_jax.shapes import check_choice, check_shapes
+from nvib_jax.shapes import check_choice, check_number, check_shapes
 from nvib_jax.types import Mixture, Posterior, Prior, prior_of, typed
 
 SCHEDULES = ("constant", "linear", "cosine", "cyclic")
@@ -90,9 +90,13 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
     Returns:
       nats, shape (B,).
 
+    Raises:
+      ValueError: no arrays of shape (B,).
+
     >>> print(published_scale(jnp.array([60.0]), jnp.array([3]), dim=4))
     [5.]
     """
+    check_shapes(kl=(kl, "float B"), components=(components, "B"))
     return kl.astype(jnp.float32) / (components.astype(jnp.float32) * (1 if dim is None else dim))
 
 
@@ -120,9 +124,15 @@ def budget(
     Returns:
       nats, shape (B,).
 
+    Raises:
+      ValueError: no arrays of shape (B,), or a budget that is no number.
+
     >>> print(budget(jnp.array([1.0, 9.0]), jnp.array([4, 4]), free=0.5))
     [2. 9.]
     """
+    check_shapes(kl=(kl, "float B"), tokens=(tokens, "B"))
+    for name, value in (("free", free), ("capacity", 0.0 if capacity is None else capacity)):
+        check_number(name, value, None)
     kl, tokens = kl.astype(jnp.float32), tokens.astype(jnp.float32)
     if capacity is None:
         return jnp.maximum(kl, jnp.asarray(free, jnp.float32) * tokens)
@@ -169,9 +179,16 @@ def elbo(
     Returns:
       shape (B,).
 
+    Raises:
+      ValueError: no arrays.
+
     >>> print(elbo(*(jnp.array([x]) for x in (-10.0, 4.0, 2.0, -1.0))))
     [-17.]
     """
+    check_number("log_likelihood", log_likelihood)
+    check_number("kl_gaussian", kl_gaussian)
+    check_number("kl_dirichlet", kl_dirichlet)
+    check_number("log_prob_count", log_prob_count)
     return log_likelihood + log_prob_count - kl_gaussian - kl_dirichlet
 
 
@@ -278,8 +295,15 @@ def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:
     Returns:
       float32 nats, `axis` removed. Source: Burda et al. (2016).
 
+    Raises:
+      ValueError: no array, or one without this axis.
+
     >>> print(iwae(jnp.log(jnp.array([0.1, 0.3]))))  # log 0.2
     -1.609438
     """
-    count = log_weights.shape[axis]
+    check_number("log_weights", log_weights)
+    shape = jnp.shape(log_weights)
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis is {axis}; wanted an axis of log_weights, of shape {shape}")
+    count = shape[axis]
     return jax.nn.logsumexp(log_weights, axis=axis) - jnp.log(jnp.float32(count))
