@@ -195,11 +195,10 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
 
     Returns:
       A `Mixture` of impulses, shape (B, max_length + 1, D), masked beyond n + 1.
+      Source: the bounded process of Henderson & Fehr (2023).
 
     Raises:
       ValueError: `max_length < 0`; `lengths` not of shape (B,), no integers, or beyond its bounds.
-
-    Source: the bounded process of Henderson & Fehr (2023).
 
     >>> lengths = jnp.array([1, 3])
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(4), lengths, max_length=3)

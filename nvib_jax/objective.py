@@ -2,6 +2,7 @@
 
 The training loss (Henderson & Fehr 2023) is a mean over valid tokens plus KLs in the published
 scaling; a bound on the likelihood is a sum over the sentence with the exact KLs, and is kept apart.
+Arguments that are no arrays, or of other shapes than a function says, are a ValueError.
 """
 
 import jax
@@ -90,9 +91,6 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
     Returns:
       nats, shape (B,).
 
-    Raises:
-      ValueError: no arrays of shape (B,).
-
     >>> print(published_scale(jnp.array([60.0]), jnp.array([3]), dim=4))
     [5.]
     """
@@ -123,9 +121,6 @@ def budget(
 
     Returns:
       nats, shape (B,).
-
-    Raises:
-      ValueError: no arrays of shape (B,), or a budget that is no number.
 
     >>> print(budget(jnp.array([1.0, 9.0]), jnp.array([4, 4]), free=0.5))
     [2. 9.]
@@ -178,9 +173,6 @@ def elbo(
 
     Returns:
       shape (B,).
-
-    Raises:
-      ValueError: no arrays.
 
     >>> print(elbo(*(jnp.array([x]) for x in (-10.0, 4.0, 2.0, -1.0))))
     [-17.]

@@ -1,7 +1,6 @@
 """Encoder and decoder: layers on top of each other."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,47 +16,19 @@ class _Stack(nnx.Module):
     """Layers of one kind, with a last norm where they are pre-norm.
 
     Args:
-      layers: the layers, in order.
-      dim: D.
-      norm: of the layers, "pre" or "post".
-      dtype: compute dtype.
-      remat: whether a layer is computed again for its gradient.
-      rngs: parameter RNGs.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[Any],
-        dim: int,
-        *,
-        norm: str,
-        dtype,
-        remat: bool,
-        rngs: nnx.Rngs,
-    ):
-        self.remat = remat
-        self.layers = nnx.List(layers)
-        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
-
-    def run(self, layer, *inputs):
-        """A layer; with remat, what it computes is thrown away and done again for the gradient."""
-        return jax.checkpoint(layer.__call__)(*inputs) if self.remat else layer(*inputs)
-
-
-class Encoder(_Stack):
-    """A stack of `EncoderLayer`.
-
-    Args:
       layers: how many.
       dim: D.
-      heads: H, a divisor of D.
+      heads: H of self-attention, a divisor of D.
       hidden: width of the feed-forward layers.
       norm: "pre" or "post", layer norm before or after each residual.
       dropout_rate: of what each sublayer gives.
       dtype: compute dtype.
       remat: whether a layer is computed again for its gradient.
       rngs: parameter RNGs.
+      options: what else the layers of this kind take.
     """
+
+    layer: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -71,14 +42,22 @@ class Encoder(_Stack):
         dtype=jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        made = [
-            EncoderLayer(
-                dim, heads, hidden, norm=norm, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
-            )
-            for _ in range(layers)
-        ]
-        super().__init__(made, dim, norm=norm, dtype=dtype, remat=remat, rngs=rngs)
+        options |= {"norm": norm, "dropout_rate": dropout_rate, "dtype": dtype, "rngs": rngs}
+        self.remat = remat
+        self.layers = nnx.List(self.layer(dim, heads, hidden, **options) for _ in range(layers))
+        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+
+    def run(self, layer, *inputs):
+        """A layer; with remat, what it computes is thrown away and done again for the gradient."""
+        return jax.checkpoint(layer.__call__)(*inputs) if self.remat else layer(*inputs)
+
+
+class Encoder(_Stack):
+    """A stack of `EncoderLayer`."""
+
+    layer = EncoderLayer
 
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x (B, N, D), mask (B, N) -> (B, N, D)."""
@@ -91,52 +70,12 @@ class Decoder(_Stack):
     """A stack of `DecoderLayer`, all reading the same mixture with projections of their own.
 
     Args:
-      layers: how many.
-      dim: D.
-      heads: H of self-attention, a divisor of D.
-      hidden: width of the feed-forward layers.
       latent_heads: heads of the attention to the mixture; None is `heads`.
       latent_bias: biases in its projections.
       implementation: of it, as in `nvib_jax.attention.attend`.
-      norm: "pre" or "post", layer norm before or after each residual.
-      dropout_rate: of what each sublayer gives.
-      dtype: compute dtype.
-      remat: whether a layer is computed again for its gradient.
-      rngs: parameter RNGs.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        dim: int,
-        heads: int,
-        hidden: int,
-        *,
-        latent_heads: int | None = None,
-        latent_bias: bool = False,
-        implementation: str | None = None,
-        norm: str = "pre",
-        dropout_rate: float = 0.0,
-        dtype=jnp.float32,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        made = [
-            DecoderLayer(
-                dim,
-                heads,
-                hidden,
-                latent_heads=latent_heads,
-                latent_bias=latent_bias,
-                implementation=implementation,
-                norm=norm,
-                dropout_rate=dropout_rate,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for _ in range(layers)
-        ]
-        super().__init__(made, dim, norm=norm, dtype=dtype, remat=remat, rngs=rngs)
+    layer = DecoderLayer
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
         """One memory a layer, computed once for a mixture."""
