@@ -287,9 +287,6 @@ def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:
     Returns:
       float32 nats, `axis` removed. Source: Burda et al. (2016).
 
-    Raises:
-      ValueError: no array, or one without this axis.
-
     >>> print(iwae(jnp.log(jnp.array([0.1, 0.3]))))  # log 0.2
     -1.609438
     """

@@ -25,7 +25,7 @@ def commands(monkeypatch):
     """The commands of a sweep, carried out by writing what each would leave."""
     seen = []
 
-    def run(step, folder, config, cores):
+    def run(step, folder, cores):
         seen.append((folder.name, *step))
         if "bad" in folder.name:
             return False
