@@ -30,7 +30,8 @@ def commands(monkeypatch):
         if "bad" in folder.name:
             return False
         if step[0] == "train":
-            (folder / "checkpoints" / str(config.train.steps)).mkdir(parents=True)
+            steps = from_json((folder / sweep.CONFIG).read_text()).train.steps
+            (folder / "checkpoints" / str(steps)).mkdir(parents=True)
         else:
             (folder / RESULT).write_text("{}")
         return True
