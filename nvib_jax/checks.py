@@ -76,11 +76,21 @@ def check_kind(name: str, array: Any, kind: str) -> None:
         raise ValueError(f"{name} has dtype {dtype}; wanted {words}")
 
 
-def check_number(name: str, value: Any, kind: str = "float") -> None:
-    """Check that a value is a number or an array of any shape, of this kind."""
+def check_number(name: str, value: Any, kind: str | None = "float") -> None:
+    """A number or an array of any shape, of this kind; None is any kind."""
     if not is_array(value):
         raise ValueError(f"{name} is {described(value)}; wanted a number or an array")
-    check_kind(name, value, kind)
+    if kind is not None:
+        check_kind(name, value, kind)
+
+
+def listed_ints(name: str, value: Any) -> Any:
+    """A list of whole numbers as an array; anything else as it is, for `check_shapes` to see."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value:
+        raise ValueError(f"{name} is {value}; wanted at least one whole number")
+    return jnp.asarray(value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

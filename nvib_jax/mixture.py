@@ -14,6 +14,7 @@ from nvib_jax.checks import (
     check_number,
     check_shapes,
     concrete,
+    listed_ints,
 )
 from nvib_jax.mesh import alike, along
 from nvib_jax.numerics.special import digamma_of_exp
@@ -194,11 +195,10 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
 
     Returns:
       A `Mixture` of impulses, shape (B, max_length + 1, D), masked beyond n + 1.
+      Source: the bounded process of Henderson & Fehr (2023).
 
     Raises:
       ValueError: `max_length < 0`; `lengths` not of shape (B,), not integers, or out of bounds.
-
-    Source: the bounded process of Henderson & Fehr (2023).
 
     >>> lengths = jnp.array([1, 3])
     >>> drawn = sample_prior(jax.random.key(0), Prior.standard(4), lengths, max_length=3)
@@ -210,7 +210,7 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     check_key(key)
     prior = prior_of(prior)
     max_length = check_count("max_length", max_length, 0)
-    lengths = jnp.asarray(lengths) if isinstance(lengths, list | tuple) else lengths
+    lengths = listed_ints("lengths", lengths)
     shape = (check_shapes(lengths=(lengths, "int B"))["B"], max_length + 1)
     known = concrete(lengths)
     if known is not None and (bad := known[(known < 0) | (known > max_length)]).size:

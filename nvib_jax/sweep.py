@@ -19,7 +19,6 @@ from typing import Any
 
 from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.config import Config
-from nvib_jax.data.config import cache_root
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
 from nvib_jax.files import write_whole
 from nvib_jax.presets import call_file, to_json
@@ -109,7 +108,7 @@ def run_sweep(
         try:
             for step in _steps(folders[name], runs[name], evaluation or EvaluationConfig()):
                 since = time.monotonic()
-                if not _run(step, folders[name], runs[name], mine):
+                if not _run(step, folders[name], mine):
                     progress(f"{name}: {step[0]} failed, see {folders[name] / LOG}")
                     return f"{name} ({folders[name] / LOG})"
                 progress(f"{name}: {step[0]} {time.monotonic() - since:.0f} s")
@@ -169,19 +168,14 @@ def as_arguments(options: Any, prefix: str = "--") -> list[str]:
     return arguments
 
 
-def _run(step: Sequence[str], folder: Path, config: Config, cores: set[int]) -> bool:
+def _run(step: Sequence[str], folder: Path, cores: set[int]) -> bool:
     """Run one command in a process of its own; return whether it succeeded."""
     with (folder / LOG).open("a", encoding="utf-8") as log:
         command = [sys.executable, "-m", "nvib_jax", *step]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(config))
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         if cores:  # set at once, because threads that the process starts later inherit it
             os.sched_setaffinity(process.pid, cores)
         return process.wait() == 0
-
-
-def _environment(config: Config) -> dict[str, str]:
-    cache = str(cache_root(config.data) / "xla")
-    return {"JAX_COMPILATION_CACHE_DIR": cache, **os.environ}
 
 
 def _shares(jobs: int) -> list[set[int]]:

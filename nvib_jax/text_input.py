@@ -9,8 +9,6 @@ issues them as warnings of the category `UnusualText`, and the command line prin
 import warnings
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from nvib_jax.config import Config
 from nvib_jax.data.clean import clean_text
 from nvib_jax.data.config import DataConfig
@@ -75,7 +73,7 @@ def cleaner(data: DataConfig, tokenizer: Tokenizer) -> Callable[[str], str]:
 def notes(model: Engine, texts: Sequence[str]) -> list[str]:
     """The warnings about these texts, one sentence each; an empty list if there are none."""
     read_as = cleaned(model, texts)
-    limits = training_lengths(model.config, model.count_probabilities)
+    limits = training_lengths(model.config)
     found = (
         changed_note(texts, read_as),
         unknown_note(words_of(read_as), unknown_words(model, read_as)),
@@ -96,20 +94,16 @@ def unknown_words(model: Engine, texts: Sequence[str]) -> list[str]:
     return [w for w, row in zip(words, rows, strict=True) if model.tokenizer.unk_id in row]
 
 
-def training_lengths(config: Config, count_probabilities: np.ndarray) -> tuple[int, int]:
-    """The shortest and the longest sentences a model was trained on, in tokens.
+def training_lengths(config: Config) -> tuple[int, int]:
+    """The shortest and the longest sentences a model can have been trained on, in tokens.
 
-    They are the limits of the data config. If every token has a vector, `count_probabilities` is
-    the distribution of lengths and narrows them. If the latent pools or drops vectors, it is not.
+    The data's own limits. What a model counted of its training text is no limit, because that is a
+    thousand sentences only, and a larger text has longer ones.
     """
-    least, most = MIN_WORDS, MAX_WORDS
-    if config.data.source != "grammar":
+    if config.data.source == "grammar":
+        least, most = MIN_WORDS, MAX_WORDS
+    else:
         least, most = config.data.clean.min_tokens, config.data.clean.max_tokens
-    model = config.model
-    dirichlet = model.kind == "NVAE" and model.pseudo_count != "relu"
-    if dirichlet or model.kind in ("T", "VTV"):
-        seen = np.flatnonzero(count_probabilities)
-        least, most = max(least, int(seen[0])), min(most, int(seen[-1]))
     return least, most
 
 

@@ -23,7 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.checks import check_choice, check_count, check_shapes, concrete, described
+from nvib_jax.checks import (
+    check_choice,
+    check_count,
+    check_shapes,
+    concrete,
+    described,
+    is_array,
+)
 
 T = TypeVar("T")
 WEIGHTS = ("mean", "geometric")  # log E[pi] and E[log pi]
@@ -35,10 +42,11 @@ _LOG_SMALL = -40.0  # exp(40) times any number of tokens still fits in float32
 class Prior:
     """The Dirichlet process `F ~ DP(N(mean, exp(log_variance)), exp(log_alpha))`.
 
-    Its arrays are leaves of a pytree, so an optimiser would find them in a module that has a
-    `Prior` as a field. By default they are not trained, because every function here that takes a
-    prior (`make_posterior`, `sample_prior`, the KLs, `objective.log_density_ratio`) treats it as a
-    constant: gradients with respect to the prior are 0. `trainable=True` lets them through.
+    All functions here that take a prior (`make_posterior`, `sample_prior`, the KLs,
+    `objective.log_density_ratio`) take it as a constant: gradients by it are 0, unless it is made
+    with `trainable=True`. Its arrays are leaves of a pytree all the same. So an optimiser of a
+    module that has a `Prior` as a field moves it where it does so without a gradient, as the weight
+    decay of AdamW does: leave the prior out of the optimiser's mask (`optax.adamw(..., mask=)`).
 
     Attributes:
       mean: base mean, shape (D,).
@@ -71,8 +79,11 @@ class Prior:
         """The default prior: `N(0, 1)` in `dim` dimensions, total pseudo-count `alpha`.
 
         Raises:
-          ValueError: `dim < 1`, `alpha <= 0`, `alpha_delta < 0`, or one of them is not finite.
+          ValueError: `dim < 1`, `alpha <= 0` or `alpha_delta < 0`, or one that is no finite number.
         """
+        for name, value in (("dim", dim), ("alpha", alpha), ("alpha_delta", alpha_delta)):
+            if not is_array(value) or np.ndim(value):
+                raise ValueError(f"{name} is {described(value)}; wanted a number")
         if not (dim >= 1 and 0 < alpha < math.inf and 0 <= alpha_delta < math.inf):
             raise ValueError(
                 f"dim, alpha, alpha_delta are {dim}, {alpha}, {alpha_delta}; "

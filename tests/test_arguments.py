@@ -14,6 +14,7 @@ from nvib_jax import objective
 from nvib_jax.objective.cross_entropy import cross_entropy
 
 KEY = jax.random.key(0)
+N, NATS = jnp.arange(1, 3, dtype=jnp.int32), jnp.ones(2)
 POST, MIX, BASE, K = posterior(), mixture(), prior(), kernels()
 DRAW = nvib.sample(KEY, POST)
 MEAN, LOG_VARIANCE, LOG_ALPHA, MASK = statistics()
@@ -174,6 +175,42 @@ WRONG = {
     "nan threshold": (
         lambda: nvib.expected(POST, threshold=jnp.nan),
         "threshold is nan; wanted a n",
+    ),
+    "a width in quotes": (lambda: nvib.Prior.standard("4"), "^dim is '4'; wanted a number$"),
+    "no alpha": (
+        lambda: nvib.Prior.standard(4, alpha=None),
+        "^alpha is None; wanted a number$",
+    ),
+    "two deltas": (
+        lambda: nvib.Prior.standard(4, alpha_delta=jnp.ones(2)),
+        r"^alpha_delta is an array of shape \(2,\); wanted a number$",
+    ),
+    "no lengths": (
+        lambda: nvib.sample_prior(KEY, BASE, [], max_length=3),
+        r"^lengths is \[\]; wanted at least one whole number$",
+    ),
+    "no budget": (lambda: objective.budget(None, N), r"^kl is None; wanted an array \[B\]$"),
+    "no tokens": (lambda: objective.budget(NATS, None), "^tokens is None; wanted an array"),
+    "no free bits": (
+        lambda: objective.budget(NATS, N, free=None),
+        "^free is None; wanted a number or an array$",
+    ),
+    "nothing to scale": (
+        lambda: objective.published_scale(None, N),
+        r"^kl is None; wanted an array \[B\]$",
+    ),
+    "no components": (
+        lambda: objective.published_scale(NATS, None),
+        "^components is None; wanted an array",
+    ),
+    "no likelihood": (
+        lambda: objective.elbo(NATS, None, NATS, NATS),
+        "^kl_gaussian is None; wanted a number or an array$",
+    ),
+    "no importance weights": (lambda: objective.iwae(None), "^log_weights is None; wanted a num"),
+    "no such draws": (
+        lambda: objective.iwae(NATS, axis=1),
+        r"^axis is 1; wanted an axis of log_weights, of shape \(2,\)$",
     ),
     "dim 2.5": (lambda: nvib.Prior.standard(2.5), "dim is 2.5; wanted a whole number"),
     "nan alpha": (

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from examples import normal
 from flax import linen as nn
@@ -142,6 +143,30 @@ class Bottleneck(eqx.Module):
         posterior = nvib.make_posterior(mean, 0 * mean - 2, log_alpha, mask, self.prior)
         kls = [kl(posterior, self.prior) for kl in (nvib.kl_gaussian, nvib.kl_dirichlet)]
         return nvib.sample(key, posterior), sum(kls)
+
+
+def test_weight_decay_moves_a_prior_that_is_not_masked():
+    """Its gradient is 0, and AdamW shrinks what has none: both as `Prior` says."""
+    weights = {"prior": nvib.Prior.standard(D, alpha=2.0), "map": jnp.ones((D, D))}
+
+    def loss(weights):
+        mean = X @ weights["map"]
+        posterior = nvib.make_posterior(mean, 0 * mean, mean[..., 0], MASK, weights["prior"])
+        return nvib.kl_gaussian(posterior, weights["prior"]).sum()
+
+    def is_prior(x):
+        return isinstance(x, nvib.Prior)
+
+    mask = jax.tree.map(lambda x: not is_prior(x), weights, is_leaf=is_prior)
+    gradient = jax.grad(loss)(weights)
+    chex.assert_trees_all_equal(gradient["prior"], jax.tree.map(jnp.zeros_like, weights["prior"]))
+    for options, alpha in (({}, 2.0**0.9), ({"mask": mask}, 2.0)):
+        optimizer = optax.adamw(0.1, weight_decay=1.0, **options)
+        with jax.numpy_dtype_promotion("standard"):  # which optax is written for
+            updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
+        moved = optax.apply_updates(weights, updates)
+        np.testing.assert_allclose(jnp.exp(moved["prior"].log_alpha), alpha, rtol=1e-6)
+        assert float(jnp.abs(moved["map"] - weights["map"]).max()) > 0.01
 
 
 @pytest.mark.parametrize("trainable", [False, True])

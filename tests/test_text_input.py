@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 from nvib_jax.data import DataConfig
-from nvib_jax.data.clean import clean_sentences, clean_text
+from nvib_jax.data.clean import Cleaner, clean_text
 from nvib_jax.data.config import CleanConfig
-from nvib_jax.models.nvae import NVAEConfig
+from nvib_jax.data.grammar import MAX_WORDS, MIN_WORDS
 from nvib_jax.text_input import UnusualText, length_note, training_lengths
 from nvib_jax.text_model import TextModel
 
@@ -36,7 +36,7 @@ def wikitext(model):
 def test_a_sentence_is_cleaned_as_a_document_is():
     for text in ("My name is Clara !", "The red @-@ tipped “ owl ”", "a  b ,c", "Zoë's"):
         for config in (WIKITEXT, CleanConfig(keep_characters=""), CleanConfig(lowercase=False)):
-            assert [clean_text(text, config)] == list(clean_sentences([text], config, "lines"))
+            assert [clean_text(text, config)] == Cleaner(config, "lines").sentences([text])[0]
 
 
 def test_the_cleaning_of_the_training_text_is_applied_to_what_is_typed(wikitext):
@@ -101,7 +101,6 @@ def test_unknown_words_are_said_in_python_too(model):
     [
         ("the cat sleeps", "'the cat sleeps' has 3 tokens where training sentences have 4 to"),
         ("cat", "'cat' has 1 token where"),
-        ("the dog " * 12, "has 24 tokens where training sentences have 4 to"),
     ],
 )
 def test_lengths_that_were_not_trained_on_are_said(model, text, said):
@@ -118,22 +117,16 @@ def test_a_limit_is_not_beyond_itself():
 
 
 @pytest.mark.parametrize(
-    ("options", "source", "want"),
-    [
-        ({}, "grammar", (5, 9)),  # a vector a token: their numbers are lengths
-        ({"kind": "VTV"}, "text", (7, 9)),
-        ({"pseudo_count": "relu"}, "grammar", (4, 24)),  # these say how many vectors are left
-        ({"pseudo_count": "relu"}, "text", (7, 30)),
-        ({"kind": "VTP"}, "grammar", (4, 24)),
-        ({"kind": "VTS"}, "text", (7, 30)),
-    ],
+    ("source", "want"), [("grammar", (MIN_WORDS, MAX_WORDS)), ("text", (7, 30))]
 )
-def test_training_lengths(options, source, want):
-    config = dataclasses.replace(
-        tiny.config(),
-        model=NVAEConfig(**tiny.SMALL, **options),
-        data=DataConfig(source=source, clean=CleanConfig(min_tokens=7, max_tokens=30)),
-    )
-    shares = np.zeros(40)
-    shares[[5, 9]] = 0.5
-    assert training_lengths(config, shares) == want
+def test_training_lengths_are_the_limits_of_the_data(source, want):
+    data = DataConfig(source=source, clean=CleanConfig(min_tokens=7, max_tokens=30))
+    assert training_lengths(dataclasses.replace(tiny.config(), data=data)) == want
+
+
+def test_lengths_that_were_not_counted_are_not_called_untrained(model):
+    """A thousand sentences are counted, and the tails of a larger text are beyond them."""
+    counted = np.zeros_like(model.count_probabilities)
+    counted[5] = 1.0
+    few = dataclasses.replace(model, count_probabilities=counted)
+    assert few.notes(["the dog sees a cat that sleeps"]) == []

@@ -785,7 +785,7 @@ def test_loop(cloud):
     with cloud.popen("loop") as process:
         cloud.wait(lambda: len(cloud.starts) == 2)
         (cloud.state / "hold").unlink()
-        err = process.communicate(timeout=30)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0, err
     assert "run nvib is finished: gs://my-runs/runs/nvib" in err
     assert sorted(cloud.starts) == ["worker-0 0", "worker-1 0"]  # either may be first

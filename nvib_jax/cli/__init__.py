@@ -29,6 +29,8 @@ USAGE = """usage: nvib COMMAND ...
 
 RUN is a folder that train or export wrote. `nvib COMMAND --help` shows every option with its
 default, `--debug` where an error comes from, `nvib --version` the version.
+Prepared data and compiled code lie in $NVIB_CACHE, else ~/.cache/nvib_jax; with
+NVIB_COMPILATION_CACHE=off compiled code is not kept.
 Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (

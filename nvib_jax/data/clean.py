@@ -138,11 +138,6 @@ class Cleaner:
         return [sentence for sentence in clean if sentence], dropped
 
 
-def clean_sentences(documents: Iterable[str], config: CleanConfig, layout: Layout) -> list[str]:
-    """Sentences of documents, as `Cleaner` makes them."""
-    return Cleaner(config, layout).sentences(documents)[0]
-
-
 def clean_text(text: str, config: CleanConfig) -> str:
     """Clean one sentence as the training text was; it is neither split nor treated as a heading.
 

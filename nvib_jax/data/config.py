@@ -110,7 +110,8 @@ class DataConfig:
     """Sentences in a global batch, whatever the bucket."""
     buckets: tuple[int, ...] = ()
     """Padded lengths in tokens, each a static shape; empty chooses four for the least padding. A
-    preset's are for the preset's text: they are chosen anew where the command line names another.
+    preset's are for the preset's text: they are chosen anew where the command line names another
+    `source`, or longer sentences.
     """
 
     def __post_init__(self) -> None:
@@ -169,7 +170,9 @@ def relocated(config: DataConfig) -> DataConfig:
 def fit_to_text(config: DataConfig, preset: DataConfig) -> DataConfig:
     """Drop the preset's buckets and digest from a config that reads another text than the preset.
 
-    The preset's buckets fit its own sentences, and its digest names its own data.
+    A preset's buckets fit the preset's sentences. They stay where other files are named, because
+    the preset's own text may lie elsewhere; another source or longer sentences have others. A
+    preset's digest is of the preset's data, and goes with any change of them.
     """
     changes: dict[str, Any] = {}
     other = config.source != preset.source or config.clean.max_tokens > preset.clean.max_tokens

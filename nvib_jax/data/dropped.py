@@ -121,7 +121,8 @@ class Dropped:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.2g} %"
+    share = 100 * part / max(whole, 1)
+    return "less than 0.1 %" if 0 < share < 0.1 else f"{share:.1f} %"
 
 
 def _around(text: str, letters: re.Pattern[str]) -> str:

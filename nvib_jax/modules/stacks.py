@@ -1,7 +1,6 @@
-"""Encoder and decoder: stacks of layers."""
+"""Encoder and decoder: layers on top of each other."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,50 +13,22 @@ from nvib_jax.types import Mixture
 
 
 class _Stack(nnx.Module):
-    """Layers of one kind, and a final norm if they are pre-norm.
-
-    Args:
-      layers: the layers, in order.
-      dim: D.
-      norm: of the layers, "pre" or "post".
-      dtype: compute dtype.
-      remat: whether a layer is computed again for its gradient.
-      rngs: parameter RNGs.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[Any],
-        dim: int,
-        *,
-        norm: str,
-        dtype,
-        remat: bool,
-        rngs: nnx.Rngs,
-    ):
-        self.remat = remat
-        self.layers = nnx.List(layers)
-        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
-
-    def run(self, layer, *inputs):
-        """Call a layer. With remat its activations are not kept but recomputed for the gradient."""
-        return jax.checkpoint(layer.__call__)(*inputs) if self.remat else layer(*inputs)
-
-
-class Encoder(_Stack):
-    """A stack of `EncoderLayer`.
+    """Layers of one kind, with a last norm where they are pre-norm.
 
     Args:
       layers: how many.
       dim: D.
-      heads: H, a divisor of D.
+      heads: H of self-attention, a divisor of D.
       hidden: width of the feed-forward layers.
       norm: "pre" or "post", layer norm before or after each residual.
-      dropout_rate: of each sublayer's output.
+      dropout_rate: of what each sublayer gives.
       dtype: compute dtype.
       remat: whether a layer is computed again for its gradient.
       rngs: parameter RNGs.
+      options: what else the layers of this kind take.
     """
+
+    layer: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -71,14 +42,22 @@ class Encoder(_Stack):
         dtype=jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        made = [
-            EncoderLayer(
-                dim, heads, hidden, norm=norm, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
-            )
-            for _ in range(layers)
-        ]
-        super().__init__(made, dim, norm=norm, dtype=dtype, remat=remat, rngs=rngs)
+        options |= {"norm": norm, "dropout_rate": dropout_rate, "dtype": dtype, "rngs": rngs}
+        self.remat = remat
+        self.layers = nnx.List(self.layer(dim, heads, hidden, **options) for _ in range(layers))
+        self.norm = LayerNorm(dim, dtype=dtype, rngs=rngs) if norm == "pre" else None
+
+    def run(self, layer, *inputs):
+        """A layer; with remat, what it computes is thrown away and done again for the gradient."""
+        return jax.checkpoint(layer.__call__)(*inputs) if self.remat else layer(*inputs)
+
+
+class Encoder(_Stack):
+    """A stack of `EncoderLayer`."""
+
+    layer = EncoderLayer
 
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x (B, N, D), mask (B, N) -> (B, N, D)."""
@@ -88,58 +67,18 @@ class Encoder(_Stack):
 
 
 class Decoder(_Stack):
-    """A stack of `DecoderLayer`. All read the same mixture, each with its own projections.
+    """A stack of `DecoderLayer`, all reading the same mixture with projections of their own.
 
     Args:
-      layers: how many.
-      dim: D.
-      heads: H of self-attention, a divisor of D.
-      hidden: width of the feed-forward layers.
       latent_heads: heads of the attention to the mixture; None is `heads`.
-      latent_bias: whether the projections of that attention have biases.
-      implementation: of that attention, as in `nvib_jax.attention.attend`.
-      norm: "pre" or "post", layer norm before or after each residual.
-      dropout_rate: of each sublayer's output.
-      dtype: compute dtype.
-      remat: whether a layer is computed again for its gradient.
-      rngs: parameter RNGs.
+      latent_bias: biases in its projections.
+      implementation: of it, as in `nvib_jax.attention.attend`.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        dim: int,
-        heads: int,
-        hidden: int,
-        *,
-        latent_heads: int | None = None,
-        latent_bias: bool = False,
-        implementation: str | None = None,
-        norm: str = "pre",
-        dropout_rate: float = 0.0,
-        dtype=jnp.float32,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        made = [
-            DecoderLayer(
-                dim,
-                heads,
-                hidden,
-                latent_heads=latent_heads,
-                latent_bias=latent_bias,
-                implementation=implementation,
-                norm=norm,
-                dropout_rate=dropout_rate,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for _ in range(layers)
-        ]
-        super().__init__(made, dim, norm=norm, dtype=dtype, remat=remat, rngs=rngs)
+    layer = DecoderLayer
 
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
-        """One memory for each layer, computed once for a mixture."""
+        """One memory a layer, computed once for a mixture."""
         return tuple(layer.latent_attention.memory(mixture, form) for layer in self.layers)
 
     def __call__(
@@ -158,10 +97,9 @@ class Decoder(_Stack):
         caches: tuple[Cache, ...],
         position: jax.Array,
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """One position of `__call__`, for K sentences that share each memory.
+        """One position of `__call__`, of K sentences a memory.
 
-        It takes x (B, K, D) and caches of B*K rows, and returns the output (B, K, D) and the caches
-        with this position added.
+        x (B, K, D) and caches of B*K rows: the output and the caches, longer by one.
         """
         new = []
         for layer, memory, cache in zip(self.layers, memories, caches, strict=True):

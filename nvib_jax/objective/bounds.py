@@ -2,12 +2,13 @@
 
 The training loss (Henderson & Fehr 2023) is a mean over valid tokens plus KLs in the published
 scaling; a bound on the likelihood is a sum over the sentence with the exact KLs, and is kept apart.
+Arguments that are no arrays, or of other shapes than a function says, are a ValueError.
 """
 
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.checks import check_shapes
+from nvib_jax.checks import check_number, check_shapes
 from nvib_jax.kl import prior_atom
 from nvib_jax.numerics import dirichlet
 from nvib_jax.random import log_normalize
@@ -55,6 +56,7 @@ def published_scale(kl: jax.Array, components: jax.Array, dim: int | None = None
     >>> print(published_scale(jnp.array([60.0]), jnp.array([3]), dim=4))
     [5.]
     """
+    check_shapes(kl=(kl, "float B"), components=(components, "B"))
     return kl.astype(jnp.float32) / (components.astype(jnp.float32) * (1 if dim is None else dim))
 
 
@@ -101,6 +103,10 @@ def elbo(
     >>> print(elbo(*(jnp.array([x]) for x in (-10.0, 4.0, 2.0, -1.0))))
     [-17.]
     """
+    check_number("log_likelihood", log_likelihood)
+    check_number("kl_gaussian", kl_gaussian)
+    check_number("kl_dirichlet", kl_dirichlet)
+    check_number("log_prob_count", log_prob_count)
     return log_likelihood + log_prob_count - kl_gaussian - kl_dirichlet
 
 
@@ -210,5 +216,9 @@ def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:
     >>> print(iwae(jnp.log(jnp.array([0.1, 0.3]))))  # log 0.2
     -1.609438
     """
-    count = log_weights.shape[axis]
+    check_number("log_weights", log_weights)
+    shape = jnp.shape(log_weights)
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis is {axis}; wanted an axis of log_weights, of shape {shape}")
+    count = shape[axis]
     return jax.nn.logsumexp(log_weights, axis=axis) - jnp.log(jnp.float32(count))

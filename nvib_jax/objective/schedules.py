@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.checks import check_choice
+from nvib_jax.checks import check_choice, check_number, check_shapes
 
 SCHEDULES = ("constant", "linear", "cosine", "cyclic")
 
@@ -71,6 +71,9 @@ def budget(
     >>> print(budget(jnp.array([1.0, 9.0]), jnp.array([4, 4]), free=0.5))
     [2. 9.]
     """
+    check_shapes(kl=(kl, "float B"), tokens=(tokens, "B"))
+    for name, value in (("free", free), ("capacity", 0.0 if capacity is None else capacity)):
+        check_number(name, value, None)
     kl, tokens = kl.astype(jnp.float32), tokens.astype(jnp.float32)
     if capacity is None:
         return jnp.maximum(kl, jnp.asarray(free, jnp.float32) * tokens)

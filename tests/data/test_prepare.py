@@ -196,7 +196,7 @@ def test_what_is_dropped_is_said(tmp_path):
     (characters,) = (line for line in said if "of the characters dropped" in line)
     assert "letters among them 4, as in 'Ünd?'" in characters
     (sentences,) = (line for line in said if "of the sentences dropped" in line)
-    assert sentences.startswith(f"train: {100 * 3 / len(lines):.2g} % of the sentences dropped: ")
+    assert sentences.startswith(f"train: {100 * 3 / len(lines):.1f} % of the sentences dropped: ")
     assert "1 empty after cleaning" in sentences
     assert "1 shorter than 3 tokens (data.clean.min_tokens), as 'nd'" in sentences
     assert "1 longer than 40 tokens (data.clean.max_tokens), as 'die rztin zhlt" in sentences

