@@ -53,7 +53,19 @@ def test_tables_are_what_was_measured(path, printed):
 
 def test_tables_were_found():
     assert len(TABLES) == 6
-    assert len(SLICES) == 1
+    assert len(SLICES) == len(COMMANDS) == 1
+
+
+COMMANDS = re.findall(r"<!-- commands (\S+) -->\n(.*?)\n?<!-- end -->", PAGES, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(("path", "printed"), COMMANDS, ids=[path for path, _ in COMMANDS])
+def test_commands_take_what_was_measured(path, printed):
+    from nvib_jax.bench.commands import markdown
+
+    report = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    assert printed.strip() == markdown(report)
+    assert {row["command"] for row in report["commands"]} >= {"nvib train", "nvib evaluate"}
 
 
 SLICES = re.findall(r"<!-- slices (\S+) -->\n(.*?)\n?<!-- end -->", PAGES, flags=re.DOTALL)

@@ -113,10 +113,10 @@ start() { # the options that every script has, and the settings
   done
   # shellcheck source-path=SCRIPTDIR source=settings.sh
   . "$HERE/settings.sh"
-  check_settings
-  PLACE=("--project=$PROJECT" "--zone=$ZONE")
   $DRY_RUN || command -v gcloud >/dev/null ||
     die "no gcloud on the PATH; see https://cloud.google.com/sdk/docs/install."
+  check_settings
+  PLACE=("--project=$PROJECT" "--zone=$ZONE")
 }
 
 # Lists, not `describe`: that fails alike for what is not there and for what could not be asked.

@@ -119,7 +119,7 @@ def _attention(
     def squared(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(x), axis=(-2, -1))
 
-    spread, size = (jnp.mean(squared(x), axis=0) for x in (drawn - mean, drawn))
+    spread, size = (jnp.mean(squared(x), axis=0) for x in (drawn - mean[None], drawn))
     off = [
         squared(out(*model.read(posterior, form=form, key=first)) - mean)[:, None] for form in forms
     ]

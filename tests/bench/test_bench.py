@@ -181,7 +181,7 @@ def test_the_command_writes_json_and_its_table(tmp_path, capsys, monkeypatch):
         ),
         (["atention"], "there is no suite 'atention'; wanted one of attention, train, generate"),
         (["table"], "wanted one file, as in: nvib bench table bench.json"),
-        (["sampler", "--seconds", "-1"], "wanted 0 or more"),
+        (["sampler", "--seconds", "-1"], "wanted at least 0"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message, capsys):

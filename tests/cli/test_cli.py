@@ -336,7 +336,7 @@ def test_what_is_unusual_is_said_in_lines_beside_the_texts(command, capsys):
     assert err.splitlines() == [
         "1 of 2 texts: 'The dog sees a cat.' is read as 'the dog sees a cat', cleaned as the "
         "training text was",
-        "1 of 2 texts: 'a cat' has 2 tokens where training sentences have 4 to 23: what is written "
+        "1 of 2 texts: 'a cat' has 2 tokens where training sentences have 4 to 24: what is written "
         "for it may be made up",
     ]
     assert nvib(command, "RUN", "the dog sees a cat", "a cat") == 0
