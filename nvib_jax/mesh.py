@@ -210,6 +210,13 @@ def per_part(
     def layout(name: str) -> P:
         return P(entry) if names[name][0] == "batch" else P()
 
+    def placed(name: str, array: jax.Array) -> jax.Array:
+        # A batch may come whole beside one that is divided, and `shard_map` takes none but its own.
+        found, spec = divided(array), P(entry, *[None] * (array.ndim - 1))
+        if names[name][0] != "batch" or (found is not None and found.spec[0] == entry):
+            return array
+        return reshard(array, NamedSharding(mesh, spec))
+
     run = jax.shard_map(
         lambda arrays: jax.lax.psum(function(**arrays), axes_in(entry)),
         mesh=mesh,
@@ -217,4 +224,4 @@ def per_part(
         out_specs=P(),
         axis_names=set(axes_in(entry)),
     )
-    return run(dict(arrays))
+    return run({name: placed(name, array) for name, array in arrays.items()})
