@@ -76,7 +76,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The report as two Markdown tables."""
     lines = ["| command | first time | second time |", "| --- | --: | --: |"]
     lines += [
-        f"| `{row['command']}` | {row['first']:.0f} s | {row['second']:.0f} s |"
+        f"| `{row['command']}` | {_said(row['first'])} | {_said(row['second'])} |"
         for row in report["commands"]
     ]
     lines += ["", "| text to prepare | time | speed | memory |", "| --: | --: | --: | --: |"]
@@ -94,6 +94,10 @@ def markdown(report: dict[str, Any]) -> str:
             f"{about['date']}, jax {about['jax']}.",
         ]
     )
+
+
+def _said(seconds: float | None) -> str:
+    return "not measured" if seconds is None else f"{seconds:.0f} s"
 
 
 def main(arguments: Sequence[str]) -> None:
