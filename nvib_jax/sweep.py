@@ -21,7 +21,7 @@ from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.config import Config
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
 from nvib_jax.files import write_whole
-from nvib_jax.presets import call_file, to_json
+from nvib_jax.presets import call_file, from_json, to_json
 from nvib_jax.progress import track
 
 CONFIG, LOG = "sweep.json", "log.txt"
@@ -130,15 +130,26 @@ def run_sweep(
 
 def _claim(folder: Path, config: Config) -> Path:
     """Make the run's folder with its config; ValueError if it holds a run of another config."""
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, run_dir=str(folder))
-    )
-    wanted, file = to_json(config), folder / CONFIG
-    if file.is_file() and file.read_text(encoding="utf-8") != wanted:
-        raise ValueError(f"{folder} holds a run of another config; remove it or name another --out")
+    config = _placed(config, str(folder), config.data.cache_dir)
+    file = folder / CONFIG
+    if file.is_file():
+        found = from_json(file.read_text(encoding="utf-8"))
+        # Where the run and its data lie may change between two calls; what is trained may not.
+        if _placed(found, str(folder), config.data.cache_dir) != config:
+            raise ValueError(
+                f"{folder} holds a run of another config; remove it or name another --out"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, wanted)
+    write_whole(file, to_json(config))
     return folder
+
+
+def _placed(config: Config, run_dir: str, cache_dir: str) -> Config:
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, run_dir=run_dir),
+        data=dataclasses.replace(config.data, cache_dir=cache_dir),
+    )
 
 
 def _steps(folder: Path, config: Config, evaluation: EvaluationConfig) -> list[list[str]]:

@@ -81,6 +81,17 @@ def test_another_config_is_another_run(tmp_path, commands):
     assert len(commands) == 2
 
 
+def test_a_sweep_whose_folder_and_cache_have_moved_goes_on(tmp_path, commands):
+    run_sweep(configs("a"), tmp_path / "one", progress=lambda line: None)
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = tiny.config("a")
+    moved = dataclasses.replace(
+        moved, data=dataclasses.replace(moved.data, cache_dir=str(tmp_path / "cache"))
+    )
+    run_sweep({"a": moved}, tmp_path / "two", progress=lambda line: None)
+    assert len(commands) == 2
+
+
 def test_a_run_that_fails_is_named_and_the_rest_is_done(tmp_path, commands):
     with pytest.raises(ValueError, match=r"1 of 3 runs failed: bad \(.*bad/log.txt\)"):
         run_sweep(configs("a", "bad", "c"), tmp_path, jobs=2, progress=lambda line: None)
@@ -161,7 +172,10 @@ def test_a_sweep_for_real(tmp_path):
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert "s0: train" in first.stdout
+    assert "s1: evaluate" in first.stdout
     assert "BLEU" in first.stdout
     again = subprocess.run(command, capture_output=True, text=True)
-    assert "train" not in again.stdout
+    # The table's legend speaks of training sentences, so the word alone says nothing.
+    assert ": train" not in again.stdout
+    assert ": evaluate" not in again.stdout
     assert "BLEU" in again.stdout
