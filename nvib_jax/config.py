@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from nvib_jax.data.config import DataConfig
 from nvib_jax.fields import INFINITE, check_fields
-from nvib_jax.models.nvae import NVAEConfig
+from nvib_jax.models.config import ModelConfig, NVAEConfig
 
 
 def _at_least(section: str, config: Any, least: int, *names: str) -> None:
@@ -172,8 +172,8 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     """Text to batches."""
-    model: NVAEConfig = field(default_factory=NVAEConfig)
-    """Architecture and bottleneck."""
+    model: ModelConfig = field(default_factory=NVAEConfig)
+    """Architecture and bottleneck: the config of one of the families of models."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -11,14 +11,18 @@ from typing import Any
 
 from nvib_jax.config import Config
 from nvib_jax.data.config import CleanConfig
+from nvib_jax.models.config import NVAEConfig
 
 _CLEAN = " ".join(f"data.clean.{field.name}" for field in dataclasses.fields(CleanConfig))
 
-# fields, whether they are idle, and what they wait for
-_RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
-    ("model.pool", lambda c: c.model.kind != "VTP", "model.kind VTP"),
-    ("model.stride_share", lambda c: c.model.kind != "VTS", "model.kind VTS"),
-    ("model.latent_queries", lambda c: c.model.kind != "VTQ", "model.kind VTQ"),
+# Kinds of latent without pseudo-counts; of a kind that is not in this library nothing is known.
+_RIVALS = ("T", "VTV", "VTP", "VTS", "VTQ")
+
+# fields, whether they are idle, and what they wait for: of an NVAE
+_LATENT_RULES: tuple[tuple[str, Callable[[NVAEConfig], bool], str], ...] = (
+    ("model.pool", lambda m: m.kind != "VTP", "model.kind VTP"),
+    ("model.stride_share", lambda m: m.kind != "VTS", "model.kind VTS"),
+    ("model.latent_queries", lambda m: m.kind != "VTQ", "model.kind VTQ"),
     (
         "model.pseudo_count model.initial_alpha model.prior_alpha model.alpha_delta "
         "model.threshold objective.alpha_delta_start objective.alpha_delta_steps "
@@ -27,7 +31,7 @@ _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         "objective.lambda_dirichlet objective.dirichlet_form objective.free_dirichlet "
         "objective.capacity_dirichlet objective.dirichlet_from_start objective.gaussian_form "
         "objective.vector_price objective.free_vectors",
-        lambda c: c.model.kind != "NVAE",
+        lambda m: m.kind in _RIVALS,
         "model.kind NVAE",
     ),
     (
@@ -36,14 +40,17 @@ _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         "objective.lambda_gaussian objective.free_gaussian objective.capacity_gaussian "
         "objective.capacity_steps objective.anneal objective.anneal_start objective.anneal_steps "
         "objective.anneal_cycle",
-        lambda c: c.model.kind == "T",
+        lambda m: m.kind == "T",
         "another model.kind than T",
     ),
     (
         "model.initial_kept",
-        lambda c: c.model.kind != "NVAE" or c.model.pseudo_count != "relu",
+        lambda m: m.kind in _RIVALS or m.pseudo_count != "relu",
         "model.kind NVAE with model.pseudo_count relu",
     ),
+)
+# the same of every model
+_RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("train.weight_decay", lambda c: c.train.optimizer != "adamw", "train.optimizer adamw"),
     ("objective.free_vectors", lambda c: not c.objective.vector_price, "objective.vector_price"),
     (
@@ -82,9 +89,11 @@ def without_effect(config: Config) -> dict[str, str]:
     >>> without_effect(Config())["model.pool"]
     'model.kind VTP'
     """
-    return {
-        name: reason for names, idle, reason in _RULES if idle(config) for name in names.split()
-    }
+    found = [(names, reason) for names, idle, reason in _RULES if idle(config)]
+    model = config.model
+    if isinstance(model, NVAEConfig):
+        found = [(names, why) for names, idle, why in _LATENT_RULES if idle(model)] + found
+    return {name: reason for names, reason in found for name in names.split()}
 
 
 def check_typed(arguments: Sequence[str], config: Config) -> None:
@@ -126,8 +135,8 @@ def remarks(config: Config) -> list[str]:
 def _capacities(config: Config) -> tuple[float | None, float | None]:
     """The capacities of both KLs, where there are such KLs."""
     gaussian, dirichlet = config.objective.capacity_gaussian, config.objective.capacity_dirichlet
-    kind = config.model.kind
-    return gaussian if kind != "T" else None, dirichlet if kind == "NVAE" else None
+    kind = config.model.kind if isinstance(config.model, NVAEConfig) else ""
+    return gaussian if kind != "T" else None, dirichlet if kind not in _RIVALS else None
 
 
 def _is_set(config: Config, name: str) -> bool:

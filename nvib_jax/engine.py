@@ -16,46 +16,99 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from nvib_jax.checkpoint.description import Description
 from nvib_jax.config import Config
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.mesh import ambient, ways
 from nvib_jax.models.bound import vectors_present
+from nvib_jax.models.build import family_of
+from nvib_jax.models.config import NVAEConfig, nvae_config
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, merge
 from nvib_jax.progress import track
 
 ROWS = 64  # sentences per batch
+COUNTED = 1024  # training sentences from which `count_probabilities` is measured
 FEW = 1024  # up to this many sentences all use the widest bucket, because compiling costs more
 
 
 @dataclass(frozen=True, repr=False)
 class Engine:
-    """Parameters, structure and tokenizer of one model.
+    """Parameters and description of one model, and the functions compiled for it.
 
     Attributes:
-      config: the resolved config of the run.
-      graph: the module's static structure.
+      description: all of the model but its parameters; its fields are attributes of the engine too.
       params: flat dict of arrays.
-      tokenizer: text <-> ids.
-      buckets: padded lengths, rising; the last is the longest sentence the model takes.
-      count_probabilities: p(m), the share of training sentences with m present vectors, shape
-        (max_length + 1,). If every token has a vector, it is the distribution of lengths. A `relu`
-        model drops some vectors, and its decoder sees their number m and not the length n, so prior
-        draws and bounds must use the distribution of m.
     """
 
-    config: Config
-    graph: nnx.GraphDef
+    description: Description
     params: Params
-    tokenizer: Tokenizer
-    buckets: tuple[int, ...]
-    count_probabilities: np.ndarray
     _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """The resolved config of the run."""
+        return self.description.config
+
+    @property
+    def architecture(self) -> NVAEConfig:
+        """The config of the NVAE that this is.
+
+        Raises:
+          ValueError: the model is of another family.
+        """
+        self.check_encodes()
+        return nvae_config(self.config.model)
+
+    @property
+    def graph(self) -> nnx.GraphDef:
+        """The module's static structure."""
+        return self.description.structure.graph
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text <-> ids."""
+        return self.description.tokenizer
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Padded lengths, rising; the last is the longest sentence the model takes."""
+        return self.description.buckets
 
     @property
     def max_length(self) -> int:
         """Longest sentence in tokens."""
-        return self.buckets[-1]
+        return self.description.max_length
+
+    @property
+    def count_probabilities(self) -> np.ndarray:
+        """p(m), the share of training sentences with m present vectors, (max_length + 1,)."""
+        return self.description.count_probabilities
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the model gives texts a posterior."""
+        return hasattr(self.description.structure.module, "encode")
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model has a decoder that writes texts."""
+        return hasattr(self.description.structure.module, "decode_step")
+
+    def check_encodes(self) -> None:
+        """Raise ValueError if the model is of a family that encodes no texts."""
+        if not self.encodes:
+            raise ValueError(f"a {family_of(self.config.model)} model encodes no texts")
+
+    def check_writes(self) -> None:
+        """Raise ValueError if the model is of a family that writes no texts."""
+        if not self.writes:
+            raise ValueError(f"a {family_of(self.config.model)} model writes no texts")
+
+    def described(self, **changes: Any) -> Self:
+        """This model with some fields of its description changed."""
+        changed = dataclasses.replace(self.description, **changes)
+        return dataclasses.replace(self, description=changed)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without cleaning it.
@@ -73,15 +126,32 @@ class Engine:
         return rows
 
     def counted(self, texts: Sequence[str]) -> Self:
-        """This model with `count_probabilities` as measured on these training sentences."""
-        tokens, mask = pad(self.tokenize(texts), self.max_length)
+        """This model with `count_probabilities` as measured on these training sentences.
+
+        A model that encodes nothing keeps those that it has.
+        """
+        if not self.encodes:
+            return self
+        tokens, mask = self.padded(self.tokenize(texts), self.max_length)
         counts = np.asarray(self.compiled(_count_vectors)(self.params, tokens, mask))
         shares = np.bincount(counts, minlength=self.max_length + 1) / len(texts)
-        return dataclasses.replace(self, count_probabilities=shares)
+        return self.described(count_probabilities=shares)
+
+    def padded(
+        self, rows: Sequence[Sequence[int]], width: int, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ragged ids -> (tokens int32, mask bool), each (count or len(rows), width)."""
+        tokens = np.full((count or len(rows), width), self.tokenizer.special.pad, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+            mask[i, : len(row)] = True
+        return tokens, mask
 
     def texts(self, ids: Any) -> list[str]:
         """The text of each row of generated ids (B, max_length)."""
-        return [self.tokenizer.decode(row[row > 0].tolist()) for row in np.asarray(ids)]
+        pad = self.tokenizer.special.pad
+        return [self.tokenizer.decode(row[row != pad].tolist()) for row in np.asarray(ids)]
 
     def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """`function(module, *arrays, **options)` as a jitted function of `(params, *arrays)`.
@@ -117,7 +187,7 @@ class Engine:
             parts += [(members[i : i + rows_at_once()], width) for i in starts]
         least = 5 if bar else len(parts) + 1
         for part, width in track(parts, "measuring", total=len(parts), unit="batches", least=least):
-            tokens, mask = pad([rows[i] for i in part], width, rows_at_once())
+            tokens, mask = self.padded([rows[i] for i in part], width, rows_at_once())
             yield part, jnp.asarray(tokens), jnp.asarray(mask)
 
     def measure(
@@ -180,15 +250,3 @@ def rows_at_once() -> int:
     mesh = ambient()
     shares = 1 if mesh is None else ways(mesh, "batch")
     return -(-ROWS // shares) * shares
-
-
-def pad(
-    rows: Sequence[Sequence[int]], width: int, count: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged ids -> (tokens int32, mask bool), each (count or len(rows), width)."""
-    tokens = np.zeros((count or len(rows), width), np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return tokens, mask

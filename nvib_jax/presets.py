@@ -8,8 +8,12 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from nvib_jax.checks import check_choice
 from nvib_jax.config import Config
 from nvib_jax.fields import check_value, may_be_infinite, short
+from nvib_jax.models.build import FAMILIES, family_of
+
+_USUAL = "nvae"  # the family of a model that JSON names none for
 
 
 def load_preset(path: str | Path) -> Config:
@@ -68,9 +72,9 @@ def _with_nearest_field(message: str) -> str:
 
 
 def sections() -> list[type]:
-    """`Config` and every dataclass inside it."""
+    """`Config`, every dataclass inside it, and the configs of all families of models."""
     found: list[type] = []
-    todo: list[Any] = [Config]
+    todo: list[Any] = [Config, *(kind for kind, _ in FAMILIES.values())]
     while todo:
         part = todo.pop()
         found.append(part)
@@ -79,8 +83,12 @@ def sections() -> list[type]:
 
 
 def to_json(config: Config) -> str:
-    """The config as JSON, every field."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
+    """The config as JSON, every field; "family" says which model it is, if not an NVAE."""
+    values = dataclasses.asdict(config)
+    family = family_of(config.model)
+    if family != _USUAL:  # left out for an NVAE, because version 0.1.0 knew nothing else
+        values["model"] = {"family": family, **values["model"]}
+    return json.dumps(values, indent=2)
 
 
 def from_json(text: str) -> Config:
@@ -95,13 +103,22 @@ def from_json(text: str) -> Config:
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"config is no JSON object: {reason}") from error
-    return _build(Config, values, "config")
+    kinds: dict[str, Any] = {}
+    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        model = dict(values["model"])
+        family = model.pop("family", _USUAL)
+        check_choice("config.model.family", family, tuple(FAMILIES))
+        values, kinds = {**values, "model": model}, {"model": FAMILIES[family][0]}
+    return _build(Config, values, "config", kinds)
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+def _build(
+    cls: type, values: dict[str, Any], where: str, kinds: dict[str, Any] | None = None
+) -> Any:
+    """A dataclass from JSON values; `kinds` has the types of fields whose annotation is a base."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} is {short(values)}; wanted a JSON object")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls) | (kinds or {})
     known = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in known:

@@ -6,6 +6,7 @@ the model never saw, and which texts are shorter or longer than its training sen
 issues them as warnings of the category `UnusualText`, and the command line prints those.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -27,8 +28,10 @@ def read(model: Engine, texts: Sequence[str], clean: bool) -> list[str]:
     Only methods of `TextModel` may call it, because its warnings name the line two calls above.
 
     Raises:
-      ValueError: not a list of texts, or cleaning leaves nothing of a text.
+      ValueError: not a list of texts, cleaning leaves nothing of a text, or the model is of a
+        family that encodes no texts.
     """
+    model.check_encodes()
     check_texts(texts)
     if not clean:
         return list(texts)
@@ -60,7 +63,7 @@ def cleaner(data: DataConfig, tokenizer: Tokenizer) -> Callable[[str], str]:
     """
     if data.source != "grammar":
         return lambda text: clean_text(text, data.clean)
-    first_word = max(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id) + 1
+    first_word = max(dataclasses.astuple(tokenizer.special)) + 1
     known = set("".join(tokenizer.pieces(range(first_word, tokenizer.vocab_size))))
 
     def clean(text: str) -> str:
@@ -91,7 +94,7 @@ def unknown_words(model: Engine, texts: Sequence[str]) -> list[str]:
     """Words of the texts, not cleaned, that contain something the tokenizer does not know."""
     words = words_of(texts)
     rows = model.tokenizer.encode_batch(words)
-    return [w for w, row in zip(words, rows, strict=True) if model.tokenizer.unk_id in row]
+    return [w for w, row in zip(words, rows, strict=True) if model.tokenizer.special.unk in row]
 
 
 def training_lengths(config: Config) -> tuple[int, int]:

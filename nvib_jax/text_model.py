@@ -6,8 +6,9 @@ compiles functions; `nvib_jax.text_input` cleans typed text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,18 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax import text_input
-from nvib_jax.config import Config
-from nvib_jax.data.tokenizer import Tokenizer
-from nvib_jax.engine import Engine, pad, rows_at_once
+from nvib_jax.checkpoint.load import load
+from nvib_jax.engine import Engine, rows_at_once
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
-from nvib_jax.mesh import ambient
 from nvib_jax.models.bound import bound, bound_terms
+from nvib_jax.models.build import family_of
+from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.models.params import Params, layout, merge
+from nvib_jax.models.params import merge
 from nvib_jax.models.reading import form_of, mean_vector
-from nvib_jax.models.structure import structure
-from nvib_jax.progress import track
+from nvib_jax.progress import to_standard_error, track
 from nvib_jax.text_input import UnusualText
 from nvib_jax.types import Mixture, Posterior
 
@@ -51,43 +51,31 @@ class TextModel(Engine):
     """
 
     @classmethod
-    def load(cls, run_dir: str, *, which: str = "best") -> "TextModel":
+    def load(
+        cls,
+        run_dir: str | Path,
+        *,
+        which: str = "best",
+        say: Callable[[str], None] = to_standard_error,
+    ) -> "TextModel":
         """Open the checkpoint of a run, or a model that `nvib export` wrote.
 
         Args:
           run_dir: the folder.
           which: "best" or "last" checkpoint; a damaged one is reported and the next one is read.
+          say: called with a line of text about a damaged checkpoint.
 
         Raises:
           FileNotFoundError, ValueError: no checkpoint there, or one of another model or version.
         """
-        from nvib_jax.checkpoint.load import load_model
-
-        return load_model(run_dir, which=which)
-
-    @classmethod
-    def create(
-        cls,
-        config: Config,
-        tokenizer: Tokenizer,
-        buckets: Sequence[int],
-        count_probabilities: np.ndarray,
-        params: Params | None = None,
-    ) -> "TextModel":
-        """A model of this config, with the given parameters or else fresh ones.
-
-        On a mesh each device makes its own part of fresh parameters.
-        """
-        graph, shapes, init = structure(config, tokenizer.vocab_size, buckets[-1])
-        if params is None:
-            mesh = ambient()
-            params = jax.jit(init, out_shardings=mesh and layout(mesh, shapes))()
-        return cls(config, graph, params, tokenizer, tuple(buckets), count_probabilities)
+        description, params, _ = load(run_dir, which=which, say=say)
+        return cls(description, params)
 
     def __repr__(self) -> str:
         model, count = self.config.model, sum(math.prod(p.shape) for p in self.params.values())
+        kind = model.kind if isinstance(model, NVAEConfig) else family_of(model)
         return (
-            f"TextModel({model.kind}, {count:,} parameters, width {model.dim}, vocabulary "
+            f"TextModel({kind}, {count:,} parameters, width {model.width}, vocabulary "
             f"{self.tokenizer.vocab_size:,}, sentences of up to {self.max_length} tokens)"
         )
 
@@ -115,7 +103,9 @@ class TextModel(Engine):
           `Posterior`, shape (len(texts), max_length + 1, ...); component 0 is the prior's, and
           where `mask` is False the log pseudo-count is 0 and means nothing.
         """
-        tokens, mask = pad(self.tokenize(text_input.read(self, texts, clean)), self.max_length)
+        tokens, mask = self.padded(
+            self.tokenize(text_input.read(self, texts, clean)), self.max_length
+        )
         return self.compiled(NVAE.encode)(self.params, tokens, mask)
 
     def embed(self, texts: Sequence[str], *, clean: bool = True) -> np.ndarray:
@@ -150,7 +140,7 @@ class TextModel(Engine):
         Raises:
           ValueError: the latent has no density (kind T), so there is no bound.
         """
-        kind = self.config.model.kind
+        kind = self.architecture.kind
         if not LATENTS[kind].variational:
             raise ValueError(f"a {kind} has no density; wanted a variational latent")
         terms = self.measure(bound_terms, text_input.read(self, texts, clean), seed)
@@ -193,10 +183,11 @@ class TextModel(Engine):
         Raises:
           ValueError: `latent` is neither a posterior nor a mixture.
         """
+        self.check_writes()
         if isinstance(latent, Posterior):
             mixture, form = self.mixture(latent, form=form, seed=seed)
         elif isinstance(latent, Mixture):
-            mixture, form = latent, form or form_of(latent, self.config.model.evaluation_form)
+            mixture, form = latent, form or form_of(latent, self.architecture.evaluation_form)
         else:
             raise ValueError(
                 f"latent is a {type(latent).__name__}; wanted a Posterior or a Mixture"
@@ -226,6 +217,7 @@ class TextModel(Engine):
           One text for each, in order.
         """
         texts = text_input.read(self, texts, clean)
+        self.check_writes()
         how: dict[str, Any] = {"form": form, "max_length": self.max_length, "config": decoding}
         return self.texts(self.measure(rewrite, texts, seed, **how))
 
@@ -249,6 +241,7 @@ class TextModel(Engine):
         Raises:
           ValueError: `count < 1`, or lengths that do not fit.
         """
+        self.check_writes()
         if count < 1:
             raise ValueError(f"count is {count}; wanted at least 1")
         shares = self.count_probabilities

@@ -57,12 +57,12 @@ CASES = {
         "test_errors_are_at_most_twice_those_of_plain_xla[[]interpreter-published-*",
         "test_errors_are_at_most_twice_those_of_plain_xla[[]interpreter-impulse-*",
     ),
-    "test_penalty.py": (
+    "test_loss.py": (
         "test_noise_is_for_training_only",
         "test_alpha_delta_goes_from_one_value_to_another",
     ),
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
-    "test_state.py": ("test_the_prior_and_vectors_are_left_alone_by_decay[[]*adam]",),
+    "test_step.py": ("test_the_prior_and_vectors_are_left_alone_by_decay[[]*adam]",),
     "test_survival.py": ("test_processes_train_as_one[[]2-1-*",),
     "test_transforms.py": ("test_transforms[[]log_density_ratio]", "test_transforms[[]kl_* exact]"),
 }

@@ -17,7 +17,7 @@ from nvib_jax.effects import check_typed, remarks, without_effect
 from nvib_jax.presets import load_preset
 from nvib_jax.sweep import changed
 from nvib_jax.training import loop
-from nvib_jax.training.state import loss_and_metrics
+from nvib_jax.training.loss import loss_and_metrics
 
 PRESETS = sorted((Path(nvib_jax.__file__).parent.parent / "configs").glob("*.py"))
 # A config under which each field has an effect, by the fields that it needs.

@@ -48,7 +48,7 @@ def test_a_writer_that_replaces_the_draft_gets_the_mode_too(tmp_path, umask):
 @pytest.mark.parametrize("umask", [0o027], indirect=True)
 def test_exported_files_have_the_users_mode(tmp_path, umask):
     model = TextModel.load(tiny.trained()[0].train.run_dir)
-    for file in export(model, tmp_path / "out"):
+    for file in export(model.description, model.params, tmp_path / "out"):
         assert mode(file) == 0o640, file
     assert len(list((tmp_path / "out").iterdir())) == 2
 

@@ -17,9 +17,9 @@ import nvib_jax as nvib
 from nvib_jax.config import MeshConfig
 from nvib_jax.data import prepare
 from nvib_jax.mesh import MESH_AXES, RULES, constrain, per_device, summed
+from nvib_jax.models.build import build
 from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.params import axes_of, split
-from nvib_jax.models.structure import structure
 from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.training import loop
 from nvib_jax.training.hlo import collectives
@@ -31,10 +31,14 @@ from nvib_jax.training.sharding import (
     plan_state,
     whole,
 )
-from nvib_jax.training.state import make_train_step, means
+from nvib_jax.training.step import make_train_step, means
 
 STEPS = 50
 ONE = MeshConfig(data=1)
+
+
+def structure(config, vocab_size):
+    return build(config.model, vocab_size=vocab_size, max_length=24, seed=config.train.seed)
 
 
 @functools.cache
@@ -42,7 +46,7 @@ def plan(mesh_config, **changes):
     config = tiny.config("mesh")
     config = dataclasses.replace(config, mesh=mesh_config)
     mesh, data = make_mesh(mesh_config), prepare(config.data)
-    return config, mesh, data, plan_state(config, mesh, data.vocab_size, 24)
+    return config, mesh, data, plan_state(config, mesh, structure(config, data.vocab_size))
 
 
 @functools.cache
@@ -53,7 +57,7 @@ def trained(mesh_config):
     with jax.set_mesh(mesh):
         state = planned.create()
         step = make_train_step(
-            structure(config, data.vocab_size, 24)[0],
+            structure(config, data.vocab_size).graph,
             planned.optimizer,
             config.objective,
             shardings=(planned.shardings, whole(mesh)),
@@ -125,7 +129,7 @@ def test_evaluation_and_generation_on_a_mesh():
     written = alone.reconstruct(texts), alone.sample(3), alone.interpolate(*texts[:2], steps=3)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        model = loop.open_model(config, prepare(config.data))
+        model = tiny.open_model(config, prepare(config.data))
         params = {n: jax.device_put(alone.params[n], p.sharding) for n, p in model.params.items()}
         assert params["output.kernel"].sharding.spec == P("fsdp", "tensor")
         model = dataclasses.replace(model, params=params)
@@ -337,7 +341,7 @@ def test_sizes_that_the_devices_do_not_make_up(sizes, match):
         (MeshConfig(), "train", {"accumulate": 4},
          r"data.batch_size is 16; .* mesh.fsdp, 8 times train.accumulate, 4"),
         (MeshConfig(tensor=4), "data", {},
-         r"model.heads, latent_heads are 2, 2; wanted multiples of mesh.tensor, 4"),
+         r"model.heads is 2; wanted a multiple of mesh.tensor, 4"),
         (MeshConfig(tensor=4), "model", {"heads": 4, "latent_heads": 1},
          r"decoder_embedding has vocab 430; wanted a multiple of mesh.tensor, 4 \(data.vocab_size"),
         (MeshConfig(fsdp=8), "model", {"dim": 12, "heads": 2},
@@ -348,7 +352,7 @@ def test_sizes_that_do_not_divide(mesh_config, section, change, match):
     config = tiny.config("mesh")
     changed = dataclasses.replace(getattr(config, section), **change)
     config = dataclasses.replace(config, **{section: changed})
-    shapes = structure(config, 430, 24)[1]
+    shapes = structure(config, 430).shapes
     with pytest.raises(ValueError, match=match):
         check_fits(config, make_mesh(mesh_config), shapes)
 
@@ -357,7 +361,7 @@ def test_one_latent_head_is_left_whole():
     config = tiny.config("mesh")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, latent_heads=1))
     mesh = make_mesh(MeshConfig(tensor=2))
-    planned = plan_state(config, mesh, 430, 24)
+    planned = plan_state(config, mesh, structure(config, 430))
     check_fits(config, mesh, planned.state.params)
     name = "decoder.layers.0.latent_attention.key_kernel"
     assert planned.state.params[name].sharding.spec == P("fsdp", None, None)

@@ -11,9 +11,9 @@ import tiny
 from nvib_jax.generate import DecodingConfig, rewrite
 from nvib_jax.mixture import READS
 from nvib_jax.models.latents import LATENTS
-from nvib_jax.models.nvae import decoder_io
 from nvib_jax.models.params import merge, split
 from nvib_jax.models.reading import mean_vector
+from nvib_jax.models.teacher_forcing import decoder_io
 
 CASES = [{"kind": kind, "latent_queries": 2} for kind in LATENTS]
 CASES += [{"kind": "VTP", "pool": pool} for pool in ("max", "first")]

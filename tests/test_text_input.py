@@ -27,7 +27,7 @@ def model():
 def wikitext(model):
     """The same parameters under the cleaning of the papers."""
     data = DataConfig(source="text", train=("none",), clean=WIKITEXT)
-    return dataclasses.replace(model, config=dataclasses.replace(model.config, data=data))
+    return model.described(config=dataclasses.replace(model.config, data=data))
 
 
 # ---- cleaning
@@ -128,5 +128,5 @@ def test_lengths_that_were_not_counted_are_not_called_untrained(model):
     """A thousand sentences are counted, and the tails of a larger text are beyond them."""
     counted = np.zeros_like(model.count_probabilities)
     counted[5] = 1.0
-    few = dataclasses.replace(model, count_probabilities=counted)
+    few = model.described(count_probabilities=counted)
     assert few.notes(["the dog sees a cat that sleeps"]) == []

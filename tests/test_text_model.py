@@ -12,7 +12,6 @@ import tiny
 
 import nvib_jax as nvib
 from nvib_jax import engine
-from nvib_jax.engine import pad
 from nvib_jax.evaluation import evidence_bound
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.nvae import NVAE
@@ -31,12 +30,12 @@ def model():
     patch = pytest.MonkeyPatch()
     patch.setattr(engine, "ROWS", 4)
     patch.setattr(engine, "FEW", 0)
-    yield dataclasses.replace(trained, buckets=(4, 24), _compiled={})
+    yield dataclasses.replace(trained.described(buckets=(4, 24)), _compiled={})
     patch.undo()
 
 
-def test_pad():
-    tokens, mask = pad([[5, 6], [7]], 3, 4)
+def test_padded(model):
+    tokens, mask = model.padded([[5, 6], [7]], 3, 4)
     np.testing.assert_array_equal(tokens, [[5, 6, 0], [7, 0, 0], [0] * 3, [0] * 3])
     np.testing.assert_array_equal(mask, tokens > 0)
 
@@ -46,7 +45,7 @@ def test_reconstructions_come_in_order_whatever_the_buckets(model):
     together = model.reconstruct(texts)
     assert together == model.reconstruct(TEXTS) * 3
     assert [model.reconstruct([t])[0] for t in TEXTS] == together[:4]
-    wide = dataclasses.replace(model, buckets=(24,))
+    wide = model.described(buckets=(24,))
     assert wide.reconstruct(texts) == together
 
 
@@ -146,7 +145,7 @@ def test_score_is_the_bound_that_evaluation_averages(model):
 def test_a_plain_autoencoder_has_no_score(model):
     config = dataclasses.replace(model.config, model=tiny.model(kind="T").config)
     with pytest.raises(ValueError, match="a T has no density; wanted a variational latent"):
-        dataclasses.replace(model, config=config).score(TEXTS)
+        model.described(config=config).score(TEXTS)
 
 
 def test_seeds_name_draws(model):
@@ -191,7 +190,7 @@ def test_samples_have_the_lengths_that_were_asked_for(model, monkeypatch):
         return real(key, prior, lengths, max_length=max_length)
 
     monkeypatch.setattr("nvib_jax.mixture.sample_prior", prior_draw)
-    fresh = dataclasses.replace(model, _compiled={}, count_probabilities=np.eye(25)[7])
+    fresh = model.described(count_probabilities=np.eye(25)[7])
     fresh.sample(3, lengths=[2, 5, 24])
     fresh.sample(2)
     jax.effects_barrier()

@@ -119,13 +119,24 @@ def with_train(config: Config, **changes: Any) -> Config:
 
 @functools.cache
 def trained() -> tuple[Config, dict[str, float]]:
-    """One finished run: its config and what `train` returned. Do not write into its folder."""
+    """One finished run: its config and what its summary measured. Do not write into its folder."""
+    from nvib_jax.evaluation import summary
     from nvib_jax.training import loop
 
     settings, kept = config("trained", keep_checkpoints=2), folder() / "trained.json"
     with (folder() / "trained.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # one worker trains, the others wait for it
         if not kept.exists():
-            loop.SUMMARY_SAMPLES = 20
-            kept.write_text(json.dumps(loop.train(settings)))
+            summary.SUMMARY_SAMPLES = 20
+            run = loop.train(settings, then=summary.summarize_run)
+            kept.write_text(json.dumps(run.result | {"tokens_per_second": run.tokens_per_second}))
     return settings, json.loads(kept.read_text())
+
+
+def open_model(config: Config, data: Any) -> Any:
+    """An untrained `TextModel` that fits prepared data."""
+    from nvib_jax.text_model import TextModel
+    from nvib_jax.training.feed import describe
+
+    description = describe(config, data)
+    return TextModel(description, description.fresh())

@@ -14,8 +14,9 @@ from nvib_jax.bench.timing import Case, Program, compile_program
 from nvib_jax.bench.train import model_config
 from nvib_jax.generate import DecodingConfig, write
 from nvib_jax.mixture import sample_prior
-from nvib_jax.models.nvae import EOS, NVAE
+from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, merge, split
+from nvib_jax.models.special_ids import EOS
 from nvib_jax.types import Mixture
 
 _NEVER = -1e9  # the logit of end-of-sentence, so that every sentence has the same length

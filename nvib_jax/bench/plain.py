@@ -14,12 +14,14 @@ from flax import nnx
 
 from nvib_jax.attention import denoising_attention
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
-from nvib_jax.models.nvae import BOS, NVAE, PAD, NVAEConfig, decoder_io
+from nvib_jax.models.nvae import NVAE, NVAEConfig
 from nvib_jax.models.params import Params, merge
+from nvib_jax.models.special_ids import BOS, PAD
+from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
 from nvib_jax.modules.linear import Linear
 from nvib_jax.objective import published_scale
-from nvib_jax.training.state import TrainState
+from nvib_jax.training.step import TrainState
 from nvib_jax.types import Mixture, Posterior
 
 
@@ -166,7 +168,7 @@ def loss(
     """
     encode_key, draw_key, decode_key = jax.random.split(key, 3)
     tokens, mask = batch["tokens"], batch["mask"]
-    inputs, targets, counted = decoder_io(tokens, mask)
+    inputs, targets, counted = decoder_io(tokens, mask, model.special)
     posterior = model.encode(tokens, mask, encode_key)
     memories = model.memories(draw(posterior, draw_key), "exact")
     logits = model.decode(memories, inputs, decode_key)

@@ -23,7 +23,8 @@ from nvib_jax.config import ObjectiveConfig, TrainConfig
 from nvib_jax.data.batches import choose_buckets
 from nvib_jax.models.nvae import NVAE, NVAEConfig
 from nvib_jax.models.params import Params, split
-from nvib_jax.training.state import TrainState, make_optimizer, make_train_step
+from nvib_jax.training.optimizer import make_optimizer
+from nvib_jax.training.step import TrainState, make_train_step
 
 Implementation = Literal["plain", "nvib_jax"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
@@ -197,7 +198,7 @@ class Steps:
             )
         )
         self.step = self._step(name, config, vocab_size, optimizer)
-        sizes = {"vocab_size": vocab_size, "max_length": LONGEST}
+        sizes: dict[str, Any] = {"vocab_size": vocab_size, "max_length": LONGEST}
         params: Params = split(NVAE(config, **sizes, rngs=nnx.Rngs(seed)))[1]
         self.state = TrainState.create(params, optimizer)
         self.compiled: dict[tuple[int, ...], Any] = {}
@@ -209,7 +210,7 @@ class Steps:
         vocab_size: int,
         optimizer: optax.GradientTransformation,
     ) -> Callable[..., tuple[TrainState, Any]]:
-        sizes = {"vocab_size": vocab_size, "max_length": LONGEST}
+        sizes: dict[str, Any] = {"vocab_size": vocab_size, "max_length": LONGEST}
         if name == "plain":
             return plain.make_step(split(plain.model(config, **sizes))[0], optimizer)
         graph = split(NVAE(config, **sizes, rngs=nnx.Rngs(0)))[0]

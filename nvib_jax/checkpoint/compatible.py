@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nvib_jax.checkpoint.description import check_format, describe
+from nvib_jax.checkpoint.description import Description, config_of
 from nvib_jax.config import Config
 from nvib_jax.effects import without_effect
 from nvib_jax.presets import to_json
-from nvib_jax.text_model import TextModel
 
 # Fields that may differ between a run and its continuation; those of `mesh` may too.
 _FREE = {
@@ -18,28 +17,28 @@ _FREE = {
 }
 
 
-def check_shapes(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
+def check_shapes(description: Description, meta: dict[str, Any], folder: Path) -> None:
     """Check that the saved parameters have the names, dtypes and shapes of this version's model."""
     found = meta["fingerprints"]["params"]
     # A path is "['name']", and a value is "digits dtype[shape]".
     saved = {path[2:-2]: value.split(" ", 1)[1] for path, value in found.items()}
     differ = [
         f"{name} is saved as {saved.get(name)}, the config makes it {array.dtype}{[*array.shape]}"
-        for name, array in model.params.items()
+        for name, array in description.structure.shapes.items()
         if saved.get(name) != f"{array.dtype}{[*array.shape]}"
     ]
     if differ:
         raise ValueError(f"{folder} is of another model: {'; '.join(differ)}")
 
 
-def check_same_run(model: TextModel, meta: dict[str, Any], folder: Path) -> None:
+def check_same_run(description: Description, meta: dict[str, Any], folder: Path) -> None:
     """A continuation may run longer and elsewhere and log otherwise; all else must be as it was."""
-    if differ := _differences(model.config, check_format(meta, folder)):
+    if differ := _differences(description.config, config_of(meta, folder)):
         raise ValueError(
             f"{folder} is of another config: {'; '.join(differ)}; say the same again, or name "
             "another run with --train.run-dir"
         )
-    now = describe(model)
+    now = description.to_json()
     if differ := [n for n in ("tokenizer", "buckets") if now[n] != meta[n]]:
         raise ValueError(
             f"{folder} is of other data: its {' and '.join(differ)} differ; "

@@ -3,27 +3,27 @@
 Both kinds of files are data: reading them runs no code.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from nvib_jax.checkpoint.description import describe, model_of, without_places
+from nvib_jax.checkpoint.description import Description
 from nvib_jax.files import draft_of, write_whole
-from nvib_jax.text_model import TextModel
+from nvib_jax.models.params import Params
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def export(model: TextModel, folder: str | Path) -> list[Path]:
+def export(description: Description, params: Params, folder: str | Path) -> list[Path]:
     """Write a model as `model.safetensors` (its parameters by name) and `model.json`.
 
     Neither says where it was trained: folders are left out of its config.
 
     Args:
-      model: any.
+      description: of the model.
+      params: its parameters.
       folder: made if missing.
 
     Returns:
@@ -41,14 +41,14 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
     if any(file.exists() for file in (*files, folder / "checkpoints")):
         raise FileExistsError(f"{folder} holds a run or an exported model; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(value, order="C") for name, value in model.params.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in params.items()}
     with draft_of(files[0]) as draft:
         try:
             save_file(arrays, draft, metadata={"format": "np"})
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(" ".join(str(error).split())) from error
     try:
-        described = describe(dataclasses.replace(model, config=without_places(model.config)))
+        described = description.without_places().to_json()
         write_whole(files[1], json.dumps(described, indent=1) + "\n")
     except OSError:  # half a model would stand in the way of the next attempt
         files[0].unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def export(model: TextModel, folder: str | Path) -> list[Path]:
     return files
 
 
-def load_exported(folder: str | Path) -> TextModel:
+def load_exported(folder: str | Path) -> tuple[Description, Params]:
     """The inverse of `export`.
 
     Raises:
@@ -73,15 +73,16 @@ def load_exported(folder: str | Path) -> TextModel:
     try:
         meta = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         arrays = load_file(folder / WEIGHTS)
-        model = model_of(meta, folder)
+        description = Description.of_json(meta, folder)
     except (json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / DESCRIPTION} is no description: {error!r}") from error
-    wanted = {name: (array.shape, array.dtype) for name, array in model.params.items()}
+    shapes = description.structure.shapes
+    wanted = {name: (array.shape, array.dtype) for name, array in shapes.items()}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if differ := sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)):
         raise ValueError(
             f"{folder} holds other parameters than its {DESCRIPTION} says: {', '.join(differ[:5])}"
         )
-    return dataclasses.replace(model, params={n: jax.device_put(a) for n, a in arrays.items()})
+    return description, {n: jax.device_put(a) for n, a in arrays.items()}

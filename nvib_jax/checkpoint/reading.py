@@ -20,12 +20,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nvib_jax.checkpoint.compatible import check_same_run
+from nvib_jax.checkpoint.description import Description
 from nvib_jax.checkpoint.integrity import Damaged, check_fingerprints, fingerprints
 from nvib_jax.checkpoint.retention import FOLDER, objective_of, read_meta, saved_steps
 from nvib_jax.processes import everywhere
 from nvib_jax.progress import to_standard_error
-from nvib_jax.text_model import TextModel
-from nvib_jax.training.state import TrainState
 
 _PATIENCE = 0.5  # seconds to wait for a checkpoint that is being removed to disappear
 T = TypeVar("T")
@@ -107,25 +106,26 @@ class CheckpointReader:
 
         return self._whole(step, check)
 
-    def restore(self, state: TrainState, model: TextModel) -> TrainState:
-        """The state of the last undamaged checkpoint.
+    def restore(
+        self, shapes: dict[str, Any], description: Description
+    ) -> tuple[int, dict[str, Any]]:
+        """(step, items) of the last undamaged checkpoint.
 
         Args:
-          state: arrays, or shapes with shardings; the result has the same shapes and shardings.
-          model: the model of the run that is to be continued.
+          shapes: item -> tree of arrays, or of shapes with shardings, like those that were saved.
+          description: of the model of the run that is to be continued.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
-          ValueError: the checkpoint is of another config than `model` (the error names the fields
-            that differ) or of other data; or all are damaged.
+          ValueError: the checkpoint is of another config than `description` (the error names the
+            fields that differ) or of other data; or all are damaged.
         """
-        shapes = jax.tree.map(_abstract, state)
-        wanted = {"params": shapes.params, "optimizer": optimizer_of(shapes)}
+        wanted = jax.tree.map(_abstract, shapes)
         for step, meta in self.metas():
-            check_same_run(model, meta, self.folder)
+            check_same_run(description, meta, self.folder)
             items = self.read(step, meta, wanted)
             if items is not None:
-                return TrainState(params=items["params"], **items["optimizer"])
+                return step, items
         raise ValueError(f"no checkpoint in {self.folder} is whole")
 
     def _read_items(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
@@ -165,11 +165,6 @@ class CheckpointReader:
                 return False
             time.sleep(0.02)
         return True
-
-
-def optimizer_of(state: TrainState) -> dict[str, Any]:
-    """All fields of a state except its parameters."""
-    return {name: value for name, value in vars(state).items() if name != "params"}
 
 
 @contextlib.contextmanager

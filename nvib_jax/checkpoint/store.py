@@ -1,10 +1,11 @@
 """Writing a run's checkpoints: everything that is needed to continue the run or to use its model.
 
-One Orbax step folder holds three items: `params` (a flat dict), `optimizer` (step, state, running
-mean of the loss) and `meta` (JSON: config, tokenizer, buckets, counts, versions, fingerprints). The
-position in the data is not saved, because a batch is a function of (seed, step). Orbax writes under
-a temporary name and renames, so every step folder was complete once. The reader (`reading.py`)
-detects damage since then, and reads the checkpoint before it instead.
+One Orbax step folder holds items of arrays under the names that the caller gives them, and `meta`
+(JSON: the model's `Description`, versions, fingerprints). A training run saves `params`, a flat
+dict, and `optimizer`: step, state, running mean of the loss. The position in the data is not saved,
+because a batch is a function of (seed, step). Orbax writes under a temporary name and renames, so
+every step folder was complete once. The reader (`reading.py`) detects damage since then, and reads
+the checkpoint before it instead.
 """
 
 import contextlib
@@ -22,14 +23,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from nvib_jax.checkpoint.description import describe
+from nvib_jax.checkpoint.description import Description
 from nvib_jax.checkpoint.integrity import fingerprints, seal
-from nvib_jax.checkpoint.reading import CheckpointReader, optimizer_of, quiet_orbax
+from nvib_jax.checkpoint.reading import CheckpointReader, quiet_orbax
 from nvib_jax.checkpoint.retention import METRIC, Keep, saved_steps
 from nvib_jax.processes import everywhere, is_first
 from nvib_jax.progress import to_standard_error
-from nvib_jax.text_model import TextModel
-from nvib_jax.training.state import TrainState
 
 _NOTES = "_CHECKPOINT_METADATA"
 
@@ -115,17 +114,11 @@ class Checkpoints(CheckpointReader):
                 self._manager = self._open()
 
     def _open(self) -> _Manager:
-        handler = ocp.StandardCheckpointHandler
         return _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._keep, create=True, save_interval_steps=1
             ),
-            item_handlers={
-                "params": handler(),
-                "optimizer": handler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
         )
 
     def _drop_step_metadata(self) -> None:
@@ -139,23 +132,28 @@ class Checkpoints(CheckpointReader):
         """The saved steps, rising."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, model: TextModel, objective: float | None) -> None:
+    def save(
+        self,
+        step: int,
+        items: dict[str, Any],
+        description: Description,
+        objective: float | None,
+    ) -> None:
         """Save in the background, after waiting for the previous save to end.
 
         Args:
-          state: what is saved.
-          model: the model of this state, for the meta data.
+          step: of the run.
+          items: name -> tree of arrays; one is "params".
+          description: of the model, for the meta data.
           objective: the held-out loss; None if there was no time to measure it.
 
         Raises:
           OSError: this checkpoint or the previous one cannot be written.
         """
-        step = int(state.step)
         if step in self._manager.all_steps():
             return
-        items = {"params": state.params, "optimizer": optimizer_of(state)}
         found = {name: fingerprints(tree) for name, tree in items.items()}
-        meta = {**describe(model), METRIC: objective, "step": step, "fingerprints": found}
+        meta = {**description.to_json(), METRIC: objective, "step": step, "fingerprints": found}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._keep.objectives[step] = math.inf if objective is None else objective
         self.wait()
@@ -201,7 +199,9 @@ class Checkpoints(CheckpointReader):
         with self._writing():
             self._manager.wait_until_finished()
 
-    def resume(self, state: TrainState, model: TextModel) -> TrainState:
+    def resume(
+        self, shapes: dict[str, Any], description: Description
+    ) -> tuple[int, dict[str, Any]]:
         """As `restore`; damaged checkpoints after the one that is read are moved to `DAMAGED`.
 
         Raises:
@@ -210,9 +210,9 @@ class Checkpoints(CheckpointReader):
           ValueError: as `restore`; if all are damaged, none is moved.
         """
         self.wait()
-        state = self.restore(state, model)
-        self._set_aside([step for step in self.steps() if step > int(state.step)])
-        return state
+        step, items = self.restore(shapes, description)
+        self._set_aside([later for later in self.steps() if later > step])
+        return step, items
 
     def _set_aside(self, steps: list[int]) -> None:
         """Move these checkpoints aside, so that the run can save these steps again and a person

@@ -31,7 +31,8 @@ class Export:
 def _export(given: Export) -> None:
     from nvib_jax.checkpoint.exported import export
 
-    for file in export(options.load(given.run, given.checkpoint), given.out):
+    model = options.load(given.run, given.checkpoint)
+    for file in export(model.description, model.params, given.out):
         print(file)
 
 
@@ -47,7 +48,7 @@ def _doctor(_: Doctor) -> None:
 
 
 def _bench(arguments: list[str]) -> None:
-    from nvib_jax.bench.run import main
+    from nvib_jax.cli.bench import main
 
     main(arguments)
 

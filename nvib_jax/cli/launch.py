@@ -57,6 +57,7 @@ def train(arguments: list[str]) -> None:
 
         print(dry_run(options.config, topology=options.topology))
         return
+    from nvib_jax.evaluation.summary import summarize_run
     from nvib_jax.processes import initialize
     from nvib_jax.training.claim import Claim
     from nvib_jax.training.loop import train
@@ -69,7 +70,8 @@ def train(arguments: list[str]) -> None:
         settings = dataclasses.replace(options.config.train, run_dir=str(claim.folder))
         config = dataclasses.replace(options.config, train=settings)
         resume = None if options.auto_resume else options.resume
-        train(config, resume=resume, summary=not options.no_summary, claim=claim)
+        then = None if options.no_summary else summarize_run
+        train(config, resume=resume, claim=claim, then=then)
 
 
 def prepare(arguments: list[str]) -> None:

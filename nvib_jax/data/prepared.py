@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from nvib_jax.data.config import Split
 from nvib_jax.data.token_file import DamagedTokens, TokenFile
 from nvib_jax.data.tokenizer import Tokenizer
 
@@ -95,6 +96,11 @@ class PreparedData:
         return cls(path, tokenizer, tokenizer.vocab_size, lengths, metadata, files)
 
     @property
+    def held_out(self) -> Split:
+        """The split that training evaluates on: validation if there is one, otherwise train."""
+        return "validation" if "validation" in self.lengths else "train"
+
+    @property
     def digest(self) -> str:
         """The hash of the text, its cleaning and the format, which names these data."""
         return self.metadata["hash"]
@@ -142,7 +148,7 @@ class PreparedData:
             return self._files[split].rows(keys)
 
     def padded(self, split: str, indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sentences as the rows of a matrix, padded with `Tokenizer.pad_id`.
+        """Sentences as the rows of a matrix, padded with `Tokenizer.special.pad`.
 
         Args:
           split: the split.
@@ -156,7 +162,7 @@ class PreparedData:
           ValueError: the ids are damaged on disk.
         """
         with _as_damage(self.path, mark=True):
-            return self._files[split].padded(indices, width, Tokenizer.pad_id)
+            return self._files[split].padded(indices, width, Tokenizer.special.pad)
 
     def sentences(self, split: str, count: int | None = None) -> list[str]:
         """The texts of the first `count` sentences, as cleaned (all of them for None)."""

@@ -6,6 +6,7 @@ add them if they need them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+
+from nvib_jax.models.special_ids import SpecialIds
 
 # WikiText's mark for a rare word. It is made a piece of its own, so that it is one token and
 # decodes to itself. SentencePiece's unknown piece, which has this name by default, gets another.
@@ -29,10 +32,7 @@ _TRAINING: dict[str, Any] = {
     "character_coverage": 1.0,
     "normalization_rule_name": "identity",
     "max_sentence_length": 1 << 20,
-    "pad_id": 0,
-    "bos_id": 1,
-    "eos_id": 2,
-    "unk_id": 3,
+    **{f"{name}_id": value for name, value in dataclasses.asdict(SpecialIds()).items()},
     "unk_piece": _UNKNOWN_PIECE,
     "unk_surface": _UNKNOWN_SURFACE,
     # One thread, because several add up in varying order and machines would get different models.
@@ -50,6 +50,7 @@ class Tokenizer:
 
     Attributes:
       model: the serialised model, which is all that needs to be saved.
+      special: the ids of padding, beginning and end of a sentence, and unknown words.
 
     >>> tokenizer = Tokenizer.train(["the dog", "the cat"], 50, whole_words=True)
     >>> tokenizer.decode(tokenizer.encode("the cat"))
@@ -57,10 +58,7 @@ class Tokenizer:
     """
 
     model: bytes
-    pad_id: ClassVar[int] = _TRAINING["pad_id"]
-    bos_id: ClassVar[int] = _TRAINING["bos_id"]
-    eos_id: ClassVar[int] = _TRAINING["eos_id"]
-    unk_id: ClassVar[int] = _TRAINING["unk_id"]
+    special: ClassVar[SpecialIds] = SpecialIds()
 
     @classmethod
     def train(
@@ -158,9 +156,9 @@ class Tokenizer:
     def _text_ids(self, ids: Iterable[int]) -> list[int]:
         kept: list[int] = []
         for i in map(int, ids):
-            if i == self.eos_id:
+            if i == self.special.eos:
                 break
-            if i not in (self.pad_id, self.bos_id):
+            if i not in self.special.unwritable:
                 kept.append(i)
         return kept
 

@@ -87,7 +87,7 @@ class CausalTransformer(nnx.Module):
         Returns:
           shape (B, N + 1, D); [:, t] depends on tokens[:, :t] alone.
         """
-        first = jnp.full((tokens.shape[0], 1), Tokenizer.bos_id, tokens.dtype)
+        first = jnp.full((tokens.shape[0], 1), Tokenizer.special.bos, tokens.dtype)
         inputs = jnp.concatenate([first, tokens], axis=1)
         x = self.embedding[...][inputs] * self.config.dim**0.5
         x = x + sinusoids(inputs.shape[1], self.config.dim)[None]
@@ -125,7 +125,7 @@ def targets_of(tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Ar
       (targets: the tokens and end-of-sentence, int; which of them count, bool), each (B, N + 1).
     """
     position = jnp.arange(tokens.shape[1] + 1)[None]
-    end = jnp.asarray(Tokenizer.eos_id, tokens.dtype)
+    end = jnp.asarray(Tokenizer.special.eos, tokens.dtype)
     shifted = jnp.pad(tokens, ((0, 0), (0, 1)))
     return jnp.where(position == lengths[:, None], end, shifted), position <= lengths[:, None]
 

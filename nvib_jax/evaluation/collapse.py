@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax.checks import check_shapes
-from nvib_jax.engine import pad
 from nvib_jax.evaluation.likelihood import is_variational, vectors_present
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.text_model import TextModel
@@ -54,7 +53,7 @@ def collapse_report(model: TextModel, texts: Sequence[str], *, seed: int = 0) ->
         "mutual_information_most": float("nan"),
     }
     if is_variational(model):
-        tokens, mask = pad(model.tokenize(texts[:PAIRS]), model.max_length)
+        tokens, mask = model.padded(model.tokenize(texts[:PAIRS]), model.max_length)
         estimate = model.compiled(_information)(model.params, tokens, mask, jax.random.key(seed))
         report["mutual_information"] = float(estimate)
         report["mutual_information_most"] = float(np.log(len(tokens)))

@@ -18,7 +18,8 @@ from nvib_jax.evaluation.likelihood import ratio, token_counts
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.generate import generate
 from nvib_jax.mixture import READS, expected
-from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.models.nvae import NVAE
+from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture
@@ -103,7 +104,7 @@ def _attention(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Squared (distances of the forms (B, F), spread of draws (B,), size of draws (B,))."""
     posterior, layer = model.encode(tokens, mask), model.decoder.layers[0]
-    inputs, _, counted = decoder_io(tokens, mask)
+    inputs, _, counted = decoder_io(tokens, mask, model.special)
     query = layer.latent_query(model.decoder_input(inputs))
     first, *keys = jax.random.split(key, draws + 1)
 
@@ -179,7 +180,7 @@ def read_to_decode(
     """The memories of the mixture that a form reads, and `log p(x | F)` for it in nats."""
     mixture, read = model.read(model.encode(tokens, mask), form=form, key=key)
     memories = model.memories(mixture, read)
-    inputs, targets, counted = decoder_io(tokens, mask)
+    inputs, targets, counted = decoder_io(tokens, mask, model.special)
     return memories, log_likelihood(model.decode(memories, inputs), targets, counted)
 
 

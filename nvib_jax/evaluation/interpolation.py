@@ -14,7 +14,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.engine import ROWS, pad
+from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.reconstruction import corpus_bleu, word_edit_distance
 from nvib_jax.generate import DecodingConfig, write
 from nvib_jax.models.nvae import NVAE
@@ -79,7 +79,7 @@ def interpolate_pairs(
         part = rows[2 * start : 2 * (start + count)]
         ends = [*part, *part[:2] * (count - len(part) // 2)]
         key = jax.random.fold_in(jax.random.key(seed), start)
-        texts = model.texts(run(model.params, *pad(ends, model.max_length), key))
+        texts = model.texts(run(model.params, *model.padded(ends, model.max_length), key))
         paths += [texts[i : i + steps] for i in range(0, len(texts), steps)]
     return paths[: len(pairs)]
 

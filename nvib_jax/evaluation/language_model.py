@@ -182,7 +182,7 @@ def train_language_model(
     import optax
 
     from nvib_jax.config import TrainConfig
-    from nvib_jax.training.state import make_optimizer
+    from nvib_jax.training.optimizer import make_optimizer
 
     report = progress or (lambda line: None)
     rows = _tokenize(texts, tokenizer)
@@ -294,7 +294,7 @@ def _tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 def _pad(rows: Sequence[list[int]], width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Ragged ids -> int32 tokens (count, width) and lengths (count,), -1 for rows of padding."""
-    tokens = np.full((count, width), Tokenizer.pad_id, np.int32)
+    tokens = np.full((count, width), Tokenizer.special.pad, np.int32)
     lengths = np.full(count, -1, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row

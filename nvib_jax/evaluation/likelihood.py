@@ -22,7 +22,8 @@ from nvib_jax.models.bound import (
     vectors_present,
 )
 from nvib_jax.models.latents import LATENTS
-from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.models.nvae import NVAE
+from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.progress import track
 from nvib_jax.text_model import TextModel
@@ -101,7 +102,7 @@ def importance_bounds(
     """
     sizes = group_sizes(draws)
     if not is_variational(model):
-        raise ValueError(f"a {model.config.model.kind} has no density; wanted a variational latent")
+        raise ValueError(f"a {model.architecture.kind} has no density; wanted a variational latent")
     rows = model.tokenize(texts)
     chunk = math.gcd(draws, DRAWS)
     run = model.compiled(log_importance_weights, draws=chunk)
@@ -129,7 +130,7 @@ def log_importance_weights(
     The texts are encoded once for all draws.
     """
     posterior = model.encode(tokens, mask)
-    inputs, targets, counted = decoder_io(tokens, mask)
+    inputs, targets, counted = decoder_io(tokens, mask, model.special)
 
     def one(_, draw_key: jax.Array) -> tuple[None, jax.Array]:
         mixture = model.draw(posterior, draw_key)
@@ -175,7 +176,7 @@ def group_sizes(draws: int) -> list[int]:
 
 def is_variational(model: TextModel) -> bool:
     """Whether the latent has a density, so that there is a bound."""
-    return LATENTS[model.config.model.kind].variational
+    return LATENTS[model.architecture.kind].variational
 
 
 def token_counts(model: TextModel, texts: Sequence[str]) -> np.ndarray:

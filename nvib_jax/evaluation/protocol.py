@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nvib_jax.checkpoint.load import load_with_step
+from nvib_jax.checkpoint.load import load
 from nvib_jax.data import PreparedData, default_grammar, prepare
 from nvib_jax.data.config import relocated
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
@@ -113,11 +113,12 @@ def evaluate_run(
       ValueError: the data have no such split.
     """
     config = config or EvaluationConfig()
-    model, step = load_with_step(run, which=checkpoint)
+    description, params, step = load(run, which=checkpoint)
+    model = TextModel(description, params)
     data = prepare(relocated(model.config.data), progress=progress)
     found = {
         "name": Path(run).name,
-        "kind": model.config.model.kind,
+        "kind": model.architecture.kind,
         "checkpoint": checkpoint,
         "step": step,
         "seed": config.seed,
@@ -184,7 +185,7 @@ def measure(
     if config.forms:
         progress("comparing the forms")
         found["forms"] = compare_forms(model, texts, seed=config.seed)
-        if model.config.model.kind == "NVAE":
+        if model.architecture.kind == "NVAE":
             found["thresholds"] = compare_thresholds(model, texts)
     if config.samples:
         progress(f"drawing {config.samples} samples")

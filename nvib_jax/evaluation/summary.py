@@ -1,19 +1,25 @@
 """The short evaluation at the end of a training run, and its page of text."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nvib_jax.data import PreparedData
+from nvib_jax.engine import COUNTED
 from nvib_jax.evaluation.likelihood import evidence_bound
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.samples import language_scores
 from nvib_jax.evaluation.usage import vector_usage
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.processes import is_first
 from nvib_jax.text_model import TextModel
 
 SAMPLES = DecodingConfig(method="sample")
+SUMMARY_SAMPLES = 1000  # prior samples scored at the end, if the true language (grammar) is known
+Scores = dict[str, float]
 
 _ROWS = (  # metric, its description on the page, format
     ("exact", "sentences reconstructed exactly", "{:.1%}"),
@@ -96,6 +102,41 @@ def summarize(
         half = model.interpolate(a, b, steps=3, seed=seed, clean=False)[1]
         lines += [f"  a    {a}", f"  b    {b}", f"  half {half}"]
     return "\n".join(lines)
+
+
+def summarize_run(model: TextModel, data: PreparedData, say: Callable[[str], None]) -> Scores:
+    """Measure a trained model beside an untrained one, and write the page into the run's folder.
+
+    All processes of a run call it together, and the first one writes. A model that writes no text
+    has no page.
+
+    Args:
+      model: the trained model; its config names the folder.
+      data: of the run.
+      say: prints the page.
+
+    Returns:
+      The metrics of `evaluate`.
+    """
+    if not (model.encodes and model.writes):
+        say("no page: the model writes no text; its figures are in metrics.jsonl")
+        return {}
+    config = model.config
+    say("measuring on held-out sentences, beside the same model untrained")
+    texts = data.sentences(data.held_out, config.train.eval_sentences)
+    samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
+    # The untrained model is a `replace` of the trained one, so they share compiled functions.
+    fresh = dataclasses.replace(model, params=model.description.fresh())
+    fresh = fresh.described(count_probabilities=data.length_distribution)
+    fresh = fresh.counted(data.sentences("train", COUNTED))
+    scores, untrained = (
+        evaluate(each, texts, samples=samples, seed=config.train.seed) for each in (model, fresh)
+    )
+    page = summarize(model, texts, scores, untrained, seed=config.train.seed)
+    if is_first():
+        write_summary(config.train.run_dir, page, {"trained": scores, "untrained": untrained})
+    say(f"\n{page}")
+    return scores
 
 
 def write_summary(run_dir: str | Path, page: str, scores: dict[str, dict[str, float]]) -> None:

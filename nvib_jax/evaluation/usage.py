@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax.models.latents import LATENTS
-from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.models.nvae import NVAE
+from nvib_jax.models.reading import KEPT_ABOVE, kept
+from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior
-
-THRESHOLD = 0.1  # the published evaluation drops vectors with at most this pseudo-count
 
 
 def vector_usage(model: TextModel, texts: Sequence[str]) -> dict[str, float]:
@@ -93,7 +93,7 @@ def token_usage(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
     *_, counts, attention = model.measure(usage, texts)
     found = []
     for row, alpha, share in zip(model.tokenize(texts), counts, attention, strict=True):
-        n = 0 if LATENTS[model.config.model.kind].pools else len(row)
+        n = 0 if LATENTS[model.architecture.kind].pools else len(row)
         found.append(
             {
                 "tokens": [model.tokenizer.decode([i]) for i in row],
@@ -119,7 +119,7 @@ def attention_of(model: TextModel, text: str) -> tuple[np.ndarray, list[str], li
     (row,) = model.tokenize([text])
     attention = model.measure(_by_position, [text])[0]
     words = [model.tokenizer.decode([i]) for i in row]
-    pooled = LATENTS[model.config.model.kind].pools
+    pooled = LATENTS[model.architecture.kind].pools
     components = [str(i) for i in range(1, attention.shape[1])] if pooled else words
     found = attention[: len(words) + 1, : len(components) + 1]
     return found, [*words, "(end)"], ["prior", *components]
@@ -139,7 +139,7 @@ def usage(
     each = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
     missing = 0 if model.latent.pools else model.max_length - tokens.shape[1]
     return (
-        kept(model, posterior, mixture),
+        vectors_kept(model, posterior, mixture),
         effective_number(attention, counted),
         jnp.sum(mask, axis=-1),
         *jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), each),
@@ -156,7 +156,7 @@ def _read(model: NVAE, tokens: jax.Array, mask: jax.Array):
     # draws are random, and there may be several for each component.
     form = "exact" if model.config.evaluation_form in ("drawn", "average") else None
     mixture, read_form = model.read(posterior, form=form)
-    inputs, _, counted = decoder_io(tokens, mask)
+    inputs, _, counted = decoder_io(tokens, mask, model.special)
     return posterior, mixture, model.attention(model.memories(mixture, read_form), inputs), counted
 
 
@@ -172,9 +172,8 @@ def effective_number(attention: jax.Array, counted: jax.Array) -> jax.Array:
     return jnp.exp(-jnp.sum(jnp.where(mean > 0, mean * jnp.log(mean), 0.0), axis=-1))
 
 
-def kept(model: NVAE, posterior: Posterior, mixture: Mixture) -> jax.Array:
+def vectors_kept(model: NVAE, posterior: Posterior, mixture: Mixture) -> jax.Array:
     """Number of vectors above the threshold that the decoder reads, float (B,)."""
-    threshold = THRESHOLD if model.config.threshold is None else max(model.config.threshold, 0.0)
-    above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
-    given = mixture.present[:, 1:]
-    return jnp.sum(above & given & posterior.mask[:, 1:], axis=-1).astype(jnp.float32)
+    own = model.config.threshold
+    above = kept(posterior, KEPT_ABOVE if own is None else max(own, 0.0))
+    return jnp.sum(above & mixture.present[:, 1:], axis=-1).astype(jnp.float32)

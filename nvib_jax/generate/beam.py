@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention import Memory
-from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
+from nvib_jax.models.nvae import NVAE
+from nvib_jax.models.special_ids import SpecialIds
 
-NEVER = (PAD, BOS)  # tokens that no decoder may choose
 
-
-def forbid(logits: jax.Array, tokens: tuple[int, ...] = NEVER) -> jax.Array:
+def forbid(logits: jax.Array, tokens: tuple[int, ...]) -> jax.Array:
     """-inf at `tokens`, logits or log-probabilities of shape (..., V)."""
     forbidden = jnp.isin(
         jnp.arange(logits.shape[-1], dtype=jnp.int32), jnp.array(tokens, jnp.int32)
@@ -117,7 +116,7 @@ def _start(model: NVAE, batch: int, max_length: int, beams: int, kept: int) -> _
     def empty(count: int) -> _Hypotheses:
         return _Hypotheses(
             jnp.full((batch, count), -jnp.inf, jnp.float32),
-            jnp.full((batch, count, max_length), PAD, jnp.int32),
+            jnp.full((batch, count, max_length), model.special.pad, jnp.int32),
         )
 
     prefixes = empty(beams)
@@ -126,7 +125,7 @@ def _start(model: NVAE, batch: int, max_length: int, beams: int, kept: int) -> _
     alone = prefixes._replace(scores=prefixes.scores.at[:, 0].set(0.0))
     return _State(
         position=jnp.int32(0),
-        token=jnp.full((batch, beams), BOS, jnp.int32),
+        token=jnp.full((batch, beams), model.special.bos, jnp.int32),
         caches=model.empty_caches(batch * beams, max_length),
         prefixes=alone,
         finished=empty(kept),
@@ -140,7 +139,7 @@ def _step(
     """Extend every prefix by one token, and add the hypotheses that end here."""
     position, prefixes = state.position, state.prefixes
     logits, caches = model.decode_step(memories, state.caches, state.token, position)
-    log_p, source, token, ends = _extend(prefixes.scores, logits)
+    log_p, source, token, ends = _extend(prefixes.scores, logits, model.special)
     ended = prefixes._replace(scores=ends / _divisor(position + 1, penalty))
     finished = state.finished.best(ended)
     written = jax.lax.dynamic_update_index_in_dim(
@@ -159,13 +158,14 @@ def _step(
 
 
 def _extend(
-    log_p: jax.Array, logits: jax.Array
+    log_p: jax.Array, logits: jax.Array, special: SpecialIds
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The K best continuations of K prefixes.
 
     Args:
       log_p: of the prefixes, -inf where there is none, shape (B, K).
       logits: of their next tokens, shape (B, K, V).
+      special: the ids of padding, beginning and end.
 
     Returns:
       Four arrays (B, K): log p of the new prefixes, largest first; the old prefix that each
@@ -173,17 +173,18 @@ def _extend(
       is not among the K best.
     """
     (batch, beams), vocabulary = log_p.shape, logits.shape[-1]
-    if beams > vocabulary - len(NEVER):
+    never = special.unwritable
+    if beams > vocabulary - len(never):
         raise ValueError(
-            f"beams is {beams}; wanted at most {vocabulary - len(NEVER)}, "
+            f"beams is {beams}; wanted at most {vocabulary - len(never)}, "
             f"the {vocabulary} tokens of the vocabulary without padding and beginning-of-sentence"
         )
     scores = log_p[..., None] + jax.nn.log_softmax(logits, axis=-1)
-    ends = scores[..., EOS]
-    words = forbid(scores, (*NEVER, EOS)).reshape(batch, beams * vocabulary)
+    ends = scores[..., special.eos]
+    words = forbid(scores, (*never, special.eos)).reshape(batch, beams * vocabulary)
     going_on, index = top_k(words, beams)
     # An end that ties with the K-th best counts, as in greedy decoding, which takes the lower id of
-    # two equally likely tokens: EOS is lower than every word.
+    # two equally likely tokens: that of the end is lower than every word's.
     least = top_k(jnp.concatenate([ends, going_on], axis=1), beams)[0][:, -1:]
     ends = jnp.where(ends >= least, ends, -jnp.inf)
     return going_on, index // vocabulary, index % vocabulary, ends

@@ -15,7 +15,8 @@ from nvib_jax.attention import Memory
 from nvib_jax.fields import check_fields
 from nvib_jax.generate.beam import beam_search, forbid
 from nvib_jax.generate.beam import top_k as largest
-from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
+from nvib_jax.models.nvae import NVAE
+from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.types import Mixture
 
 Method = Literal["greedy", "sample", "beam"]
@@ -86,9 +87,11 @@ def likeliest(logits: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(first, ids, ids[-1]), axis=-1)
 
 
-def choose(logits: jax.Array, key: jax.Array, config: DecodingConfig) -> jax.Array:
-    """The next token of each row: logits (B, V) -> int32 (B,). PAD and BOS are never chosen."""
-    logits = forbid(logits)
+def choose(
+    logits: jax.Array, key: jax.Array, config: DecodingConfig, special: SpecialIds
+) -> jax.Array:
+    """The next token of each row: logits (B, V) -> int32 (B,); never padding or beginning."""
+    logits = forbid(logits, special.unwritable)
     if config.method == "greedy":
         return likeliest(logits)
     logits = filter_logits(logits / config.temperature, top_k=config.top_k, top_p=config.top_p)
@@ -113,7 +116,7 @@ def generate(
       config: how tokens are chosen; None is greedy.
 
     Returns:
-      int32 ids, shape (B, max_length): the sentence, then PAD; no end-of-sentence.
+      int32 ids, shape (B, max_length): the sentence, then padding; no end-of-sentence.
 
     Raises:
       ValueError: `max_length` is more than the model has positions for, or there are more beams
@@ -143,7 +146,7 @@ def _one_by_one(
     config: DecodingConfig,
 ) -> jax.Array:
     """Greedy decoding and sampling, where a chosen token is never changed."""
-    batch = memories[0].bias.shape[0]
+    batch, special = memories[0].bias.shape[0], model.special
 
     def unfinished(carry) -> jax.Array:
         position, _, _, _, done = carry
@@ -152,17 +155,17 @@ def _one_by_one(
     def step(carry):
         position, token, caches, written, done = carry
         logits, caches = model.decode_step(memories, caches, token, position)
-        token = choose(logits, jax.random.fold_in(key, position), config)
-        done = done | (token == EOS)
-        token = jnp.where(done, PAD, token)
+        token = choose(logits, jax.random.fold_in(key, position), config, special)
+        done = done | (token == special.eos)
+        token = jnp.where(done, special.pad, token)
         written = jax.lax.dynamic_update_index_in_dim(written, token, position, axis=1)
         return position + 1, token, caches, written, done
 
     start = (
         jnp.int32(0),
-        jnp.full((batch,), BOS, jnp.int32),
+        jnp.full((batch,), special.bos, jnp.int32),
         model.empty_caches(batch, max_length),
-        jnp.full((batch, max_length), PAD, jnp.int32),
+        jnp.full((batch, max_length), special.pad, jnp.int32),
         jnp.zeros((batch,), bool),
     )
     return jax.lax.while_loop(unfinished, step, start)[3]

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.models.nvae import NVAE, decoder_io
+from nvib_jax.models.nvae import NVAE
+from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.types import Posterior
 
@@ -20,11 +21,13 @@ def bound_terms(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(log p(x|F) for a drawn F, exact KL_G, exact KL_D, m), the first three in nats, each (B,)."""
     posterior = model.encode(tokens, mask)
-    inputs, targets, counted = decoder_io(tokens, mask)
+    inputs, targets, counted = decoder_io(tokens, mask, model.special)
     logits = model.decode(model.memories(model.draw(posterior, key), "exact"), inputs)
+    costs = model.latent.costs(posterior)
     return (
         log_likelihood(logits, targets, counted),
-        *model.latent.kl(posterior),
+        costs["gaussian"],
+        costs["dirichlet"],
         vectors_present(posterior),
     )
 

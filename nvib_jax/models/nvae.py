@@ -5,108 +5,30 @@ have no side effects on the module. Training and generation split it once into a
 arrays and merge it again inside `jax.jit` (`nvib_jax.models.params`).
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
-from nvib_jax.fields import check_fields
+from nvib_jax.kl import vector_count
 from nvib_jax.mesh import constrain
+from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.latents import LATENTS
+from nvib_jax.models.reading import kept
+from nvib_jax.models.special_ids import SpecialIds
+from nvib_jax.models.teacher_forcing import blanked, decoder_io
+from nvib_jax.models.terms import Batch, Terms
 from nvib_jax.modules import Decoder, Encoder
 from nvib_jax.modules.attention import Cache
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
+from nvib_jax.objective import anneal
 from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.types import Mixture, Posterior
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class NVAEConfig:
-    """Architecture and bottleneck of an `NVAE`."""
-
-    kind: Literal["NVAE", "T", "VTV", "VTP", "VTS", "VTQ"] = "NVAE"
-    """The latent: the NVIB, or a rival of `nvib_jax.models.latents`: T plain, VTV a Gaussian per
-    vector, VTP pooled to one, VTS a fixed share of the vectors, VTQ pooled by learned queries."""
-    pool: Literal["mean", "max", "first"] = "mean"
-    """VTP: how the states become one vector."""
-    stride_share: float = 0.5
-    """VTS: share of a sentence's vectors that are kept, at least one."""
-    latent_queries: int = 1
-    """VTQ: learned queries, each a vector."""
-    dim: int = 256
-    """Width D of the model and of the latent vectors."""
-    heads: int = 4
-    """Heads of self-attention."""
-    latent_heads: int = 1
-    """Heads of the decoder's denoising attention."""
-    hidden: int = 1024
-    """Width of the feed-forward layers."""
-    encoder_layers: int = 1
-    """Encoder layers."""
-    decoder_layers: int = 1
-    """Decoder layers."""
-    norm: Literal["pre", "post"] = "pre"
-    """Layer norm before (pre) or after (post) each residual."""
-    dropout: float = 0.1
-    """Dropout rate in training."""
-    tied: bool = False
-    """Use the decoder's embedding as the output matrix."""
-    latent_bias: bool = False
-    """Biases in the denoising attention's projections."""
-    pseudo_count: Literal["exp_linear", "exp_quadratic", "relu"] = "exp_linear"
-    """Map from encoder states to pseudo-counts."""
-    initial_alpha: float | None = None
-    """Mean pseudo-count of a vector before training; None is alpha_delta, or 1 where that is 0."""
-    initial_kept: float = 0.5
-    """Share of the vectors that are not empty before training, for relu."""
-    initial_variance: float = 0.1
-    """Variance of each vector before training."""
-    prior_alpha: float = 1.0
-    """Total pseudo-count of the Dirichlet process, alpha_0^p."""
-    alpha_delta: float = 0.3
-    """Prior pseudo-counts a token adds: the knob of the bottleneck."""
-    num_samples: int = 1
-    """Draws per component in training, K."""
-    evaluation_form: Literal[
-        "exact", "published", "simplified", "expected_logit", "drawn", "average"
-    ] = "expected_logit"
-    """How a posterior is read when not training: a form of denoising attention, one draw, or the
-    average of eight."""
-    threshold: float | None = None
-    """Drop components with a pseudo-count at most this when evaluating; None keeps all."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype; parameters, softmax, biases and KLs stay float32."""
-    attention: Literal["auto", "xla", "pallas", "pallas_tpu", "pallas_gpu", "cudnn"] = "auto"
-    """Implementation of denoising attention; auto takes the fastest measured on the device."""
-    remat: bool = False
-    """Recompute each layer for its gradient: less memory, a third more work."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "model")
-
-        def check(right: bool, name: str, wanted: str) -> None:
-            if not right:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")
-
-        for name in ("dim", "hidden", "decoder_layers", "num_samples", "latent_queries"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("encoder_layers", "alpha_delta"):
-            check(getattr(self, name) >= 0, name, "at least 0")
-        for name in ("initial_variance", "prior_alpha"):
-            check(getattr(self, name) > 0, name, "more than 0")
-        check(self.initial_alpha is None or self.initial_alpha > 0, "initial_alpha", "more than 0")
-        check(0 < self.stride_share <= 1, "stride_share", "0 < stride_share <= 1")
-        check(0 < self.initial_kept < 1, "initial_kept", "0 < initial_kept < 1")
-        for name in ("heads", "latent_heads"):
-            heads = getattr(self, name)
-            check(heads >= 1 and self.dim % heads == 0, name, f"a divisor of model.dim, {self.dim}")
-        check(0 <= self.dropout < 1, "dropout", "0 <= dropout < 1")
+__all__ = ["NVAE", "NVAEConfig"]
 
 
 class NVAE(nnx.Module):
@@ -116,12 +38,21 @@ class NVAE(nnx.Module):
       config: architecture.
       vocab_size: V.
       max_length: longest sentence in tokens, end-of-sentence not counted.
+      special: the tokenizer's ids of padding, beginning, end and unknown.
       rngs: parameter RNGs.
     """
 
-    def __init__(self, config: NVAEConfig, *, vocab_size: int, max_length: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: NVAEConfig,
+        *,
+        vocab_size: int,
+        max_length: int,
+        special: SpecialIds | None = None,
+        rngs: nnx.Rngs,
+    ):
         c, dtype = config, jnp.dtype(config.dtype)
-        self.config, self.max_length = config, max_length
+        self.config, self.max_length, self.special = config, max_length, special or SpecialIds()
 
         def table(rows: int) -> nnx.Param:
             init = nnx.initializers.normal(c.dim**-0.5, jnp.float32)
@@ -154,6 +85,47 @@ class NVAE(nnx.Module):
     def dtype(self):
         """The compute dtype."""
         return jnp.dtype(self.config.dtype)
+
+    def terms(
+        self, batch: Batch, key: jax.Array, *, step: jax.Array, train: bool, objective: Any
+    ) -> Terms:
+        """The terms of the loss (`nvib_jax.models.terms`), with one drawn mixture a sentence.
+
+        With `train`, some words of the input are blanked and there is dropout.
+        """
+        encode_key, draw_key, decode_key, noise_key = jax.random.split(key, 4)
+        tokens, mask = batch["tokens"], batch["mask"]
+        inputs, targets, counted = decoder_io(tokens, mask, self.special)
+        alpha_delta = None
+        if train:
+            alpha_delta = _alpha_delta(step, objective, self.config.alpha_delta)
+            keys, ids = jax.random.split(noise_key), self.special
+            tokens = blanked(tokens, objective.encoder_noise, keys[0], ids)
+            words = blanked(inputs[:, 1:], objective.word_dropout, keys[1], ids)
+            inputs = inputs.at[:, 1:].set(words)
+        else:
+            encode_key = decode_key = None
+        posterior = self.encode(tokens, mask, encode_key)
+        memories = self.memories(self.draw(posterior, draw_key), "exact")
+        nll = self.cross_entropy(memories, inputs, targets, counted, decode_key)
+
+        costs = self.latent.costs(
+            posterior,
+            gaussian_form=objective.gaussian_form,
+            dirichlet_form=objective.dirichlet_form,
+            alpha_delta=alpha_delta,
+        )
+        if objective.vector_price:
+            costs["vectors"] = vector_count(posterior, num_samples=self.config.num_samples)
+        real = jnp.any(mask, axis=-1)
+        costs = {name: jnp.where(real, cost, 0.0) for name, cost in costs.items()}
+        logged = {"gaussian": "kl_gaussian", "dirichlet": "kl_dirichlet"}
+        metrics = {
+            logged.get(name, name): (jnp.sum(cost), jnp.sum(real)) for name, cost in costs.items()
+        }
+        # A share of the tokens, even for a latent that pools them to fewer vectors.
+        metrics["share_kept"] = (jnp.sum(kept(posterior)), jnp.sum(mask))
+        return Terms(nll, jnp.sum(counted), costs, metrics, width=self.config.dim)
 
     def encode(self, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> Posterior:
         """Tokens to posterior.
@@ -311,16 +283,10 @@ def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
         raise ValueError(f"{name} has {tokens.shape[1]} positions; wanted at most {most}")
 
 
-def decoder_io(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Teacher forcing: (inputs, targets, which targets count), each (B, N + 1).
-
-    Inputs are beginning-of-sentence and the sentence; targets are the sentence and end-of-sentence.
-    In a row that is all padding no target counts.
-    """
-    length = jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
-    column = jnp.full((tokens.shape[0], 1), BOS, tokens.dtype)
-    position = jnp.arange(tokens.shape[1] + 1, dtype=jnp.int32)[None]
-    padded = jnp.concatenate([tokens, column], axis=1)
-    targets = jnp.where(position == length, jnp.asarray(EOS, tokens.dtype), padded)
-    counted = (position <= length) & (length > 0)
-    return jnp.concatenate([column, tokens], axis=1), targets, counted
+def _alpha_delta(step: jax.Array, objective: Any, last: float) -> jax.Array | None:
+    """The Dirichlet prior's alpha_delta at a step; None if it does not change."""
+    first = objective.alpha_delta_start
+    if first is None:
+        return None
+    reached = anneal(step, schedule="linear", steps=objective.alpha_delta_steps)
+    return first + (last - first) * reached

@@ -1,4 +1,4 @@
-"""The form of attention for a mixture that comes without one; a posterior as one vector."""
+"""What posteriors and mixtures tell: the form to read them with, vectors kept, one mean vector."""
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,19 @@ def form_of(mixture: Mixture, preferred: str) -> str:
         return "expected_logit"
     fits = preferred in FORMS and not (kind == "mean" and preferred == "expected_logit")
     return preferred if fits else "simplified"
+
+
+KEPT_ABOVE = 0.1  # the published evaluation drops vectors with at most this pseudo-count
+
+
+def kept(posterior: Posterior, threshold: float = KEPT_ABOVE) -> jax.Array:
+    """Which vectors have a pseudo-count above the threshold, without the prior's.
+
+    Returns:
+      bool, shape (B, S - 1).
+    """
+    above = posterior.log_alpha[:, 1:] > jnp.log(threshold)
+    return above & posterior.mask[:, 1:]
 
 
 def mean_vector(posterior: Posterior) -> jax.Array:

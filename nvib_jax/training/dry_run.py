@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 
 from nvib_jax.config import Config
 from nvib_jax.data import prepare
-from nvib_jax.models.structure import structure
+from nvib_jax.models.build import build
 from nvib_jax.training.hlo import collectives
 from nvib_jax.training.sharding import (
     ROWS,
@@ -26,7 +26,7 @@ from nvib_jax.training.sharding import (
     plan_state,
     whole,
 )
-from nvib_jax.training.state import make_train_step
+from nvib_jax.training.step import make_train_step
 
 MIB = 2**20
 
@@ -109,9 +109,11 @@ def compile_step(
     Raises:
       ValueError: sizes that do not fit the mesh.
     """
-    graph, shapes, _ = structure(config, vocab_size, length)
-    check_fits(config, mesh, shapes)
-    plan = plan_state(config, mesh, vocab_size, length)
+    structure = build(
+        config.model, vocab_size=vocab_size, max_length=length, seed=config.train.seed
+    )
+    check_fits(config, mesh, structure.shapes)
+    plan = plan_state(config, mesh, structure)
     rows = NamedSharding(mesh, ROWS)
     shape = (config.data.batch_size, length)
     batch = {
@@ -120,7 +122,7 @@ def compile_step(
     }
     with jax.set_mesh(mesh):
         step = make_train_step(
-            graph,
+            structure.graph,
             plan.optimizer,
             config.objective,
             accumulate=config.train.accumulate,

@@ -1,27 +1,22 @@
-"""Opens what a config describes: an untrained model, its buckets, its batches."""
+"""Opens what a config describes: its model, its buckets, its batches."""
 
 from typing import Any
 
 import jax
 
+from nvib_jax.checkpoint.description import Description
 from nvib_jax.config import Config
 from nvib_jax.data import Batches, PreparedData
 from nvib_jax.data.batches import default_buckets
 from nvib_jax.data.config import Split
-from nvib_jax.text_model import TextModel
 from nvib_jax.training.sharding import own_rows
 
 
-def open_model(config: Config, data: PreparedData) -> TextModel:
-    """An untrained model that fits the data."""
-    return TextModel.create(
+def describe(config: Config, data: PreparedData) -> Description:
+    """The description of the model that fits the data."""
+    return Description.create(
         config, data.tokenizer, buckets_of(config, data), data.length_distribution
     )
-
-
-def data_split(data: PreparedData) -> Split:
-    """The split that training evaluates on: validation if there is one, otherwise train."""
-    return "validation" if "validation" in data.lengths else "train"
 
 
 def buckets_of(config: Config, data: PreparedData) -> tuple[int, ...]:

@@ -1,10 +1,12 @@
-"""The training run from start to end: data, model, steps, evaluation, checkpoints, summary."""
+"""The training run from start to end: data, model, steps, validation, checkpoints."""
 
 import contextlib
 import dataclasses
 import json
 import time
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,29 @@ import jax
 import numpy as np
 
 import nvib_jax
+from nvib_jax.checkpoint.description import Description
 from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.checkpoint.store import Checkpoints
 from nvib_jax.config import Config
 from nvib_jax.data import PreparedData, prepare
 from nvib_jax.effects import remarks
-from nvib_jax.evaluation import evaluate, summarize
-from nvib_jax.evaluation.summary import write_summary
+from nvib_jax.engine import COUNTED
 from nvib_jax.files import write_whole
-from nvib_jax.models.structure import structure
-from nvib_jax.objective import elbo_weights
 from nvib_jax.presets import to_json
 from nvib_jax.processes import check_same, is_first
 from nvib_jax.progress import to_standard_error
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.claim import CLAIM, Claim
-from nvib_jax.training.feed import arrays_of, buckets_of, data_split, open_batches, open_model
+from nvib_jax.training.feed import arrays_of, describe, open_batches
 from nvib_jax.training.guards.bad_steps import BadSteps
 from nvib_jax.training.guards.interrupt import Interrupt
 from nvib_jax.training.guards.memory import check_memory, memory_explained
 from nvib_jax.training.guards.replicas import make_agree
 from nvib_jax.training.guards.watchdog import Watchdog
 from nvib_jax.training.logging import TrainingBar, open_writer
+from nvib_jax.training.loss import effective_weights
 from nvib_jax.training.sharding import batch_placer, check_fits, make_mesh, plan_state, whole
-from nvib_jax.training.state import TrainState, add_metrics, make_train_step, means
+from nvib_jax.training.step import TrainState, add_metrics, make_train_step, means
 from nvib_jax.training.validation import make_validation
 
 _LINE = {
@@ -47,29 +48,41 @@ _LINE = {
     "tokens_per_second": "tokens/s",
 }
 FINISHED = "finished.json"  # written at the very end, for scripts that wait for the run
-_COUNTED = 1024  # training sentences from which `count_probabilities` is measured
-SUMMARY_SAMPLES = 1000  # prior samples scored at the end, if the true language (grammar) is known
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gives.
+
+    Attributes:
+      model: the trained model.
+      tokens_per_second: median over the log windows, compilation left out; 0 if there is none.
+      result: what `then` returned.
+    """
+
+    model: TextModel
+    tokens_per_second: float
+    result: Any = None
 
 
 def train(
     config: Config,
     *,
     resume: bool | None = False,
-    summary: bool = True,
     claim: Claim | None = None,
-) -> dict[str, float]:
-    """Run a config from text to a summary, on all devices of all processes.
+    then: Callable[[TextModel, PreparedData, Say], Any] | None = None,
+) -> Trained:
+    """Run a config from text to a trained model, on all devices of all processes.
 
     Args:
       config: the whole configuration; `train.run_dir` must not hold another run's checkpoints.
       resume: continue from the last undamaged checkpoint in `train.run_dir`. None does so if there
         is a checkpoint, and starts a new run otherwise.
-      summary: evaluate at the end and write a page (`nvib evaluate` can do it later).
       claim: of the run's folder, if the caller holds it already; it is released at the end.
-
-    Returns:
-      The final metrics on held-out sentences (`nvib_jax.evaluation.evaluate`), with
-      "tokens_per_second" of training, compilation left out.
+      then: called with the trained model, the data and a function that prints a line, by all
+        processes under the run's mesh, before the run is called finished. `nvib train` gives
+        `nvib_jax.evaluation.summary.summarize_run`.
 
     Raises:
       FileExistsError: the run has checkpoints and `resume` is False, or another process is using
@@ -94,7 +107,7 @@ def train(
         config = dataclasses.replace(config, data=noted)
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
-            return _train(config, data, mesh, bar, saved, summary)
+            return _train(config, data, mesh, bar, saved, then)
 
 
 def _train(
@@ -103,22 +116,17 @@ def _train(
     mesh: jax.sharding.Mesh,
     bar: TrainingBar,
     saved: list[int],
-    summary: bool,
-) -> dict[str, float]:
+    then: Callable[[TextModel, PreparedData, Say], Any] | None,
+) -> Trained:
     settings, run_dir = config.train, Path(config.train.run_dir)
-    length = buckets_of(config, data)[-1]
-    shapes = structure(config, data.vocab_size, length)[1]
+    description = describe(config, data)
+    shapes, length = description.structure.shapes, description.max_length
     check_fits(config, mesh, shapes)
     check_memory(config, mesh, shapes, length)
-    _check_batches(config, data, mesh)
-    texts = data.sentences(data_split(data), settings.eval_sentences)
-    samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
-    weights = effective_weights(config)
+    for split in ("train", data.held_out):
+        open_batches(config, data, mesh, split)  # raises for batches that do not fit the data
     bar.print(f"the run is {run_dir}")
-    bar.print(
-        f"effective weights, where the ELBO has 1: KL_G {weights[0]:.3g}, KL_D {weights[1]:.3g}"
-    )
-    for line in remarks(config):
+    for line in (*effective_weights(config), *remarks(config)):
         bar.print(line)
     if mesh.size > 1:
         sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -131,31 +139,19 @@ def _train(
         say=bar.print,
     )
     with contextlib.closing(checkpoints), memory_explained(config, shapes, length):
-        model, speed = _fit(config, data, mesh, checkpoints, bar, resume=bool(saved))
-
-    scores: dict[str, float] = {}
-    if summary:
-        bar.print("measuring on held-out sentences, beside the same model untrained")
-        # The untrained model is a `replace` of the trained one, so they share compiled functions.
-        fresh = dataclasses.replace(model, params=open_model(config, data).params)
-        fresh = fresh.counted(data.sentences("train", _COUNTED))
-        scores = evaluate(model, texts, samples=samples, seed=settings.seed)
-        untrained = evaluate(fresh, texts, samples=samples, seed=settings.seed)
-        page = summarize(model, texts, scores, untrained, seed=settings.seed)
-        if is_first():
-            write_summary(run_dir, page, {"trained": scores, "untrained": untrained})
+        model, speed = _fit(description, data, mesh, checkpoints, bar, resume=bool(saved))
+    result = then(model, data, bar.print) if then else None
     # A run of more steps than were asked for is as unfinished, or as finished, as it was.
     if is_first() and max(saved_steps(run_dir), default=0) <= settings.steps:
         finished = {"steps": settings.steps, "nvib_jax": nvib_jax.__version__}
         write_whole(run_dir / FINISHED, json.dumps(finished) + "\n")
-    if summary:
-        names = ", ".join(sorted(p.name for p in run_dir.iterdir() if p.name != CLAIM))
-        bar.print(f"\n{page}\n\nwritten to {run_dir}: {names}")
-    return scores | {"tokens_per_second": speed}
+    names = ", ".join(sorted(p.name for p in run_dir.iterdir() if p.name != CLAIM))
+    bar.print(f"\nwritten to {run_dir}: {names}")
+    return Trained(model, speed, result)
 
 
 def _fit(
-    config: Config,
+    description: Description,
     data: PreparedData,
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
@@ -164,20 +160,15 @@ def _fit(
     resume: bool,
 ) -> tuple[TextModel, float]:
     """Run all steps; return the trained model and the median tokens/s of the log windows."""
-    settings = config.train
-    buckets, texts = buckets_of(config, data), data.sentences("train", _COUNTED)
-    plan = plan_state(config, mesh, data.vocab_size, buckets[-1])
+    config, structure = description.config, description.structure
+    settings, texts = config.train, data.sentences("train", COUNTED)
+    plan = plan_state(config, mesh, structure)
     if resume:
-        empty = TextModel.create(
-            config, data.tokenizer, buckets, data.length_distribution, plan.state.params
-        )
-        state = checkpoints.resume(plan.state, empty)
+        state = TrainState.of_items(checkpoints.resume(plan.state.items, description)[1])
         bar.print(f"resumed at step {int(state.step)}")
     else:
         state = plan.create()
-    model = TextModel.create(
-        config, data.tokenizer, buckets, data.length_distribution, state.params
-    )
+    model = TextModel(description, state.params)
     if resume:
         model = model.counted(texts)
     start = int(state.step)
@@ -186,7 +177,7 @@ def _fit(
     elif is_first():
         write_whole(Path(settings.run_dir) / "config.json", to_json(config))
     step_function = make_train_step(
-        model.graph,
+        structure.graph,
         plan.optimizer,
         config.objective,
         accumulate=settings.accumulate,
@@ -194,7 +185,7 @@ def _fit(
         shardings=(plan.shardings, whole(mesh)),
     )
     agree = make_agree(mesh, plan.shardings)
-    validate = make_validation(config, model, data, mesh)
+    validate = make_validation(config, structure.graph, data, mesh)
     place = batch_placer(mesh, config.data.batch_size)
     key = jax.random.key(settings.seed)
 
@@ -231,7 +222,7 @@ def _fit(
                 speeds.append(float(window["cross_entropy"][1]) / (time.monotonic() - since))
                 values["tokens_per_second"] = speeds[-1]
                 writer.write(step, "train", values)
-                bar.log(step, values, _LINE)
+                bar.log(step, values, _shown(values))
                 window, since = None, time.monotonic()
             if evaluating:
                 state = _agreed(agree, state, mesh, bar)
@@ -246,11 +237,10 @@ def _fit(
                             "kept; lower train.learning_rate or train.clip"
                         )
                     writer.write(step, "validation", values)
-                    shown = {name: _LINE[name] for name in values if name in _LINE}
-                    bar.log(step, values, shown, split="held-out")
+                    bar.log(step, values, _shown(values), split="held-out")
                     model, objective = model.counted(texts), values["loss"]
                 watchdog.at(f"the checkpoint of step {step}")
-                checkpoints.save(state, model, objective)
+                checkpoints.save(step, state.items, model.description, objective)
                 if last:
                     checkpoints.wait()  # inside `Interrupt`, so that no signal ends the process
                 since = time.monotonic()
@@ -285,13 +275,6 @@ def _check_run_dir(config: Config, resume: bool | None) -> list[int]:
     return saved
 
 
-def _check_batches(config: Config, data: PreparedData, mesh: jax.sharding.Mesh) -> None:
-    """Raise ValueError for batches that do not fit, before the run writes anything."""
-    for split in ("train", data_split(data)):
-        open_batches(config, data, mesh, split)
-
-
-def effective_weights(config: Config) -> tuple[float, float]:
-    """The weights of KL_G and KL_D relative to the ELBO's, after annealing."""
-    lambdas = config.objective.lambda_gaussian, config.objective.lambda_dirichlet
-    return lambdas if config.objective.units == "elbo" else elbo_weights(*lambdas, config.model.dim)
+def _shown(values: dict[str, float]) -> dict[str, str]:
+    """The metrics of a line on the terminal -> their names there."""
+    return {name: text for name, text in _LINE.items() if name in values}

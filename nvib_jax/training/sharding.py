@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from nvib_jax.config import Config, MeshConfig
 from nvib_jax.mesh import MESH_AXES, RULES, ways
+from nvib_jax.models.build import Structure
 from nvib_jax.models.params import Params, axes_of, layout
-from nvib_jax.models.structure import structure
-from nvib_jax.training.state import TrainState, make_optimizer
+from nvib_jax.training.optimizer import make_optimizer
+from nvib_jax.training.step import TrainState
 
 ROWS = P(RULES["batch"])
 
@@ -66,13 +67,10 @@ def check_fits(config: Config, mesh: jax.sharding.Mesh, params: Mapping[str, Any
             f"data.batch_size is {config.data.batch_size}; wanted a multiple of mesh.data times "
             f"mesh.fsdp, {shares}{also}"
         )
-    heads, latent = config.model.heads, config.model.latent_heads
-    tensor = ways(mesh, "heads")
-    if heads % tensor or (latent > 1 and latent % tensor):
-        raise ValueError(
-            f"model.heads, latent_heads are {heads}, {latent}; wanted multiples of mesh.tensor, "
-            f"{tensor} (one latent head is left whole)"
-        )
+    tensor, heads = ways(mesh, "heads"), config.model.head_counts()
+    for name, count in heads.items():
+        if count % tensor:
+            raise ValueError(f"model.{name} is {count}; wanted a multiple of mesh.tensor, {tensor}")
     for name, array in params.items():
         for axis, size in zip(axes_of(name, len(array.shape)), array.shape, strict=True):
             if size > 1 and size % ways(mesh, axis):
@@ -115,14 +113,12 @@ class StatePlan:
         return jax.jit(make, out_shardings=self.shardings)()
 
 
-def plan_state(
-    config: Config, mesh: jax.sharding.Mesh, vocab_size: int, max_length: int
-) -> StatePlan:
+def plan_state(config: Config, mesh: jax.sharding.Mesh, structure: Structure) -> StatePlan:
     """The plan for a config's training state; moments have the layout of their parameters."""
     optimizer = make_optimizer(config.train)
-    _, shapes, init = structure(config, vocab_size, max_length)
+    shapes, init = structure.shapes, structure.init
     params = {name: NamedSharding(mesh, spec) for name, spec in layout(mesh, shapes).items()}
-    state = jax.eval_shape(lambda: TrainState.create(init(), optimizer))
+    state = jax.eval_shape(lambda params: TrainState.create(params, optimizer), shapes)
     opt_state = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,

@@ -8,25 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from nvib_jax.config import Config
 from nvib_jax.data import PreparedData
 from nvib_jax.models.params import Params, merge
-from nvib_jax.text_model import TextModel
-from nvib_jax.training.feed import arrays_of, data_split, open_batches
+from nvib_jax.models.terms import Metrics
+from nvib_jax.training.feed import arrays_of, open_batches
+from nvib_jax.training.loss import loss_and_metrics
 from nvib_jax.training.sharding import batch_placer, whole
-from nvib_jax.training.state import Metrics, add_metrics, loss_and_metrics, means
+from nvib_jax.training.step import add_metrics, means
 
 
 def make_validation(
-    config: Config, model: TextModel, data: PreparedData, mesh: jax.sharding.Mesh
+    config: Config, graph: nnx.GraphDef, data: PreparedData, mesh: jax.sharding.Mesh
 ) -> Callable[[Params], dict[str, float]]:
     """A function params -> metrics on held-out sentences.
 
     It has no dropout, the KLs at full weight, and the same random draws in every call.
     """
-    graph, objective = model.graph, dataclasses.replace(config.objective, anneal="constant")
-    batches = open_batches(config, data, mesh, data_split(data), shuffle=False)
+    objective = dataclasses.replace(config.objective, anneal="constant")
+    batches = open_batches(config, data, mesh, data.held_out, shuffle=False)
     place = batch_placer(mesh, config.data.batch_size)
     count = min(len(batches), -(-config.train.eval_sentences // config.data.batch_size))
     # The batches are in order of length; evenly spaced ones represent every length.

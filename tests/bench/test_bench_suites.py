@@ -15,9 +15,10 @@ from nvib_jax.bench import attention, data, generate, plain, sampler, train
 from nvib_jax.bench import run as bench
 from nvib_jax.bench.timing import Row, measure
 from nvib_jax.config import ObjectiveConfig
-from nvib_jax.models.nvae import EOS, NVAE, PAD
+from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import merge, split
-from nvib_jax.training.state import loss_and_metrics
+from nvib_jax.models.special_ids import EOS, PAD
+from nvib_jax.training.loss import loss_and_metrics
 
 TINY = attention.Shape(2, 2, 6, 5, 16)
 QUICK = {"seconds": 0.0, "rounds": 2}

@@ -10,11 +10,10 @@ import tiny
 
 import nvib_jax
 from nvib_jax.checkpoint.compatible import check_same_run
-from nvib_jax.checkpoint.description import describe
+from nvib_jax.checkpoint.description import Description
 from nvib_jax.data import prepare
 from nvib_jax.presets import load_preset, to_json
 from nvib_jax.sweep import changed
-from nvib_jax.text_model import TextModel
 
 CONFIGS = Path(nvib_jax.__file__).parent.parent / "configs"
 # The `data.clean` of a quickstart run's config.json, as version 0.1.0 wrote it.
@@ -37,13 +36,13 @@ def saved_by_0_1_0(model):
     values["data"]["cache_dir"] = "/work/ref/cache"
     values["data"].pop("digest")
     values["train"]["run_dir"] = "/work/ref/runs/quickstart"
-    return {**describe(model), "config": json.dumps(values)}
+    return {**model.to_json(), "config": json.dumps(values)}
 
 
 @pytest.fixture(scope="module")
 def model():
     tokenizer = prepare(tiny.config().data).tokenizer
-    return TextModel.create(tiny.config(), tokenizer, (24,), np.ones(3) / 3, params={})
+    return Description.create(tiny.config(), tokenizer, (24,), np.ones(3) / 3)
 
 
 def with_config(model, config):

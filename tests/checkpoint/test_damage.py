@@ -14,14 +14,15 @@ import pytest
 import tiny
 
 from nvib_jax.checkpoint.integrity import Damaged, check_fingerprints, fingerprints
-from nvib_jax.checkpoint.load import load_model
 from nvib_jax.checkpoint.reading import CheckpointReader
 from nvib_jax.checkpoint.retention import FOLDER, Keep, saved_steps
 from nvib_jax.checkpoint.store import DAMAGED, Checkpoints
 from nvib_jax.data import prepare
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
+from nvib_jax.training.feed import describe
 from nvib_jax.training.sharding import make_mesh, plan_state
+from nvib_jax.training.step import TrainState
 
 # Orbax's readers leave coroutines behind when one of them fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -55,17 +56,18 @@ def opened():
     """(plan, model, the state saved at step 20) of the finished run."""
     config = tiny.trained()[0]
     data = prepare(config.data)
-    plan = plan_state(config, make_mesh(config.mesh), data.vocab_size, 24)
-    model = loop.open_model(config, data)
-    whole = CheckpointReader(config.train.run_dir).restore(plan.state, model)
-    return plan, model, jax.device_get(whole)
+    description = describe(config, data)
+    plan = plan_state(config, make_mesh(config.mesh), description.structure)
+    _, items = CheckpointReader(config.train.run_dir).restore(plan.state.items, description)
+    return plan, description, jax.device_get(TrainState.of_items(items))
 
 
-def restored(run, plan, model):
+def restored(run, plan, description):
     said = []
     checkpoints = Checkpoints(run, say=said.append)
     try:
-        return jax.device_get(checkpoints.resume(plan.state, model)), said
+        _, items = checkpoints.resume(plan.state.items, description)
+        return jax.device_get(TrainState.of_items(items)), said
     finally:
         checkpoints.close()
 
@@ -139,10 +141,8 @@ def test_a_reader_that_errs_is_found_out(opened, monkeypatch, tmp_path):
     assert "['output.bias'] is" in said[0]
 
 
-def test_a_run_goes_on_from_the_one_before(opened, tmp_path, monkeypatch):
+def test_a_run_goes_on_from_the_one_before(opened, tmp_path):
     """Damaged at 20, resumed from 10, and 20 is made again: the same parameters."""
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
-    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "")
     run = copied(tmp_path)
     hurt(run, "optimizer/_METADATA", "cut")
     loop.train(tiny.with_train(tiny.trained()[0], run_dir=str(run)), resume=True)
@@ -158,13 +158,13 @@ def test_loading_passes_a_damaged_one_over(tmp_path):
     run, said = copied(tmp_path), []
     hurt(run, "params/_METADATA", "cut")
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    model = load_model(run, which="last", say=said.append)
+    model = TextModel.load(run, which="last", say=said.append)
     assert "step 20" in said[0]
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
     whole = tiny.trained()[0].train.run_dir
     (other,) = (s for s in saved_steps(whole) if s != 20)
     shutil.rmtree(run / FOLDER / "20")
-    assert same(model.params, load_model(run, which="last").params)
+    assert same(model.params, TextModel.load(run, which="last").params)
     assert other == 10
 
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_step_than_its_name_is_damaged(opened, tmp_path)
     rename(run, ("10", "20"), ("20", "10"))
     for which in ("best", "last"):
         with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
-            load_model(run, which=which, say=said.append)
+            TextModel.load(run, which=which, say=said.append)
     assert len(said) == 4
     assert "step 20 in" in said[-2]
     assert "is damaged (it says that it is of step 10)" in said[-2]
@@ -190,12 +190,11 @@ def test_a_checkpoint_of_another_step_than_its_name_is_damaged(opened, tmp_path)
         restored(run, *opened[:2])
 
 
-@pytest.mark.usefixtures("short_end")
 def test_a_checkpoint_renamed_to_a_later_step_is_set_aside(opened, tmp_path):
     """Training went on and ended in "there is one of a later step"."""
     run = copied(tmp_path)
     rename(run, ("20", "99"))
-    assert load_model(run, which="last", say=lambda _: None).config == tiny.as_saved(
+    assert TextModel.load(run, which="last", say=lambda _: None).config == tiny.as_saved(
         opened[1].config
     )
     loop.train(tiny.with_train(tiny.trained()[0], run_dir=str(run)), resume=True)
@@ -230,7 +229,7 @@ def test_bad_meta_data_of_one_do_not_block_the_others(opened, tmp_path, name, co
     run, said = copied(tmp_path), []
     (run / FOLDER / "20" / name).write_bytes(content)
     for which in ("last", "best"):
-        load_model(run, which=which, say=said.append)
+        TextModel.load(run, which=which, say=said.append)
     state, more = restored(run, plan, model)
     assert bool(said) == (int(state.step) == 10)
     assert more or not said
@@ -252,8 +251,8 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_no_damage(tmp_path, monkeypa
         return plain(self, step, shapes)
 
     monkeypatch.setattr(CheckpointReader, "_read_items", read)
-    model = load_model(run, say=said.append)
-    wanted = load_model(tiny.trained()[0].train.run_dir, which="last")
+    model = TextModel.load(run, say=said.append)
+    wanted = TextModel.load(tiny.trained()[0].train.run_dir, which="last")
     assert same(model.params, wanted.params)
     assert not said
 
@@ -264,7 +263,7 @@ def test_a_reader_says_that_it_reads(tmp_path):
     for step in ("10", "20"):
         shutil.rmtree(run / FOLDER / step / "params")
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
-        load_model(run, say=said.append)
+        TextModel.load(run, say=said.append)
     assert not any("written" in line for line in said)
 
 
@@ -274,7 +273,7 @@ def test_none_is_whole(opened, tmp_path):
         hurt(run, "meta/metadata", "cut", step)
     for which in ("best", "last"):
         with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
-            load_model(run, which=which, say=lambda _: None)
+            TextModel.load(run, which=which, say=lambda _: None)
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
         restored(run, *opened[:2])
     assert saved_steps(run) == [10, 20]  # a passing error of a disk would look the same
@@ -318,7 +317,7 @@ def test_reading_ends_and_stays_inside(tmp_path, kind):
     else:
         step.rename(tmp_path / "elsewhere")
         step.symlink_to(tmp_path / "elsewhere")
-    load_model(run, which="last", say=said.append)
+    TextModel.load(run, which="last", say=said.append)
     assert "step 20" in said[0]
     assert "is a link" in said[0]
 
@@ -335,13 +334,6 @@ def test_no_code_of_a_file_is_run(monkeypatch):
 
 
 # ---- disks
-
-
-@pytest.fixture
-def short_end(monkeypatch):
-    """What is measured after the last step is another test's business."""
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
-    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "")
 
 
 @pytest.fixture
@@ -364,7 +356,6 @@ def mount(tmp_path):
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["seen before", "met while writing"])
-@pytest.mark.usefixtures("short_end")
 def test_a_full_disk(mount, tmp_path, monkeypatch, capfd, seen):
     """The first checkpoint fits, the second does not: one sentence, and the first is whole."""
     usage = shutil.disk_usage("/")
@@ -386,17 +377,16 @@ def test_a_full_disk(mount, tmp_path, monkeypatch, capfd, seen):
     assert err == ""  # neither Orbax nor tensorstore has more to say
     monkeypatch.undo()
     assert saved_steps(disk / "run") == [10]
-    wanted = load_model(tiny.trained()[0].train.run_dir, which="last")
-    assert load_model(disk / "run", which="last").params.keys() == wanted.params.keys()
+    wanted = TextModel.load(tiny.trained()[0].train.run_dir, which="last")
+    assert TextModel.load(disk / "run", which="last").params.keys() == wanted.params.keys()
     for left in (disk / "run" / FOLDER).iterdir():
         assert left.name == "10" or "tmp" in left.name
     subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
     monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
-    loop.train(tiny.with_train(config, steps=20), resume=True, summary=False)
-    assert same(load_model(disk / "run", which="last").params, wanted.params)
+    loop.train(tiny.with_train(config, steps=20), resume=True)
+    assert same(TextModel.load(disk / "run", which="last").params, wanted.params)
 
 
-@pytest.mark.usefixtures("short_end")
 def test_a_read_only_disk(mount, tmp_path):
     run = copied(tmp_path)
     mount(run, "--bind", str(run))
@@ -405,10 +395,9 @@ def test_a_read_only_disk(mount, tmp_path):
     with pytest.raises(OSError, match=r"run.*Read-only file system|Read-only file system.*run"):
         loop.train(config, resume=True)
     assert saved_steps(run) == [10, 20]
-    load_model(run)
+    TextModel.load(run)
 
 
-@pytest.mark.usefixtures("short_end")
 def test_a_folder_that_vanishes(monkeypatch, tmp_path):
     """The run's folder is removed under it: the run stops with its name."""
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"))

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from safetensors import safe_open
 
-from nvib_jax.checkpoint.description import without_places
+from nvib_jax.checkpoint.description import Description, without_places
 from nvib_jax.checkpoint.exported import DESCRIPTION, WEIGHTS, export, load_exported
 from nvib_jax.cli import main
 from nvib_jax.data import prepare
@@ -24,9 +24,13 @@ from nvib_jax.text_model import TextModel
 def exported():
     folder = tiny.folder() / "exported"
     shutil.rmtree(folder, ignore_errors=True)
-    files = export(TextModel.load(tiny.trained()[0].train.run_dir), folder)
+    files = exported_to(folder, TextModel.load(tiny.trained()[0].train.run_dir))
     assert [file.name for file in files] == [WEIGHTS, DESCRIPTION]
     return folder
+
+
+def exported_to(folder, model):
+    return export(model.description, model.params, folder)
 
 
 def tiny_model(config=None):
@@ -34,7 +38,7 @@ def tiny_model(config=None):
     config = config or tiny.config()
     tokenizer = prepare(tiny.config().data).tokenizer
     params = {"one": jnp.ones(3)}
-    return TextModel.create(config, tokenizer, (24,), np.ones(3) / 3, params=params)
+    return TextModel(Description.create(config, tokenizer, (24,), np.ones(3) / 3), params)
 
 
 def test_what_is_read_is_what_was_written(exported):
@@ -86,9 +90,9 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(monkeypatch, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
         with pytest.raises(OSError, match=rf"^\S+/{name} cannot be written: Input/output error$"):
-            export(model, tmp_path / "out")
+            exported_to(tmp_path / "out", model)
     assert list((tmp_path / "out").iterdir()) == []
-    export(model, tmp_path / "out")
+    exported_to(tmp_path / "out", model)
 
 
 def test_no_folder_of_the_trainer_goes_with_it(tmp_path):
@@ -98,7 +102,7 @@ def test_no_folder_of_the_trainer_goes_with_it(tmp_path):
         "validation": ("~/me/valid.txt",), "tfds_dir": "/home/me/tfds", "cache_dir": "/home/me/c",
     }  # fmt: skip
     config = changed(tiny.config(), {"data": data, "train": {"run_dir": "/home/me/runs/x"}})
-    export(tiny_model(config), tmp_path / "out")
+    exported_to(tmp_path / "out", tiny_model(config))
     written = (tmp_path / "out" / DESCRIPTION).read_text()
     assert "me/" not in written
     assert str(tiny.folder()) not in written

@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 from nvib_jax.checkpoint.integrity import seal
-from nvib_jax.checkpoint.load import load_model
 from nvib_jax.checkpoint.reading import CheckpointReader
 from nvib_jax.checkpoint.retention import FOLDER, saved_steps
 from nvib_jax.checkpoint.store import Checkpoints
@@ -19,25 +18,19 @@ from nvib_jax.data import prepare
 from nvib_jax.presets import from_json, to_json
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
-from nvib_jax.training.state import TrainState, make_optimizer
+from nvib_jax.training.optimizer import make_optimizer
+from nvib_jax.training.step import TrainState
 
 
 def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
 
 
-@pytest.fixture(autouse=True)
-def short_end(monkeypatch):
-    """What is measured after the last step is another test's business."""
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
-    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "")
-
-
 @pytest.fixture(scope="module")
 def opened():
     """(config, a state of other values than any saved one, the untrained model)."""
     config = tiny.trained()[0]
-    model = loop.open_model(config, prepare(config.data))
+    model = tiny.open_model(config, prepare(config.data))
     params = jax.tree.map(lambda x: x + 1, model.params)
     optimizer = make_optimizer(config.train)
     state = TrainState.create(params, optimizer)
@@ -46,10 +39,11 @@ def opened():
 
 def last_state(config):
     """The last state saved by a run."""
-    model = loop.open_model(config, prepare(config.data))
+    model = tiny.open_model(config, prepare(config.data))
     optimizer = make_optimizer(config.train)
     state = TrainState.create(model.params, optimizer)
-    return CheckpointReader(config.train.run_dir).restore(state, model)
+    reader = CheckpointReader(config.train.run_dir)
+    return TrainState.of_items(reader.restore(state.items, model.description)[1])
 
 
 def assert_same(a, b):
@@ -67,12 +61,14 @@ def test_save_and_restore_are_inverse(opened, tmp_path):
     _, state, model = opened
     state.opt_state[1][0].mu["output.kernel"] = state.params["output.kernel"] * 0.37
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, model, 1.0)
+    checkpoints.save(7, state.items, model.description, 1.0)
     checkpoints.close()
     assert saved_steps(tmp_path) == [7]
     start = jax.tree.map(jax.numpy.zeros_like, state)
     again = Checkpoints(tmp_path)
-    assert_same(again.resume(start, model), state)
+    step, items = again.resume(start.items, model.description)
+    assert step == 7
+    assert_same(items, state.items)
     again.close()
 
 
@@ -83,11 +79,11 @@ def test_restored_onto_any_placement(opened, tmp_path):
 
     _, state, model = opened
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, model, 1.0)
+    checkpoints.save(7, state.items, model.description, 1.0)
     spread = jax.device_put(
         jax.tree.map(jax.numpy.zeros_like, state), whole(make_mesh(MeshConfig()))
     )
-    restored = checkpoints.resume(spread, model)
+    restored = TrainState.of_items(checkpoints.resume(spread.items, model.description)[1])
     checkpoints.close()
     assert_same(restored, state)
     assert restored.params["output.kernel"].sharding.device_set == set(jax.devices())
@@ -98,15 +94,12 @@ def test_the_best_and_the_last_are_kept(opened, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step, objective in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
         params = {n: p + step for n, p in model.params.items()}
-        checkpoints.save(
-            dataclasses.replace(state, step=jax.numpy.int32(step), params=params),
-            dataclasses.replace(model, params=params),
-            objective,
-        )
+        now = dataclasses.replace(state, step=jax.numpy.int32(step), params=params)
+        checkpoints.save(step, now.items, model.description, objective)
     checkpoints.close()
     assert saved_steps(tmp_path) == [2, 4]
     for which, step in (("best", 2), ("last", 4)):
-        loaded = load_model(tmp_path, which=which)
+        loaded = TextModel.load(tmp_path, which=which)
         np.testing.assert_array_equal(
             loaded.params["output.bias"], model.params["output.bias"] + step
         )
@@ -197,14 +190,12 @@ def test_more_steps_are_a_continuation():
     assert_same(last_state(parts), last_state(whole))
 
 
-def test_resuming_a_finished_run_measures_the_trained_model(monkeypatch):
+def test_resuming_a_finished_run_gives_the_trained_model():
     config = tiny.trained()[0]
     run = tiny.folder() / "finished"
     shutil.copytree(config.train.run_dir, run)
-    seen = []
-    monkeypatch.setattr(loop, "evaluate", lambda model, *a, **k: seen.append(model) or {})
-    loop.train(tiny.with_train(config, run_dir=str(run)), resume=True)
-    assert_same(seen[0].params, last_state(config).params)
+    found = loop.train(tiny.with_train(config, run_dir=str(run)), resume=True)
+    assert_same(found.model.params, last_state(config).params)
 
 
 def test_resuming_with_fewer_steps_leaves_what_the_run_says_of_itself(tmp_path, capsys):
@@ -214,7 +205,7 @@ def test_resuming_with_fewer_steps_leaves_what_the_run_says_of_itself(tmp_path, 
     names = "finished.json", "config.json"
     before = {name: json.loads((run / name).read_text()) for name in names}
     fewer = tiny.with_train(config, run_dir=str(run), steps=10)
-    loop.train(fewer, resume=True, summary=False)
+    loop.train(fewer, resume=True)
     assert {name: json.loads((run / name).read_text()) for name in before} == before
     assert "the run is at step 20 already; train.steps is 10" in capsys.readouterr().out
 
@@ -224,9 +215,9 @@ def test_resuming_with_fewer_steps_finishes_nothing(tmp_path):
     config = tiny.trained()[0]
     run = shutil.copytree(config.train.run_dir, tmp_path / "run")
     (run / "finished.json").unlink()
-    loop.train(tiny.with_train(config, run_dir=str(run), steps=10), resume=True, summary=False)
+    loop.train(tiny.with_train(config, run_dir=str(run), steps=10), resume=True)
     assert not (run / "finished.json").exists()
-    loop.train(tiny.with_train(config, run_dir=str(run)), resume=True, summary=False)
+    loop.train(tiny.with_train(config, run_dir=str(run)), resume=True)
     assert json.loads((run / "finished.json").read_text())["steps"] == 20
 
 
@@ -278,9 +269,9 @@ def test_resume_with_another_config_names_the_fields():
 def test_resume_on_other_data_is_refused(opened):
     config, state, model = opened
     checkpoints = CheckpointReader(config.train.run_dir)
-    other = dataclasses.replace(model, buckets=(8, 24))
+    other = model.described(buckets=(8, 24))
     with pytest.raises(ValueError, match=r"is of other data: its buckets differ"):
-        checkpoints.restore(state, other)
+        checkpoints.restore(state.items, other.description)
 
 
 @pytest.mark.parametrize(
@@ -295,12 +286,12 @@ def test_resume_on_other_data_is_refused(opened):
 def test_a_folder_without_a_run(tmp_path, make, error, match):
     make(tmp_path / "run")
     with pytest.raises(error, match=match):
-        load_model(tmp_path / "run")
+        TextModel.load(tmp_path / "run")
 
 
 def test_which_is_best_or_last():
     with pytest.raises(ValueError, match=r"which is 'first'; wanted 'best' or 'last'"):
-        load_model(tiny.trained()[0].train.run_dir, which="first")
+        TextModel.load(tiny.trained()[0].train.run_dir, which="first")
 
 
 def edited(tmp_path, change):
@@ -318,7 +309,7 @@ def edited(tmp_path, change):
 def test_a_checkpoint_of_another_format(tmp_path):
     run = edited(tmp_path, lambda meta: meta.update(format=99))
     with pytest.raises(ValueError, match=r"has format 99; this version reads 3"):
-        load_model(run)
+        TextModel.load(run)
 
 
 def test_a_checkpoint_of_another_model(tmp_path):
@@ -329,7 +320,7 @@ def test_a_checkpoint_of_another_model(tmp_path):
 
     match = r"another model: .*down.kernel is saved as float32\[32, 16\], the config makes it float"
     with pytest.raises(ValueError, match=match):
-        load_model(edited(tmp_path, wider))
+        TextModel.load(edited(tmp_path, wider))
 
 
 def test_a_checkpoint_with_a_field_this_version_lacks(tmp_path):
@@ -338,4 +329,4 @@ def test_a_checkpoint_with_a_field_this_version_lacks(tmp_path):
 
     match = r"config.model has no field 'alpha_dleta'; did you mean 'alpha_delta'"
     with pytest.raises(ValueError, match=match):
-        load_model(edited(tmp_path, older))
+        TextModel.load(edited(tmp_path, older))

@@ -1,5 +1,7 @@
 """The tokenizer: round trips, special ids, determinism, corpora of all sizes."""
 
+import dataclasses
+
 import pytest
 
 from nvib_jax.data.grammar import default_grammar
@@ -27,7 +29,7 @@ def grammar_tokenizer():
 def test_round_trip(tokenizer, sentence):
     ids = tokenizer.encode(sentence)
     assert tokenizer.decode(ids) == sentence
-    assert min(ids) > tokenizer.unk_id
+    assert min(ids) > tokenizer.special.unk
     assert max(ids) < tokenizer.vocab_size
 
 
@@ -38,7 +40,7 @@ def test_batches_encode_as_singles(tokenizer):
 
 
 def test_special_ids(tokenizer):
-    special = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id]
+    special = list(dataclasses.astuple(tokenizer.special))
     assert special == [0, 1, 2, 3]
     assert tokenizer.pieces(special) == ["<pad>", "<s>", "</s>", "<unknown>"]
     ids = tokenizer.encode("the old town")
@@ -97,7 +99,7 @@ def test_more_characters_than_the_vocabulary_has_room_for():
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in corpus[:40])
     assert len(told) == 1
     assert "no piece for the 55 rarest of 80 characters, 9.17 % of the text" in told[0]
-    known = [c for c in map(chr, range(0x5E00, 0x5E00 + 60)) if tokenizer.unk_id not in
+    known = [c for c in map(chr, range(0x5E00, 0x5E00 + 60)) if tokenizer.special.unk not in
              tokenizer.encode(c)]  # fmt: skip
     assert len(known) == 5  # with the 20 frequent ones half of 50
 
@@ -106,7 +108,7 @@ def test_characters_that_just_fit_are_all_covered():
     """26 letters, the space and four special pieces: 31."""
     corpus, told = ["the dog sees a cat", "a quick brown fox jumps", "over lazy dogs xyz"], []
     tokenizer = Tokenizer.train(corpus, 31, report=told.append)
-    assert all(tokenizer.unk_id not in tokenizer.encode(text) for text in corpus)
+    assert all(tokenizer.special.unk not in tokenizer.encode(text) for text in corpus)
     assert told == []
     assert Tokenizer.train(corpus, 30, report=told.append).vocab_size <= 30
     assert "11 rarest of 26" in told[0]

@@ -81,7 +81,9 @@ def test_report_of_a_run():
     assert 0 <= report["mutual_information"] <= report["mutual_information_most"] + 1e-4
     assert report["mutual_information_most"] == pytest.approx(math.log(12))
     # Per vector times vectors is the exact KL of the bound.
-    exact = model.measure(lambda m, t, mask, key: m.latent.kl(m.encode(t, mask))[0], TEXTS)
+    exact = model.measure(
+        lambda m, t, mask, key: m.latent.costs(m.encode(t, mask))["gaussian"], TEXTS
+    )
     vectors = sum(len(row) for row in model.tokenize(TEXTS))
     single = collapse_report(model, TEXTS)["kl_per_vector"]
     assert single * vectors == pytest.approx(exact.sum(), rel=1e-4)

@@ -20,8 +20,8 @@ from nvib_jax.evaluation import (
     vector_usage,
 )
 from nvib_jax.evaluation.likelihood import bound_terms, log_count_probability
-from nvib_jax.evaluation.usage import effective_number, kept
-from nvib_jax.models.nvae import decoder_io
+from nvib_jax.evaluation.usage import effective_number, vectors_kept
+from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.text_model import TextModel
 
@@ -60,11 +60,11 @@ def test_kept_by_hand():
     real = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
     found = nvib.Posterior(zeros[..., None], zeros[..., None], log_alpha, real)
     # The prior's component and padding do not count: 2 of 3 above .1, 1 of 2.
-    np.testing.assert_array_equal(kept(module, found, given), [2, 1])
+    np.testing.assert_array_equal(vectors_kept(module, found, given), [2, 1])
     dropped = dataclasses.replace(given, log_weights=zeros.at[0, 1].set(-jnp.inf))
-    np.testing.assert_array_equal(kept(module, found, dropped), [1, 1])
-    np.testing.assert_array_equal(kept(tiny.model(threshold=0.3), found, given), [1, 0])
-    np.testing.assert_array_equal(kept(tiny.model(threshold=0.0), found, given), [3, 1])
+    np.testing.assert_array_equal(vectors_kept(module, found, dropped), [1, 1])
+    np.testing.assert_array_equal(vectors_kept(tiny.model(threshold=0.3), found, given), [1, 0])
+    np.testing.assert_array_equal(vectors_kept(tiny.model(threshold=0.0), found, given), [3, 1])
 
 
 def test_usage_of_texts_is_their_mean(model):

@@ -26,7 +26,6 @@ from nvib_jax.evaluation.usage import (
 )
 from nvib_jax.mixture import READS
 from nvib_jax.text_model import TextModel
-from nvib_jax.training.feed import open_model
 
 SMALL = EvaluationConfig(
     sentences=10, samples=20, draws=2, pairs=2, lm=LanguageModelConfig(dim=16, steps=5, heads=2)
@@ -151,7 +150,7 @@ def test_thresholds_drop_vectors_and_leave_one(model, texts):
 @pytest.mark.parametrize("form", ["average", "drawn"])
 def test_kept_are_vectors_however_often_each_is_drawn(model, texts, form):
     options = dataclasses.replace(model.config.model, evaluation_form=form, num_samples=3)
-    drawing = open_model(
+    drawing = tiny.open_model(
         dataclasses.replace(model.config, model=options), prepare(model.config.data)
     )
     kept = [row["kept"] for row in compare_thresholds(drawing, texts, thresholds=(0.0, 1e9))]
@@ -166,7 +165,7 @@ def test_a_latent_that_pools_is_told_by_its_kind(model, texts, monkeypatch):
     config = dataclasses.replace(
         model.config, model=options, data=dataclasses.replace(model.config.data, buckets=(8, 24))
     )
-    pooling = open_model(config, prepare(config.data))
+    pooling = tiny.open_model(config, prepare(config.data))
     lengths = [len(row) for row in pooling.tokenize(texts)]
     assert min(lengths) <= 8 < max(lengths)  # two buckets
     for text, row in zip(texts, token_usage(pooling, texts), strict=True):

@@ -13,8 +13,9 @@ from jax.extend.core import jaxprs_in_params
 
 from nvib_jax.generate import DecodingConfig, generate
 from nvib_jax.generate.beam import beam_search
-from nvib_jax.models.nvae import BOS, EOS, NVAE, PAD
+from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import merge, split
+from nvib_jax.models.special_ids import BOS, EOS, PAD, SpecialIds
 
 KEY = jax.random.key(0)
 LENGTHS = (6, 3, 1, 4)
@@ -165,6 +166,8 @@ class Table:
 
     The state of a prefix is its number in base V, so that its cache must follow it.
     """
+
+    special = SpecialIds()
 
     def __init__(self, seed, vocabulary, max_length, rows=1, ends=0.0):
         rng = np.random.default_rng(seed)

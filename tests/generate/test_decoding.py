@@ -10,7 +10,7 @@ import tiny
 
 import nvib_jax as nvib
 from nvib_jax.generate import DecodingConfig, choose, filter_logits, generate, rewrite, write
-from nvib_jax.models.nvae import BOS, EOS, PAD
+from nvib_jax.models.special_ids import BOS, EOS, PAD, SpecialIds
 
 LOGITS = jnp.log(jnp.array([[0.05, 0.05, 0.1, 0.2, 0.25, 0.35]]))  # ids 0, 1 are PAD and BOS
 KEY = jax.random.key(0)
@@ -54,7 +54,7 @@ def test_rows_are_filtered_alone():
 
 def test_greedy_takes_the_likeliest_that_may_be_said():
     logits = jnp.array([[9.0, 8.0, 1.0, 2.0], [9.0, 8.0, 3.0, 2.0]])
-    np.testing.assert_array_equal(choose(logits, KEY, DecodingConfig()), [3, 2])
+    np.testing.assert_array_equal(choose(logits, KEY, DecodingConfig(), SpecialIds()), [3, 2])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -62,7 +62,7 @@ def test_sampling_has_the_right_frequencies(temperature):
     """20,000 draws a temperature; five standard deviations a token: false alarm 3e-6 each."""
     count = 20_000
     config = DecodingConfig(method="sample", temperature=temperature)
-    drawn = choose(jnp.tile(LOGITS, (count, 1)), jax.random.key(1), config)
+    drawn = choose(jnp.tile(LOGITS, (count, 1)), jax.random.key(1), config, SpecialIds())
     weights = np.exp(np.asarray(LOGITS[0])) ** (1 / temperature)
     weights[[PAD, BOS]] = 0
     weights /= weights.sum()
@@ -77,7 +77,7 @@ def test_pad_and_bos_have_no_share_of_the_nucleus():
     """They are forbidden before the filter, or all of a nucleus could be forbidden."""
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.1, 0.06, 0.04]]))
     config = DecodingConfig(method="sample", top_p=0.2, top_k=1)
-    np.testing.assert_array_equal(choose(logits, KEY, config), [2])
+    np.testing.assert_array_equal(choose(logits, KEY, config, SpecialIds()), [2])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def scripted(*rows):
     script = jnp.array(rows)
 
     class Scripted:
-        max_length = script.shape[1]
+        max_length, special = script.shape[1], SpecialIds()
 
         def empty_caches(self, batch, length):
             return jnp.int32(0)
@@ -196,7 +196,7 @@ def test_sampling_depends_on_its_key_only():
 class Uniform:
     """A model whose next token is uniform, whatever it reads: only keys can link the two."""
 
-    max_length = 1
+    max_length, special = 1, SpecialIds()
 
     def __init__(self, posterior):
         self.posterior, self.seen = posterior, []

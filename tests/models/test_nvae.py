@@ -10,9 +10,11 @@ import tiny
 
 import nvib_jax as nvib
 from nvib_jax.config import ObjectiveConfig
-from nvib_jax.models.nvae import BOS, EOS, NVAE, NVAEConfig, decoder_io
+from nvib_jax.models.nvae import NVAE, NVAEConfig
 from nvib_jax.models.params import merge, split
-from nvib_jax.training.state import loss_and_metrics
+from nvib_jax.models.special_ids import BOS, EOS
+from nvib_jax.models.teacher_forcing import decoder_io
+from nvib_jax.training.loss import loss_and_metrics
 
 LAYER = ("down.bias", "down.kernel", "up.bias", "up.kernel")
 SELF = ("attention.out.bias", "attention.out.kernel", "attention.qkv.bias", "attention.qkv.kernel")

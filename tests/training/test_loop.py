@@ -44,13 +44,6 @@ def board(run):
     return found
 
 
-@pytest.fixture
-def short_end(monkeypatch):
-    """What is measured after the last step is another test's business."""
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {})
-    monkeypatch.setattr(loop, "summarize", lambda *a, **k: "page")
-
-
 # ---- what a run leaves
 
 
@@ -108,9 +101,10 @@ def test_training_beats_no_training():
     config, _ = tiny.trained()
     data = prepare(config.data)
     mesh = make_mesh(config.mesh)
-    validate = loop.make_validation(config, loop.open_model(config, data), data, mesh)
+    untrained = tiny.open_model(config, data)
+    validate = loop.make_validation(config, untrained.graph, data, mesh)
     trained = TextModel.load(config.train.run_dir)
-    before = validate(loop.open_model(config, data).params)
+    before = validate(untrained.params)
     placed = jax.device_put(trained.params, whole(mesh))
     after = validate(placed)
     assert after["cross_entropy"] < before["cross_entropy"] - 0.2
@@ -122,7 +116,7 @@ def test_training_beats_no_training():
 
 
 @pytest.mark.long
-def test_text_without_a_validation_split(tmp_path, short_end):
+def test_text_without_a_validation_split(tmp_path):
     """Prepared unasked; training watches its own sentences where there are no others."""
     names, verbs = ("ann", "bob", "the old cat"), ("sees", "likes", "hears")
     lines = [f"{a} {v} {b} and {c} ." for a in names for v in verbs for b in names for c in names]
@@ -139,7 +133,7 @@ def test_text_without_a_validation_split(tmp_path, short_end):
     loop.train(config)
     assert [r["step"] for r in records(tmp_path / "run") if r["split"] == "validation"] == [3]
     assert (tmp_path / "run" / "summary.txt").read_text() == "page\n"
-    assert loop.data_split(prepare(config.data)) == "train"
+    assert prepare(config.data).held_out == "train"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +187,7 @@ def ctrl_c():
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys, short_end):
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys):
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tiny.folder() / "interrupted"))
     with monkeypatch.context() as patch:
         at_batch(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -214,7 +208,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys, sh
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("ctrl_c", "short_end")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_at_the_last_step(monkeypatch):
     """The run is measured and saved as ever, and then stops; what is left is the summary."""
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tiny.folder() / "at-the-end"))
@@ -231,7 +225,7 @@ def test_ctrl_c_at_the_last_step(monkeypatch):
     with monkeypatch.context() as patch:
         there = []
         at_batch(patch, 1, lambda: there.append((run / "finished.json").exists()))
-        loop.train(tiny.with_train(config, steps=21), resume=True, summary=False)
+        loop.train(tiny.with_train(config, steps=21), resume=True)
     assert there == [False]  # scripts wait for it
     assert json.loads((run / "finished.json").read_text())["steps"] == 21
 

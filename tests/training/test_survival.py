@@ -30,6 +30,7 @@ from processes import (
 
 from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.config import MeshConfig
+from nvib_jax.evaluation import summary
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
 
@@ -53,7 +54,7 @@ def assert_same_params(run, other):
 def alone():
     """Fifty steps on one device, in this process."""
     settings = config("alone", ONE)
-    loop.train(settings, summary=False)
+    loop.train(settings)
     return settings
 
 
@@ -80,12 +81,12 @@ def test_processes_train_as_one(alone, count, devices, mesh):
 @pytest.mark.long
 def test_processes_evaluate_and_write_as_one(monkeypatch):
     """Nineteen sentences over two processes of two devices: the scores and the page of one."""
-    monkeypatch.setattr(loop, "SUMMARY_SAMPLES", 1000)
+    monkeypatch.setattr(summary, "SUMMARY_SAMPLES", 1000)
     pair, one = (
         config(name, mesh, steps=5, eval_every=5, eval_sentences=19)
         for name, mesh in (("page-pair", MeshConfig(fsdp=2)), ("page-one", ONE))
     )
-    scores = loop.train(one)
+    scores = loop.train(one, then=summary.summarize_run).result
     finish(pair, start_group(pair, 2, "--summary", devices=2))
     found = json.loads(Path(pair.train.run_dir, "scores.json").read_text())["trained"]
     for name, value in found.items():
@@ -197,7 +198,7 @@ def test_thirty_kills_cost_nothing():
     whole = dataclasses.replace(
         settings, train=dataclasses.replace(settings.train, run_dir=str(tiny.folder() / "unhurt"))
     )
-    loop.train(whole, summary=False)
+    loop.train(whole)
     rng, run, inside = random.Random(0), settings.train.run_dir, 0
     for kill in range(KILLS):
         process = start(settings, "--auto-resume")
@@ -232,7 +233,7 @@ def test_a_run_moves_between_topologies(alone):
         part = dataclasses.replace(
             settings, mesh=mesh, train=dataclasses.replace(settings.train, steps=steps)
         )
-        loop.train(part, resume=None, summary=False)
+        loop.train(part, resume=None)
     found, wanted = losses(settings.train.run_dir), losses(alone.train.run_dir)
     trained = [(step, split) for step, split in wanted if split == "train"]
     assert len(trained) == 50
@@ -247,10 +248,10 @@ def test_exact_resume_on_a_mesh(mesh):
     name = f"exact-{mesh.fsdp}"
     whole = config(f"{name}-whole", mesh, steps=20, eval_every=10)
     parts = config(f"{name}-parts", mesh, steps=10, eval_every=10)
-    loop.train(whole, summary=False)
-    loop.train(parts, summary=False)
+    loop.train(whole)
+    loop.train(parts)
     more = dataclasses.replace(parts, train=dataclasses.replace(parts.train, steps=20))
-    loop.train(more, resume=True, summary=False)
+    loop.train(more, resume=True)
     assert_same_params(parts.train.run_dir, whole.train.run_dir)
     assert losses(parts.train.run_dir) == losses(whole.train.run_dir)
     assert len(jax.devices()) == 8

@@ -1,9 +1,8 @@
 """The latent, between encoder and decoder: states -> posterior -> mixture.
 
 Every kind of text autoencoder here is an encoder, a latent and a decoder, and they differ only in
-the latent. A latent maps encoder states to a posterior (`__call__`), draws the mixture for training
-(`draw`), makes the one for evaluation (`read`), measures the cost (`kl`, `log_density_ratio`) and
-draws from the prior (`sample_prior`). This file has the NVIB's; `rivals.py` has its rivals'.
+the latent: `nvib_jax.models.latents.Latent` says what a latent does. This file has the NVIB's;
+`rivals.py` has its rivals'.
 """
 
 import dataclasses
@@ -75,22 +74,22 @@ class DirichletLatent(NVIB):
             posterior, form, threshold=least, key=key, num_samples=self.num_samples
         )
 
-    def kl(
+    def costs(
         self,
         posterior: Posterior,
         *,
         gaussian_form: str = "exact",
         dirichlet_form: str = "exact",
         alpha_delta: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """(KL_G, KL_D) in nats, each (B,); `alpha_delta`, if given, replaces the prior's."""
+    ) -> dict[str, jax.Array]:
+        """The two KLs in nats, each (B,); `alpha_delta`, if given, replaces the prior's."""
         prior, count = self.prior, self.num_samples
         if alpha_delta is not None:
             prior = dataclasses.replace(prior, alpha_delta=alpha_delta)
-        return (
-            kl_gaussian(posterior, prior, num_samples=count, form=gaussian_form),
-            kl_dirichlet(posterior, prior, num_samples=count, form=dirichlet_form),
-        )
+        return {
+            "gaussian": kl_gaussian(posterior, prior, num_samples=count, form=gaussian_form),
+            "dirichlet": kl_dirichlet(posterior, prior, num_samples=count, form=dirichlet_form),
+        }
 
     def log_density_ratio(self, mixture: Mixture, posterior: Posterior) -> jax.Array:
         """`log p(F) - log q(F | x)` of a mixture that `draw` made, nats, (B,)."""

@@ -65,8 +65,8 @@ class VectorLatent(nnx.Module):
         """`count` draws of each vector."""
         raise NotImplementedError
 
-    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
-        """(KL_G, 0) in nats, each (B,). The second is 0, because there are no pseudo-counts."""
+    def costs(self, posterior: Posterior, **_: Any) -> dict[str, jax.Array]:
+        """KL_G in nats, (B,), and a Dirichlet KL of 0, because there are no pseudo-counts."""
         raise NotImplementedError
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
@@ -97,7 +97,7 @@ class VectorLatent(nnx.Module):
         if key is not None and form in ("drawn", "average"):
             return self.draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
         check_read(form, key)
-        return self.attended(posterior.mean, _kept(posterior), posterior.mask), "exact"
+        return self.attended(posterior.mean, _attended(posterior), posterior.mask), "exact"
 
     def log_density_ratio(self, mixture: Mixture, posterior: Posterior) -> jax.Array:
         """`log p(z) - log q(z | x)` of a mixture that `draw` made, nats, (B,)."""
@@ -143,12 +143,12 @@ class PlainLatent(VectorLatent):
 
     def draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
         """The vectors themselves, because there is nothing to draw."""
-        return self.attended(posterior.mean, _kept(posterior), posterior.mask)
+        return self.attended(posterior.mean, _attended(posterior), posterior.mask)
 
-    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
+    def costs(self, posterior: Posterior, **_: Any) -> dict[str, jax.Array]:
         """Zeros."""
         zeros = jnp.zeros(posterior.mean.shape[:1], jnp.float32)
-        return zeros, zeros
+        return {"gaussian": zeros, "dirichlet": zeros}
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
         """The vectors of both, attended to in the proportion (1 - t) : t."""
@@ -173,14 +173,14 @@ class NoisyLatent(VectorLatent):
         mean, log_variance = (
             jnp.tile(a, (1, count, 1)) for a in (posterior.mean, posterior.log_variance)
         )
-        kept, mask = (jnp.tile(a, (1, count)) for a in (_kept(posterior), posterior.mask))
+        kept, mask = (jnp.tile(a, (1, count)) for a in (_attended(posterior), posterior.mask))
         z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, jnp.float32)
         return self.attended(z, kept, mask)
 
-    def kl(self, posterior: Posterior, **_: Any) -> tuple[jax.Array, jax.Array]:
+    def costs(self, posterior: Posterior, **_: Any) -> dict[str, jax.Array]:
         """The Gaussians' exact KL."""
         kl = kl_gaussian(posterior, self.prior, num_samples=self.num_samples, form="exact")
-        return kl, jnp.zeros_like(kl)
+        return {"gaussian": kl, "dirichlet": jnp.zeros_like(kl)}
 
 
 class GaussianLatent(NoisyLatent):
@@ -266,6 +266,6 @@ class QueriesLatent(NoisyLatent):
         return self.between(a, b, t)
 
 
-def _kept(posterior: Posterior) -> jax.Array:
+def _attended(posterior: Posterior) -> jax.Array:
     """Which vectors are attended to: all that are present except the prior's."""
     return posterior.present.at[:, 0].set(False)

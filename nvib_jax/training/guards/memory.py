@@ -26,8 +26,8 @@ def check_memory(
 ) -> None:
     """Check that each device has at least the memory that a step cannot do without.
 
-    That is the parameters, their gradients and two moments, and for each layer and token one state,
-    which the backward pass reads. No compiler can avoid these.
+    That is the parameters, their gradients and two moments, and what the backward pass reads of
+    each token. No compiler can avoid these.
 
     Args:
       config: its batch and layers are counted.
@@ -38,10 +38,8 @@ def check_memory(
     Raises:
       ValueError: there is less; the error says how much is needed and which options reduce it.
     """
-    model = config.model
-    width = model.dim * jnp.dtype(model.dtype).itemsize
     rows = config.data.batch_size // (ways(mesh, "batch") * config.train.accumulate)
-    states = rows * length * width * (model.encoder_layers + model.decoder_layers)
+    states = rows * length * config.model.bytes_per_token()
     arrays = sum(math.prod(p.shape) * jnp.dtype(p.dtype).itemsize for p in params.values())
     needed = 4 * arrays // (mesh.shape["fsdp"] * mesh.shape["tensor"]) + states
     there = available(mesh)

@@ -58,7 +58,7 @@ def test_a_bad_step_stops_the_run_and_names_its_batch(bad_from, tmp_path):
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"))
     bad_from({13})
     with pytest.raises(FloatingPointError) as error:
-        loop.train(config, summary=False)
+        loop.train(config)
     said = str(error.value)
     assert "step 13 has a loss or a gradient that is no finite number, or a spike" in said
     assert "the last good checkpoint is of step 10 in" in said
@@ -73,7 +73,7 @@ def test_a_bad_step_may_be_skipped(bad_from, tmp_path, capsys):
     """The same run without that batch's update; the metrics leave it out; it ends."""
     config = tiny.with_train(tiny.trained()[0], run_dir=str(tmp_path / "run"), bad_step="skip")
     bad_from({7, 13})
-    loop.train(config, summary=False)
+    loop.train(config)
     out = capsys.readouterr().out
     assert "step 7 has a loss" in out
     assert f"sentences {', '.join(map(str, sentences(config, 13)))}" in out
@@ -95,7 +95,7 @@ def test_skipping_without_end_stops(bad_from, tmp_path, eval_every):
     )
     bad_from(set(range(11, 21)))
     with pytest.raises(FloatingPointError, match=r"has a loss or .*checkpoint is of step"):
-        loop.train(config, summary=False)
+        loop.train(config)
 
 
 # ---- the watchdog

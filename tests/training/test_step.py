@@ -14,17 +14,12 @@ from tolerance import assert_close, assert_trees_close
 
 import nvib_jax as nvib
 from nvib_jax.config import ObjectiveConfig, TrainConfig
-from nvib_jax.models.nvae import decoder_io
 from nvib_jax.models.params import merge, split
+from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
-from nvib_jax.training.state import (
-    TrainState,
-    add_metrics,
-    loss_and_metrics,
-    make_optimizer,
-    make_train_step,
-    means,
-)
+from nvib_jax.training.loss import loss_and_metrics
+from nvib_jax.training.optimizer import make_optimizer
+from nvib_jax.training.step import TrainState, add_metrics, make_train_step, means
 
 KEY = jax.random.key(0)
 
@@ -267,7 +262,7 @@ def guarded():
         return step(state, {**tiny.batch(), "scale": jnp.float32(scale)}, KEY)
 
     with pytest.MonkeyPatch.context() as patch:  # while it is traced
-        patch.setattr("nvib_jax.training.state.loss_and_metrics", scaled)
+        patch.setattr("nvib_jax.training.step.loss_and_metrics", scaled)
         run(start(pieces, optimizer), 1.0)
     return run
 
@@ -344,7 +339,7 @@ def test_one_trace_a_bucket_and_no_wait_for_the_device(monkeypatch):
     pieces = split(tiny.model(tiny.Still))  # the draw is half of what there is to compile
     optimizer = make_optimizer(TrainConfig())
     traced = chex.assert_max_traces(loss_and_metrics, n=2)
-    monkeypatch.setattr("nvib_jax.training.state.loss_and_metrics", traced)
+    monkeypatch.setattr("nvib_jax.training.step.loss_and_metrics", traced)
     step = make_train_step(pieces[0], optimizer, ObjectiveConfig())
     state, window = start(pieces, optimizer), None
     narrow = {n: v[:, :4] for n, v in tiny.batch(0, (4, 3, 1, 4)).items()}

@@ -8,8 +8,9 @@ import tiny
 
 import nvib_jax as nvib
 from nvib_jax.config import ObjectiveConfig
-from nvib_jax.models.nvae import PAD, UNK
-from nvib_jax.training.state import _blank, loss_and_metrics, penalty
+from nvib_jax.models.special_ids import PAD, UNK, SpecialIds
+from nvib_jax.models.teacher_forcing import blanked
+from nvib_jax.training.loss import loss_and_metrics, weighted
 
 MASK = jnp.array([[True] * 4, [True, True, False, False]])
 KL_G, KL_D = jnp.float32([8.0, 6.0]), jnp.float32([2.0, 1.0])
@@ -17,7 +18,8 @@ KL_G, KL_D = jnp.float32([8.0, 6.0]), jnp.float32([2.0, 1.0])
 
 def cost(step=0, **options):
     objective = ObjectiveConfig(**{"units": "elbo", "lambda_gaussian": 1.0, **options})
-    return penalty(KL_G, KL_D, MASK, jnp.int32(step), objective, dim=2)
+    costs = {"gaussian": KL_G, "dirichlet": KL_D}
+    return weighted(costs, jnp.sum(MASK, axis=-1), jnp.int32(step), objective, width=2)
 
 
 def test_units():
@@ -49,7 +51,7 @@ def test_capacities_grow():
 def test_words_are_blanked_and_padding_is_not(share):
     """10,000 words; 5 standard errors: false alarms below 1e-6."""
     tokens = jnp.where(jnp.arange(100)[None] < 50, 7, PAD) * jnp.ones((200, 1), jnp.int32)
-    out = _blank(tokens, share, jax.random.key(0))
+    out = blanked(tokens, share, jax.random.key(0), SpecialIds())
     np.testing.assert_array_equal(out[:, 50:], PAD)
     blank = np.asarray(out[:, :50] == UNK)
     assert abs(blank.mean() - share) <= 5 * (share * (1 - share) / 1e4) ** 0.5
