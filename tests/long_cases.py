@@ -7,23 +7,47 @@ CI runs them too. A pattern is a test's name, or one with its case in brackets; 
 
 CASES = {
     "test_attention.py": (
+        "test_bfloat16_errs_at_most_twice_the_plain_formulation[[]published-*",
+        "test_causal_is_the_mask_that_it_says[[]4-6-[pr]*",
+        "test_implementations_agree[[]published-8-*",
         "test_implementations_agree[[]exact-[128]-*",
         "test_bfloat16_errs_at_most_twice_the_plain_formulation[[]simplified-*",
         "test_causal_is_the_mask_that_it_says[[]6-4-*",
     ),
-    "test_rivals.py": ("test_every_parameter_but_the_priors_is_trained[[]VT[VP]*",),
+    "test_rivals.py": (
+        "test_every_parameter_but_the_priors_is_trained[[]VT[VP]*",
+        "test_all_train_write_and_draw[[]VT[VS]]",
+        "test_every_parameter_but_the_priors_is_trained[[]VTS*",
+        "test_their_attention_is_plain[[]VTP*",
+    ),
     "test_bench_suites.py": (
         "test_sampler_rows_and_the_saturated_gradient",
         "test_generate_rows_write_the_same_tokens",
         "test_the_plain_draw_is_a_draw_of_the_posterior",
         "test_the_plain_loss_is_the_library_s",
     ),
-    "test_contexts.py": ("test_outside_of_jit_on_explicit_axes*",),
-    "test_cross_entropy.py": ("test_parts_equal_the_whole_in_value_and_gradient[[]*-11]",),
-    "test_damage.py": ("test_a_full_disk*", "test_a_folder_that_vanishes"),
+    "test_contexts.py": (
+        "test_outside_of_jit_on_explicit_axes*",
+        "test_on_a_mesh[[]*-auto]",
+    ),
+    "test_cross_entropy.py": (
+        "test_parts_equal_the_whole_in_value_and_gradient[[]*-11]",
+        "test_parts_equal_the_whole_in_value_and_gradient[[]True-[46]]",
+    ),
+    "test_damage.py": (
+        "test_a_full_disk*",
+        "test_a_folder_that_vanishes",
+        "test_bad_meta_data_of_one_do_not_block_the_others[[]list-[!m]*",
+        "test_bad_meta_data_of_one_do_not_block_the_others[[]deep-[!p]*",
+        "test_bad_meta_data_of_one_do_not_block_the_others[[]0xff-[!_]*",
+    ),
     "test_evaluation.py": ("test_a_single_sentence_has_a_summary",),
     "test_guards.py": ("test_a_bad_step_may_be_skipped",),
     "test_kl.py": (
+        "test_exact_against_mpmath[[]7*",
+        "test_exact_against_mpmath[[]2-1]",
+        "test_expected_count_against_mpmath[[]5]",
+        "test_expected_count_against_mpmath[[]64]",
         "test_a_prior_is_a_constant_unless_it_is_to_be_trained[[]True]",
         "test_exact_against_mpmath[[]6*",
     ),
@@ -52,6 +76,7 @@ CASES = {
         "test_causal[[]size1]",
     ),
     "test_pallas_tpu.py": (
+        "test_errors_are_at_most_twice_those_of_plain_xla[[]tpu-impulse-*",
         "test_errors_are_at_most_twice_those_of_plain_xla[[]interpreter-exact-131-*",
         "test_errors_are_at_most_twice_those_of_plain_xla[[]tpu-published-*",
         "test_errors_are_at_most_twice_those_of_plain_xla[[]interpreter-published-*",
@@ -64,5 +89,25 @@ CASES = {
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
     "test_step.py": ("test_the_prior_and_vectors_are_left_alone_by_decay[[]*adam]",),
     "test_survival.py": ("test_processes_train_as_one[[]2-1-*",),
-    "test_transforms.py": ("test_transforms[[]log_density_ratio]", "test_transforms[[]kl_* exact]"),
+    "test_transforms.py": (
+        "test_transforms[[]log_density_ratio]",
+        "test_transforms[[]kl_* exact]",
+        "test_transforms[[]sample_prior]",
+        "test_transforms[[]geometric]",
+        "test_transforms[[]attention expected_logit]",
+        "test_transforms[[]attention reference]",
+    ),
+    "test_beam.py": (
+        "test_search_is_the_plain_one[[]2-*",
+        "test_search_is_the_plain_one[[]3-*",
+    ),
+    "test_parity.py": (
+        "test_recorded_attention[[]*train-[12]]",
+        "test_golden_kl_dirichlet[[]0.5-*",
+        "test_golden_kl_dirichlet[[]5-*",
+        "test_golden_kl_dirichlet[[]1000-*",
+        "test_recorded_layer[[]layer-[12]]",
+    ),
+    "test_memory.py": ("test_running_out_is_one_sentence[[]error1]",),
+    "test_text_model.py": ("test_interpolation_begins_and_ends_at_the_ends[[]drawn]",),
 }

@@ -6,7 +6,7 @@ usage.py           how many vectors were used, hard and soft, by length and by t
 likelihood.py      ELBO and importance-weighted bound, nats, with standard errors
 collapse.py        mutual information, active dimensions, KL by dimension and vector
 samples.py         prior samples: in the language, like the data, like one another, memorised
-language_model.py  the causal language model that scores samples
+language_model.py  the causal language model that scores samples; language_model_training.py
 interpolation.py   paths of texts between two texts
 table.py, report/  runs side by side, as text and as a page
 summary.py         the page that a training run ends with

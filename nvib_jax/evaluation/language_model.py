@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nvib_jax.data.batches import choose_buckets
-from nvib_jax.data.prepared import PreparedData
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.evaluation.causal_transformer import (
     CausalTransformer,
     LanguageModelConfig,
-    targets_of,
     token_log_probs,
 )
 from nvib_jax.files import draft_of
 from nvib_jax.models.params import Params, merge, split
-from nvib_jax.objective.cross_entropy import cross_entropy
-from nvib_jax.progress import track
 
 FORMAT = 1  # part of the cache's key; raise it when the same config would train another model
 ROWS = 64  # sentences that are scored at a time
 BUCKETS = 4  # number of padded lengths, each compiled once
-TRAINING_SENTENCES = 100_000  # most sentences of a prepared corpus that are used
 
 Progress = Callable[[str], None]
 
@@ -78,14 +72,14 @@ class LanguageModel:
         Raises:
           ValueError: no texts.
         """
-        rows = _tokenize(texts, self.tokenizer)
+        rows = tokenize(texts, self.tokenizer)
         widths = np.array([self._width(len(row)) for row in rows])
         log_p = np.empty(len(rows))
         for width in np.unique(widths):
             members = np.flatnonzero(widths == width)
             for start in range(0, len(members), ROWS):
                 part = members[start : start + ROWS]
-                tokens, lengths = _pad([rows[i] for i in part], int(width), ROWS)
+                tokens, lengths = padded([rows[i] for i in part], int(width), ROWS)
                 scores = np.asarray(self._score(tokens, lengths), np.float64)
                 log_p[part] = scores.sum(axis=1)[: len(part)]
         return log_p
@@ -96,7 +90,7 @@ class LanguageModel:
         Raises:
           ValueError: no texts.
         """
-        return np.array([len(row) + 1 for row in _tokenize(texts, self.tokenizer)], np.int64)
+        return np.array([len(row) + 1 for row in tokenize(texts, self.tokenizer)], np.int64)
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """`exp(-sum of log p / sum of tokens)`, where each end-of-sentence counts as a token.
@@ -112,7 +106,7 @@ class LanguageModel:
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
             "buckets": self.buckets,
-            "tokenizer": _digest(self.tokenizer.to_bytes()),
+            "tokenizer": digest(self.tokenizer.to_bytes()),
         }
         arrays = {name: np.asarray(array) for name, array in self.params.items()}
         with draft_of(path) as draft, draft.open("wb") as file:
@@ -138,10 +132,10 @@ class LanguageModel:
             raise ValueError(f"{path} is no saved language model: {error}") from error
         if about["format"] != FORMAT:
             raise ValueError(f"{path} has format {about['format']}; this version reads {FORMAT}")
-        if about["tokenizer"] != _digest(tokenizer.to_bytes()):
+        if about["tokenizer"] != digest(tokenizer.to_bytes()):
             raise ValueError(f"{path} was trained with another tokenizer than the one given")
         config = LanguageModelConfig(**about["config"])
-        graph, _ = split(_build(config, tokenizer))
+        graph, _ = split(build(config, tokenizer))
         return cls(config, graph, arrays, tokenizer, tuple(about["buckets"]))
 
     def _score(self, tokens: np.ndarray, lengths: np.ndarray) -> jax.Array:
@@ -159,140 +153,24 @@ class LanguageModel:
         return width
 
 
-def train_language_model(
-    texts: Sequence[str],
-    tokenizer: Tokenizer,
-    config: LanguageModelConfig,
-    *,
-    validation: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> LanguageModel:
-    """Train by maximum likelihood for `config.steps` steps, without early stopping.
-
-    Args:
-      texts: training sentences; empty ones count too.
-      tokenizer: the data's tokenizer.
-      config: architecture and training.
-      validation: sentences whose perplexity is reported at the end; training does not see them.
-      progress: called with a line of text, ten times or more.
-
-    Raises:
-      ValueError: no texts.
-    """
-    import optax
-
-    from nvib_jax.config import TrainConfig
-    from nvib_jax.training.optimizer import make_optimizer
-
-    report = progress or (lambda line: None)
-    rows = _tokenize(texts, tokenizer)
-    lengths = np.array([len(row) for row in rows])
-    buckets = choose_buckets(np.maximum(lengths, 1), BUCKETS)
-    graph, params = split(_build(config, tokenizer))
-    warmup, peak = min(100, config.steps // 10), config.learning_rate
-    optimizer = make_optimizer(
-        TrainConfig(steps=config.steps, learning_rate=peak, warmup_steps=warmup)
-    )
-    # The loss is divided by a constant and not by the batch's own number of tokens, because that
-    # would give tokens of short sentences more weight.
-    tokens_a_batch = config.batch_size * float(np.mean(lengths + 1))
-
-    @jax.jit
-    def step(params, state, index, tokens, lengths):
-        key = jax.random.fold_in(jax.random.key(config.seed), index)
-
-        def loss(params):
-            model = merge(graph, params)
-            targets, counted = targets_of(tokens, lengths)
-            kernel, bias = model.output_layer()
-            nll = cross_entropy(model.states(tokens, key), kernel, bias, targets, counted)
-            return nll / tokens_a_batch
-
-        value, grads = jax.value_and_grad(loss)(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
-            updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    state, losses = optimizer.init(params), []
-    batches = _batches(rows, buckets, config)
-    for index in track(range(config.steps), "language model", total=config.steps, unit="steps"):
-        params, state, loss = step(params, state, np.int32(index), *next(batches))
-        losses.append(loss)
-        if (index + 1) % max(config.steps // 10, 1) == 0:
-            mean = np.mean(jax.device_get(losses))
-            report(f"language model: step {index + 1:,}, {mean:.3f} nats a token in training")
-            losses.clear()
-    model = LanguageModel(config, graph, params, tokenizer, buckets)
-    if validation is not None:
-        report(f"language model: perplexity {model.perplexity(validation):.3f} on held-out text")
-    return model
-
-
-def cached_language_model(
-    data: PreparedData, config: LanguageModelConfig, progress: Progress | None = None
-) -> LanguageModel:
-    """The language model of a corpus's training split; it is trained once and saved by the cache.
-
-    Args:
-      data: the corpus; at most `TRAINING_SENTENCES` are used, spread evenly over the split.
-      config: architecture and training.
-      progress: called with a line of text.
-    """
-    report = progress or (lambda line: None)
-    key = json.dumps([FORMAT, data.metadata["hash"], dataclasses.asdict(config)], sort_keys=True)
-    root, digest = data.path.parent, _digest(key.encode())[:16]
-    final = root / f"language_model-{digest}.npz"
-    if final.is_file():
-        try:
-            return LanguageModel.load(final, data.tokenizer)
-        except ValueError as error:
-            report(f"{error}; training it again")
-    size = len(data.split_lengths("train"))
-    chosen = np.linspace(0, size - 1, min(size, TRAINING_SENTENCES)).astype(int)
-    texts = [data.tokenizer.decode(ids) for ids in data.tokens("train", chosen)]
-    model = train_language_model(texts, data.tokenizer, config, progress=progress)
-    model.save(final)
-    report(f"language model: kept in {final}")
-    return model
-
-
-def reverse_perplexity(
-    samples: Sequence[str],
-    *,
-    held_out: Sequence[str],
-    tokenizer: Tokenizer,
-    config: LanguageModelConfig,
-    progress: Progress | None = None,
-) -> float:
-    """Perplexity per token of held-out texts under a language model trained only on samples.
-
-    It is high if samples are wrong or lack variety (Zhao et al. 2018). It also falls with the
-    number of samples, so compare equal numbers only. The value for equally many training sentences
-    shows how good it can get.
-
-    Raises:
-      ValueError: no samples, or no held-out texts.
-    """
-    _tokenize(held_out, tokenizer)  # raises for bad texts before the training instead of after it
-    model = train_language_model(samples, tokenizer, config, progress=progress)
-    return model.perplexity(held_out)
-
-
-def _build(config: LanguageModelConfig, tokenizer: Tokenizer) -> CausalTransformer:
+def build(config: LanguageModelConfig, tokenizer: Tokenizer) -> CausalTransformer:
+    """An untrained module; its parameters are a function of the config's seed."""
     return CausalTransformer(config, tokenizer.vocab_size, rngs=nnx.Rngs(config.seed))
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """A hash of bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of each text; ValueError for anything but a list of at least one text."""
     if isinstance(texts, str) or not texts:
         raise ValueError(f"texts is {texts!r}; wanted a list of at least one text")
     return tokenizer.encode_batch(list(texts))
 
 
-def _pad(rows: Sequence[list[int]], width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence[list[int]], width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Ragged ids -> int32 tokens (count, width) and lengths (count,), -1 for rows of padding."""
     tokens = np.full((count, width), Tokenizer.special.pad, np.int32)
     lengths = np.full(count, -1, np.int32)
@@ -300,20 +178,3 @@ def _pad(rows: Sequence[list[int]], width: int, count: int) -> tuple[np.ndarray,
         tokens[i, : len(row)] = row
         lengths[i] = len(row)
     return tokens, lengths
-
-
-def _batches(
-    rows: Sequence[list[int]], buckets: Sequence[int], config: LanguageModelConfig
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless epochs, each with every sentence once, in batches of one bucket, in random order."""
-    rng = np.random.default_rng(config.seed)
-    bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
-    while True:
-        plan = []
-        for bucket, width in enumerate(buckets):
-            members = rng.permutation(np.flatnonzero(bucket_of == bucket))
-            for start in range(0, len(members), config.batch_size):
-                plan.append((members[start : start + config.batch_size], width))
-        for index in rng.permutation(len(plan)):
-            members, width = plan[index]
-            yield _pad([rows[i] for i in members], width, config.batch_size)

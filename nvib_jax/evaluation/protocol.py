@@ -24,11 +24,8 @@ from nvib_jax.evaluation.interpolation import (
     interpolation_scores,
     mirrored_pairs,
 )
-from nvib_jax.evaluation.language_model import (
-    LanguageModel,
-    cached_language_model,
-    reverse_perplexity,
-)
+from nvib_jax.evaluation.language_model import LanguageModel
+from nvib_jax.evaluation.language_model_training import cached_language_model, reverse_perplexity
 from nvib_jax.evaluation.likelihood import (
     evidence_bound,
     importance_bounds,

@@ -11,10 +11,11 @@ import pytest
 
 from nvib_jax import cli
 from nvib_jax.attention import choice
-from nvib_jax.bench import attention, device, report, run, tables
+from nvib_jax.bench import attention, device, report, tables
 from nvib_jax.bench import choose as choose_module
 from nvib_jax.bench.choose import fastest_right
 from nvib_jax.bench.timing import Case, Program, Row, compile_program, interleave, measure
+from nvib_jax.cli import bench
 
 TINY = attention.Shape(2, 2, 6, 5, 16)
 QUICK = {"seconds": 0.0, "rounds": 2}
@@ -191,7 +192,7 @@ def test_mistakes_are_one_sentence(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("suite", [None, *run.SUITES])
+@pytest.mark.parametrize("suite", [None, *bench.SUITES])
 def test_help(suite, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", *([suite] if suite else []), "--help"])

@@ -12,8 +12,8 @@ from tolerance import assert_close
 
 import nvib_jax as nvib
 from nvib_jax.bench import attention, data, generate, plain, sampler, train
-from nvib_jax.bench import run as bench
 from nvib_jax.bench.timing import Row, measure
+from nvib_jax.cli import bench
 from nvib_jax.config import ObjectiveConfig
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import merge, split

@@ -408,7 +408,7 @@ def test_overrides_reach_the_training(preset, monkeypatch):
 def test_flags_may_stand_on_either_side_of_the_preset(preset, monkeypatch, flags, how):
     seen = []
     monkeypatch.setattr(
-        "nvib_jax.training.loop.train", lambda *a, **k: seen.append((k["resume"], k["summary"]))
+        "nvib_jax.training.loop.train", lambda *a, **k: seen.append((k["resume"], bool(k["then"])))
     )
     assert nvib("train", *flags, preset) == nvib("train", preset, *flags) == 0
     assert seen == [how, how]

@@ -13,7 +13,7 @@ import tiny
 from flax import nnx
 
 from nvib_jax.data import DataConfig, Tokenizer, default_grammar, prepare
-from nvib_jax.evaluation import language_model
+from nvib_jax.evaluation import language_model_training as training
 from nvib_jax.evaluation.causal_transformer import (
     CausalTransformer,
     LanguageModelConfig,
@@ -21,8 +21,8 @@ from nvib_jax.evaluation.causal_transformer import (
     targets_of,
     token_log_probs,
 )
-from nvib_jax.evaluation.language_model import (
-    LanguageModel,
+from nvib_jax.evaluation.language_model import LanguageModel
+from nvib_jax.evaluation.language_model_training import (
     cached_language_model,
     reverse_perplexity,
     train_language_model,
@@ -53,12 +53,12 @@ def model() -> LanguageModel:
 @pytest.fixture(autouse=True)
 def few_buckets(monkeypatch):
     """Each compiles a step."""
-    monkeypatch.setattr(language_model, "BUCKETS", 2)
+    monkeypatch.setattr(training, "BUCKETS", 2)
 
 
 @pytest.fixture
 def one_bucket(monkeypatch):
-    monkeypatch.setattr(language_model, "BUCKETS", 1)
+    monkeypatch.setattr(training, "BUCKETS", 1)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_it_compiles_few_times(texts):
     fresh = dataclasses.replace(model(), _compiled={})
     fresh.log_prob([*texts, LONG, LONG + " dog"])
     fresh.log_prob(texts[:3])
-    assert len(fresh.buckets) <= language_model.BUCKETS
+    assert len(fresh.buckets) <= training.BUCKETS
     assert fresh._compiled["score"]._cache_size() <= len(fresh.buckets) + 1
 
 
@@ -241,7 +241,7 @@ def test_it_learns_the_shares_of_sentences_of_every_length():
 
 def test_an_epoch_is_every_sentence_once():
     rows = [ids(n).tolist() for n in (0, 1, 2, 3, 5, 8, 8, 8, 13, 1, 2, 3)]
-    batches = language_model._batches(rows, (3, 8, 13), dataclasses.replace(CONFIG, batch_size=3))
+    batches = training._batches(rows, (3, 8, 13), dataclasses.replace(CONFIG, batch_size=3))
     for _ in range(2):
         seen = []
         for tokens, lengths in itertools.islice(batches, 3 + 2 + 1):
@@ -297,7 +297,7 @@ def test_what_is_no_language_model_is_refused(tmp_path, monkeypatch):
     np.savez(path, x=np.zeros(3))
     with pytest.raises(ValueError, match="no saved language model"):
         LanguageModel.load(path, tokenizer())
-    monkeypatch.setattr(language_model, "FORMAT", 99)
+    monkeypatch.setattr("nvib_jax.evaluation.language_model.FORMAT", 99)
     model().save(path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has format 99; this version reads 1"):
@@ -311,8 +311,8 @@ def test_a_corpus_has_its_model_trained_once(one_bucket, tmp_path, monkeypatch, 
         trained.append(sentences)
         return train_language_model(sentences, *args, **kw)
 
-    monkeypatch.setattr(language_model, "train_language_model", train)
-    monkeypatch.setattr(language_model, "TRAINING_SENTENCES", 30)
+    monkeypatch.setattr(training, "train_language_model", train)
+    monkeypatch.setattr(training, "TRAINING_SENTENCES", 30)
     corpus = DataConfig(num_train=90, num_validation=5, num_test=5, cache_dir=str(tmp_path))
     data = prepare(corpus)
     first = cached_language_model(data, SHORT)
