@@ -133,6 +133,10 @@ def test_another_family_trains_resumes_and_is_exported(bigram, tmp_path):
     same(loaded.params, whole.model.params)
     assert loaded.config.model == BigramConfig()
     assert "bigram" in repr(loaded)
+    cli.main(["evaluate", parts.train.run_dir, "--sentences", "8"])
+    found = json.loads(Path(parts.train.run_dir, "evaluation.json").read_text())
+    assert (found["kind"], found["sentences"]) == ("bigram", 8)
+    assert found["scores"]["cross_entropy"] < np.log(430)
     cli.main(["export", parts.train.run_dir, "--out", str(tmp_path / "out")])
     same(TextModel.load(tmp_path / "out").params, loaded.params)
 

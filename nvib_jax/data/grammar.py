@@ -65,6 +65,10 @@ class Grammar:
         """Every word that a sentence may contain, `an` included."""
         return frozenset(self._class_of) | {"an"}
 
+    def class_of(self, word: str) -> str:
+        """The word's class without its number and form: "PERSON", "VT"; empty if it has none."""
+        return self._class_of.get("a" if word == "an" else word, "").partition("_")[0]
+
     # ---- drawing sentences
 
     def sample(self, rng: np.random.Generator) -> str:

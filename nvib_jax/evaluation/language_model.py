@@ -72,16 +72,32 @@ class LanguageModel:
         Raises:
           ValueError: no texts.
         """
+        return np.array([scores.sum() for scores in self.token_log_probs(texts)])
+
+    def token_log_probs(self, texts: Sequence[str], *, ends: bool = True) -> list[np.ndarray]:
+        """`log p(token | tokens before)` of each token of each text.
+
+        Args:
+          texts: as in `log_prob`.
+          ends: whether end-of-sentence is the last token of each.
+
+        Returns:
+          One float64 array of nats for each text.
+
+        Raises:
+          ValueError: no texts.
+        """
         rows = tokenize(texts, self.tokenizer)
         widths = np.array([self._width(len(row)) for row in rows])
-        log_p = np.empty(len(rows))
+        log_p: list[Any] = [None] * len(rows)
         for width in np.unique(widths):
             members = np.flatnonzero(widths == width)
             for start in range(0, len(members), ROWS):
                 part = members[start : start + ROWS]
                 tokens, lengths = padded([rows[i] for i in part], int(width), ROWS)
                 scores = np.asarray(self._score(tokens, lengths), np.float64)
-                log_p[part] = scores.sum(axis=1)[: len(part)]
+                for i, row in zip(part, scores, strict=False):
+                    log_p[i] = row[: len(rows[i]) + ends]
         return log_p
 
     def token_counts(self, texts: Sequence[str]) -> np.ndarray:

@@ -11,8 +11,10 @@ tokens the vectors came from costs nothing, because a mixture is a set.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax.models.bound import (
@@ -172,6 +174,36 @@ def group_sizes(draws: int) -> list[int]:
     if draws < 1 or draws % largest:
         raise ValueError(f"draws is {draws}; wanted 1 to 10 or a multiple of {largest}")
     return [*smaller, draws]
+
+
+def held_out_terms(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> dict[str, float]:
+    """What training measures, on held-out texts: the only figures of a model of any family.
+
+    Args:
+      model: of any family.
+      texts: held-out sentences.
+      seed: of draws.
+
+    Returns:
+      "cross_entropy" in nats a target, and the means of the model's own metrics
+      (`nvib_jax.models.terms.Terms`), without dropout.
+
+    >>> sorted(held_out_terms(model, texts))
+    ['cross_entropy', 'kl_dirichlet', 'kl_gaussian', 'share_kept']
+    """
+    run = model.compiled(_terms, objective=model.config.objective)
+    sums: Any = None
+    for part, tokens, mask in model.batches(model.tokenize(texts)):
+        key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
+        found = run(model.params, tokens, mask, key)
+        sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
+    return {name: float(a) / max(float(b), 1.0) for name, (a, b) in jax.device_get(sums).items()}
+
+
+def _terms(model: Any, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, objective: Any):
+    batch = {"tokens": tokens, "mask": mask}
+    terms = model.terms(batch, key, step=jnp.int32(0), train=False, objective=objective)
+    return {"cross_entropy": (terms.nll, terms.counted), **terms.metrics}
 
 
 def is_variational(model: TextModel) -> bool:

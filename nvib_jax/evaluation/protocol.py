@@ -17,6 +17,7 @@ from nvib_jax.checkpoint.load import load
 from nvib_jax.data import PreparedData, default_grammar, prepare
 from nvib_jax.data.config import relocated
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
+from nvib_jax.evaluation.choice import choice, choice_scores
 from nvib_jax.evaluation.collapse import collapse_report
 from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
 from nvib_jax.evaluation.interpolation import (
@@ -28,6 +29,7 @@ from nvib_jax.evaluation.language_model import LanguageModel
 from nvib_jax.evaluation.language_model_training import cached_language_model, reverse_perplexity
 from nvib_jax.evaluation.likelihood import (
     evidence_bound,
+    held_out_terms,
     importance_bounds,
     is_variational,
     ratio,
@@ -40,6 +42,7 @@ from nvib_jax.evaluation.usage import growth, token_usage, usage_by_length, vect
 from nvib_jax.fields import check_fields
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.models.build import family_of
 from nvib_jax.text_model import TextModel
 
 RESULT = "evaluation.json"
@@ -115,7 +118,7 @@ def evaluate_run(
     data = prepare(relocated(model.config.data), progress=progress)
     found = {
         "name": Path(run).name,
-        "kind": model.architecture.kind,
+        "kind": model.architecture.kind if model.encodes else family_of(model.config.model),
         "checkpoint": checkpoint,
         "step": step,
         "seed": config.seed,
@@ -135,8 +138,15 @@ def measure(
     *,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """The scores and tables of a model on a split of its data."""
+    """The scores and tables of a model on a split of its data.
+
+    Of a model that writes no texts there is what its own terms say.
+    """
     texts = data.sentences(config.split, config.sentences or None)
+    if not (model.encodes and model.writes):
+        progress(f"measuring {len(texts)} sentences of the {config.split} split")
+        scores: dict[str, Any] = dict(held_out_terms(model, texts, seed=config.seed))
+        return {"split": config.split, "sentences": len(texts), "scores": scores}
     known = data.sentences("train")
     grammar = model.config.data.source == "grammar"
     lm = None
@@ -145,7 +155,7 @@ def measure(
 
     progress(f"reconstructing {len(texts)} sentences of the {config.split} split")
     outputs = model.reconstruct(texts, seed=config.seed, clean=False)
-    scores: dict[str, Any] = {**reconstruction_scores(texts, outputs), **vector_usage(model, texts)}
+    scores = {**reconstruction_scores(texts, outputs), **vector_usage(model, texts)}
     if config.beams:
         how = DecodingConfig(method="beam", beams=config.beams)
         beam = reconstruction_scores(texts, model.reconstruct(texts, decoding=how, clean=False))
@@ -178,7 +188,10 @@ def measure(
             {"text": a, "output": b} for a, b in zip(texts[:SHOWN], outputs, strict=False)
         ],
         "tokens": token_usage(model, texts[: SHOWN // 2]),
+        "choice": choice(model, texts, language_model=lm, grammar=grammar),
     }
+    if found["choice"]:
+        scores |= choice_scores(found["choice"])
     if config.forms:
         progress("comparing the forms")
         found["forms"] = compare_forms(model, texts, seed=config.seed)

@@ -139,7 +139,7 @@ def usage(
     each = jnp.exp(posterior.log_alpha[:, 1:]), mean_attention(attention, counted)[:, 1:]
     missing = 0 if model.latent.pools else model.max_length - tokens.shape[1]
     return (
-        vectors_kept(model, posterior, mixture),
+        jnp.sum(vectors_kept(model, posterior, mixture), axis=-1).astype(jnp.float32),
         effective_number(attention, counted),
         jnp.sum(mask, axis=-1),
         *jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), each),
@@ -152,12 +152,19 @@ def _by_position(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) 
 
 def _read(model: NVAE, tokens: jax.Array, mask: jax.Array):
     posterior = model.encode(tokens, mask)
-    # If the config reads draws, the posterior's mean is read here instead, because the impulses of
-    # draws are random, and there may be several for each component.
-    form = "exact" if model.config.evaluation_form in ("drawn", "average") else None
-    mixture, read_form = model.read(posterior, form=form)
+    mixture, read_form = read_still(model, posterior)
     inputs, _, counted = decoder_io(tokens, mask, model.special)
     return posterior, mixture, model.attention(model.memories(mixture, read_form), inputs), counted
+
+
+def read_still(model: NVAE, posterior: Posterior) -> tuple[Mixture, str]:
+    """The mixture that the decoder reads when nothing is drawn, one component for each vector.
+
+    If the config reads draws, the posterior's mean is read instead, because the impulses of draws
+    are random, and there may be several for each component.
+    """
+    form = "exact" if model.config.evaluation_form in ("drawn", "average") else None
+    return model.read(posterior, form=form)
 
 
 def mean_attention(attention: jax.Array, counted: jax.Array) -> jax.Array:
@@ -173,7 +180,7 @@ def effective_number(attention: jax.Array, counted: jax.Array) -> jax.Array:
 
 
 def vectors_kept(model: NVAE, posterior: Posterior, mixture: Mixture) -> jax.Array:
-    """Number of vectors above the threshold that the decoder reads, float (B,)."""
+    """Which vectors are above the threshold and given to the decoder, bool (B, S - 1)."""
     own = model.config.threshold
     above = kept(posterior, KEPT_ABOVE if own is None else max(own, 0.0))
-    return jnp.sum(above & mixture.present[:, 1:], axis=-1).astype(jnp.float32)
+    return above & mixture.present[:, 1:]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nvib_jax.evaluation.report import figures, html, texts
+from nvib_jax.evaluation.report.choice import choice
 from nvib_jax.evaluation.report.runs import Setting, group, read_run
 from nvib_jax.files import write_whole
 
@@ -13,6 +14,7 @@ _SECTIONS = (  # id, heading, settings -> html
     ("rate-distortion", "Rate and distortion", figures.rate_distortion),
     ("reconstructions", "Reconstructions", texts.reconstructions),
     ("tokens", "What each token's vector weighs", texts.tokens),
+    ("choice", "Which vectors are kept", choice),
     ("lengths", "Vectors against length", figures.lengths),
     ("forms", "Ways to read a posterior", figures.forms),
     ("thresholds", "Dropping small pseudo-counts", figures.thresholds),
