@@ -29,7 +29,7 @@ class Batch(TypedDict):
     """Rows of one bucket of length N.
 
     Keys:
-      tokens: `[B, N]` int32, padded with `Tokenizer.pad_id`.
+      tokens: `[B, N]` int32, padded with `Tokenizer.special.pad`.
       mask: `[B, N]` bool, True on tokens.
       index: `[B]` int32, the sentence's place in its split; -1 for a row that is all padding.
     """

@@ -18,6 +18,7 @@ from nvib_jax import cli
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS
 from nvib_jax.cli import commands, doctor, options
 from nvib_jax.config import Config
+from nvib_jax.evaluation.summary import summarize_run
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.presets import load_preset, to_json
 from nvib_jax.text_model import TextModel
@@ -291,7 +292,7 @@ def test_a_value_that_an_option_cannot_have(capsys):
         (["--processes", "abc"], "--processes is 'abc'; wanted a number; see nvib train"),
         (["--model.threshold", "x"], "--model.threshold is 'x'; wanted a number; see nvib train"),
         (["--train.clip", "nan"], "train.clip is nan; wanted a number; see nvib train"),
-        (["--model.kind", "F"], "invalid choice 'F' for argument '--model.kind'. Expected one of"),
+        (["--model.kind", "F"], "model.kind is 'F'; wanted one of 'NVAE', 'T', 'VTV'"),
     ],
 )
 def test_a_wrong_option_is_one_line(preset, arguments, said, capsys):
@@ -394,7 +395,7 @@ def test_overrides_reach_the_training(preset, monkeypatch):
     assert (config.train.steps, config.data.buckets) == (7, (8, 24))
     assert config.train.run_dir == tiny.config().train.run_dir
     assert str(how.pop("claim").folder) == config.train.run_dir
-    assert how == {"resume": True, "summary": True}
+    assert how == {"resume": True, "then": summarize_run}
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_perplexity_by_hand(texts):
 
 def test_the_empty_sentence_ends_at_once():
     log_p = merge(model().graph, model().params).log_probs(jnp.zeros((1, 1), jnp.int32))
-    want = float(log_p[0, 0, Tokenizer.eos_id])
+    want = float(log_p[0, 0, Tokenizer.special.eos])
     assert model().log_prob([""])[0] == pytest.approx(want, rel=1e-5)
     assert model().token_counts([""]).tolist() == [1]
     assert model().perplexity([""]) == pytest.approx(math.exp(-want), rel=1e-5)

@@ -19,6 +19,7 @@ PARTS = {  # part of an evaluation -> the heading of its section
     "forms": "Ways to read a posterior",
     "thresholds": "Dropping small pseudo-counts",
     "by_length": "Vectors against length",
+    "choice": "Which vectors are kept",
     "dimensions": "KL per latent dimension",
     "reconstructions": "Reconstructions",
     "samples": "Samples from the prior",
@@ -56,6 +57,15 @@ def evaluation(name="a", kind="NVAE", seed=0, model=None, **scores):
         "by_length": [
             {"length": n, "sentences": 9, "vectors": n / 2, "effective": n / 3} for n in (3, 8)
         ],
+        "choice": {
+            "explained": {
+                "position": {"kept": 0.98, "log_pseudo_count": None, "chance": 0.01, "groups": 9},
+                "class": {"kept": 0.2, "log_pseudo_count": 0.3, "chance": 0.01, "groups": 2},
+            },
+            "information": None,
+            "by_position": [{"position": i, "tokens": 9, "kept": i / 9} for i in range(1, 4)],
+            "by_class": [{"class": c, "tokens": 9, "kept": 0.5} for c in ("THE", "PERSON")],
+        },
         "dimensions": {"active": 3, "passive": 5, "kl": [0.1, 2.0, 0.3]},
         "reconstructions": [
             {"text": "the dog sees a cat", "output": f"the dog sees {name} cat"},
@@ -166,7 +176,7 @@ def test_figures_take_the_colours_of_the_page_and_say_what_they_are(page):
     assert style.count("--c0:") == 2  # in light and in dark
     assert "prefers-color-scheme:dark" in style
     figures = [attrs for tag, attrs in page.elements if tag == "svg"]
-    assert len(figures) == 13
+    assert len(figures) == 15
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in figures)
     assert "vectors, by pseudo-count" in page.text  # axis labels are text
 
@@ -201,7 +211,7 @@ def test_seeds_are_one_row_and_the_best_is_marked(page):
 def test_sections_show_the_runs_side_by_side(page):
     assert page.headings() == [
         "Runs side by side", "Training curves", "Rate and distortion", "Reconstructions",
-        "What each token&#x27;s vector weighs", "Vectors against length",
+        "What each token&#x27;s vector weighs", "Which vectors are kept", "Vectors against length",
         "Ways to read a posterior", "Dropping small pseudo-counts", "KL per latent dimension",
         "Interpolations", "Samples from the prior",
     ]  # fmt: skip
@@ -449,3 +459,10 @@ def test_one_run_has_no_plane_and_the_page_says_why(tmp_path):
     page = report(tmp_path, write_run(tmp_path / "run", evaluation()))
     assert "Rate and distortion are shown for two settings or more." in page.text
     assert "for want of data" not in page.text
+
+
+def test_what_the_choice_depends_on_is_a_table(tmp_path):
+    page = report(tmp_path, write_run(tmp_path / "run", evaluation()))
+    assert "0.98 (-)" in page.cells
+    assert "0.20 (0.30)" in page.cells
+    assert "a stride, whatever its scores" in page.text
