@@ -157,8 +157,8 @@ class TrainConfig:
         _at_least("train", self, 1, *names.split())
         names = "seed warmup_steps weight_decay keep_best keep_every watchdog"
         _at_least("train", self, 0, *names.split())
-        if self.seed >= 2**63:  # jax takes a 64-bit integer
-            raise ValueError(f"train.seed is {self.seed}; wanted less than {2**63}")
+        if self.seed >= 2**32:  # jax keeps the last 32 bits, and 2^32 would be seed 0 again
+            raise ValueError(f"train.seed is {self.seed}; wanted less than {2**32}")
         if self.spike and not self.spike > 1:
             raise ValueError(f"train.spike is {self.spike}; wanted 0, or more than 1")
         for name in ("learning_rate", "clip"):

@@ -77,6 +77,10 @@ def train(arguments: list[str]) -> None:
 def prepare(arguments: list[str]) -> None:
     """Prepare the data."""
     options, _ = _read(Prepare, arguments)
+    for word in arguments:
+        section = word.partition(".")[0]
+        if section.startswith("--") and section not in ("--data", "--help") and "." in word:
+            raise ValueError(f"{word.partition('=')[0]} has no effect on nvib prepare")
     from nvib_jax.data import prepare
 
     data = prepare(options.config.data, progress=print)

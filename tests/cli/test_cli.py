@@ -437,6 +437,12 @@ def test_a_run_without_a_name_gets_a_free_one(preset, monkeypatch, tmp_path):
     assert seen == ["runs/little", "runs/little-3", "runs/little-2"]
 
 
+@pytest.mark.parametrize("option", ["--train.steps", "--model.dim", "--mesh.fsdp"])
+def test_prepare_takes_no_option_of_training(preset, option, capsys):
+    assert nvib("prepare", preset, option, 8) == 1
+    assert capsys.readouterr().err == f"nvib prepare: {option} has no effect on nvib prepare\n"
+
+
 def test_prepare_says_what_it_made(preset, capsys):
     assert nvib("prepare", preset) == 0
     last = capsys.readouterr().out.splitlines()[-1]
