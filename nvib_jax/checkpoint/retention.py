@@ -34,7 +34,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
     if not isinstance(meta, dict):
         raise Damaged("its meta data are no JSON object")
-    # Only this version's seal is checked; a caller refuses another version for being another one.
+    # Only a checkpoint of this version's format is sealed as `check_seal` expects. Whoever reads
+    # one of another format refuses it by its format.
     if meta.get("format") == FORMAT:
         check_seal(meta)
         if meta.get("step") != int(folder.name):

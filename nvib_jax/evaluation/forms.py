@@ -169,7 +169,8 @@ def _above(
     mixture, form = model.latent.read(
         posterior, model.config.evaluation_form, key, threshold=threshold
     )
-    # Of the posterior, because a mixture of several draws has several impulses a vector.
+    # The vectors are counted in the posterior and not in the mixture, because a mixture of several
+    # draws has several impulses for each vector.
     present = expected(posterior, threshold=threshold).present
     return model.memories(mixture, form), jnp.sum(present[:, 1:], axis=-1)
 
