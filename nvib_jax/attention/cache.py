@@ -105,7 +105,8 @@ def append(memory: Memory, components: Memory, position: int | jax.Array) -> Mem
         if old is None and new is None:
             continue
         _check_alike(name, old, new, axis)
-        grown[name] = jax.lax.dynamic_update_slice_in_dim(*alike(old, new), position, axis)
+        old, new = alike(old, new)
+        grown[name] = jax.lax.dynamic_update_slice_in_dim(old, new, position, axis)
     return dataclasses.replace(memory, **grown)
 
 
@@ -148,8 +149,10 @@ def _checked(name: str, memory: Memory) -> Memory:
 def _check_alike(name: str, old: jax.Array | None, new: jax.Array | None, axis: int) -> None:
     """Raise ValueError unless `new` differs from `old` in its size along `axis` only."""
     if old is None or new is None:
-        has, lacks = ("the memory", "components") if new is None else ("components", "the memory")
-        raise ValueError(f"{lacks} has no {name}; wanted one, as {has} has: two forms are mixed")
+        what = (
+            f"no {name}, and the memory has one" if new is None else f"{name}, the memory has none"
+        )
+        raise ValueError(f"components have {what}; wanted components of the memory's form")
     wanted = (*old.shape[:axis], new.shape[axis], *old.shape[axis + 1 :])
     if new.shape != wanted or new.dtype != old.dtype:
         raise ValueError(

@@ -154,11 +154,11 @@ WRONG = {
     ),
     "another form": (
         lambda: append(nvib.make_memory(mixture(), **K), plain(rows=3), 0),
-        "components has no shared_key; wanted one, as the memory has: two forms are mixed$",
+        "components have no shared_key, and the memory has one; wanted components of the memor",
     ),
     "another form again": (
         lambda: append(plain(6, rows=3), nvib.make_memory(mixture(), **K, form="published"), 0),
-        "the memory has no shared_value; wanted one, as components has: two forms are mixed$",
+        "components have shared_value, the memory has none; wanted components of the memory's f",
     ),
     "other rows": (
         lambda: append(plain(4), plain(rows=3), 0),
