@@ -10,8 +10,9 @@ denoising attention. Plain self-attention is the case of biases that are 0.
     memory = append(memory, components, 1)      # and then what every step adds
 
 The arrays keep the axis order of every memory, (B, H, S, E), because both products of `attend` read
-them as they lie: XLA on CPUs transposes or copies nothing. (If B is 1 it copies them within the
-caches of the processor, which costs a step of a small model less than a tenth.)
+them as they lie: XLA on CPUs transposes and copies nothing. Only if B is 1 it drops that axis, and
+then copies the cache at every step (jax 0.10.2): one sentence alone of 200 tokens takes 5 % longer
+than with a cache of its own layout, at 8,000 words and D = 256, and 32 sentences take 15 % less.
 """
 
 import dataclasses
