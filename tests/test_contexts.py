@@ -21,6 +21,7 @@ from tolerance import assert_trees_close
 import nvib_jax as nvib
 from nvib_jax import objective
 from nvib_jax.attention import FORMS, attention_weights
+from nvib_jax.attention.cache import append, empty_memory
 from nvib_jax.modules.linear import Linear, Linears
 from nvib_jax.objective.cross_entropy import cross_entropy
 
@@ -44,6 +45,20 @@ def hidden(x):
     return nvib.denoising_attention(
         x["query"], nvib.expected(post(x)), **KERNELS, mask=seen, value_bias=bias
     )
+
+
+def relative(x):
+    mix, bias = nvib.expected(post(x)), normal(9, 2, *x["query"].shape[1:2], 6)
+    return nvib.denoising_attention(x["query"], mix, **KERNELS, position_bias=bias)
+
+
+def growing(x):
+    """A memory of six components, to which they are appended, in two parts."""
+    mix = nvib.expected(post(x))
+    parts = [jax.tree.map(lambda a, s=s: a[:, s], mix) for s in (slice(0, 1), slice(1, 6))]
+    new = [nvib.make_memory(part, **KERNELS) for part in parts]
+    memory = append(append(empty_memory(new[0], 8), new[0], 0), new[1], 1)
+    return nvib.attend(x["query"], memory)
 
 
 def in_chunks(x):  # 300 queries of two heads are more than one chunk
@@ -116,6 +131,8 @@ TABLE = {name: f for name, f in FUNCTIONS.items() if name not in NAMES} | {
     "cross_entropy bfloat16": lambda x: output_loss(x, 3, jnp.bfloat16),
     "cross_entropy by the output layer": output_gradients,
     "attention hidden": hidden,
+    "attention relative": relative,
+    "attention of what grows": growing,
     "attention in chunks": in_chunks,
     "attention weights": lambda x: attention_weights(
         x["query"], nvib.make_memory(nvib.expected(post(x)), **KERNELS)

@@ -29,6 +29,7 @@ PURE = (
     "attention.pallas_tpu",
     "attention.tpu_kernels",
     "attention.pallas_gpu",
+    "attention.cache",
     "attention.cudnn",
     "attention.home",
 )
@@ -93,7 +94,7 @@ SIGNATURES = {
         "query mixture",
         {
             "key_kernel": REQUIRED, "value_kernel": REQUIRED, "value_bias": None, "mask": None,
-            "causal": False, "form": "exact", "implementation": None,
+            "position_bias": None, "causal": False, "form": "exact", "implementation": None,
         },
     ),
     "random.loggamma": ("key log_alpha", {}),

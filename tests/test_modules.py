@@ -171,8 +171,7 @@ def test_decoder_is_causal(norm):
 def test_steps_with_a_cache_equal_the_whole(norm, layers):
     module, x = decoder(layers, norm=norm), normal(0, 2, 5, D)
     step, memories = jitted(module.step), module.memories(mixture(), "exact")
-    zeros = jnp.zeros((2, 5, D))
-    caches, outputs = tuple((zeros, zeros) for _ in range(layers)), []
+    caches, outputs = module.empty_caches(2, 7), []  # two places remain empty
     for i in range(5):
         out, caches = step(x[:, i : i + 1], memories, caches, jnp.int32(i))
         outputs.append(out)

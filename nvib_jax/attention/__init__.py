@@ -42,6 +42,7 @@ def attend(
     *,
     value_bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    position_bias: jax.Array | None = None,
     causal: bool = False,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -51,9 +52,10 @@ def attend(
 
     Args:
       query: projected, unscaled, shape (B, T, H, E).
-      memory: from `make_memory`.
+      memory: from `make_memory`, or one that grows (`nvib_jax.attention.cache`).
       value_bias: shape (H, E), or None.
       mask: bool, shape (B, T, S), or None. At least one component a query must be visible.
+      position_bias: as in `denoising_attention`.
       causal: query t sees component 0 and the components up to t + S - T, on top of the mask.
       implementation: as in `denoising_attention`, except "reference", which takes no memory.
 
@@ -77,22 +79,24 @@ def attend(
             "memory.key": (memory.key, "float B H S E"),
             "value_bias": (value_bias, "float H E or None"),
             "mask": (mask, "bool B T S or None"),
+            "position_bias": (position_bias, "float H T S or None"),
         }
     )
     if implementation is not None:
         check_choice("implementation", implementation, IMPLEMENTATIONS)
-    mask = None if mask is None else jnp.asarray(mask)
+    more = {"mask": mask, "position_bias": position_bias}
+    arrays = {key: jnp.asarray(array) for key, array in more.items() if array is not None}
     name = implementation
     if name is None:
         components, wide = memory.key.shape[2], memory.shared_value is not None
         name = fastest(device()[1], components, wide)
     try:
-        out = _on_mesh(_primitive(name), query, memory, mask, causal)
+        out = _on_mesh(_primitive(name, arrays), query, memory, arrays, causal)
     except NotImplementedError:
         if implementation is not None:
             raise
         # "xla" can do everything, so it replaces an automatic choice that cannot do this.
-        out = _on_mesh(xla.attend, query, memory, mask, causal)
+        out = _on_mesh(xla.attend, query, memory, arrays, causal)
     return out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
 
 
@@ -104,6 +108,7 @@ def denoising_attention(
     value_kernel: jax.Array,
     value_bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    position_bias: jax.Array | None = None,
     causal: bool = False,
     form: str = "exact",
     implementation: str | None = None,
@@ -123,6 +128,8 @@ def denoising_attention(
       value_bias: shape (H, E), or None.
       mask: bool, shape (B, T, S), True = visible, on top of `mixture.mask`. At least one component
         a query must be visible (component 0 always is, unless you hide it).
+      position_bias: finite numbers that are added to the logits, shape (H, T, S), the same for all
+        sentences: relative positions, as T5 and ALiBi have them. None is 0.
       causal: query t sees component 0 and the components up to t + S - T, on top of the masks:
         with S = T + 1, a token's own component and those before it.
       form: "exact" is the definition; "published" drops a query term, as released code does;
@@ -132,7 +139,8 @@ def denoising_attention(
       implementation: "reference" (the equation as written), "xla" (in chunks, on any platform),
         "pallas" (the kernel for the current TPU or GPU; "pallas_tpu" and "pallas_gpu" name one),
         "cudnn" (NVIDIA's library, for the forms without terms of width D), or None for the fastest
-        one that can do it (`nvib_jax.attention.choice`).
+        one that can do it (`nvib_jax.attention.choice`). Only "reference" and "xla" take a
+        `position_bias`.
 
     Returns:
       shape (B, T, H, E), the query's dtype; softmax and biases are float32 throughout.
@@ -161,6 +169,7 @@ def denoising_attention(
             "value_kernel": (value_kernel, "float D H E"),
             "value_bias": (value_bias, "float H E or None"),
             "mask": (mask, "bool B T S or None"),
+            "position_bias": (position_bias, "float H T S or None"),
         }
     )
     kernels = {"key_kernel": key_kernel, "value_kernel": value_kernel}
@@ -168,7 +177,9 @@ def denoising_attention(
         if causal:
             seen = causal_mask(query.shape[1], mixture.mean.shape[1])[None]
             mask = seen if mask is None else seen & mask
-        out = reference.attend(query, mixture, **kernels, mask=mask, form=form).astype(query.dtype)
+        out = reference.attend(
+            query, mixture, **kernels, mask=mask, position_bias=position_bias, form=form
+        ).astype(query.dtype)
         return out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
     kernels = {name: kernel.astype(query.dtype) for name, kernel in kernels.items()}
     return attend(
@@ -176,6 +187,7 @@ def denoising_attention(
         make_memory(mixture, **kernels, form=form),
         value_bias=value_bias,
         mask=mask,
+        position_bias=position_bias,
         causal=causal,
         implementation=implementation,
     )
@@ -184,6 +196,7 @@ def denoising_attention(
 _AXES: dict[str, tuple[str | None, ...]] = {
     "query": ("batch", None, "heads", None),
     "mask": ("batch", None, "components"),
+    "position_bias": ("heads", None, "components"),
     "key": ("batch", "heads", "components", None),
     "value": ("batch", "heads", "components", None),
     "bias": ("batch", "components"),
@@ -195,20 +208,26 @@ _AXES: dict[str, tuple[str | None, ...]] = {
 
 
 def _on_mesh(
-    function: Any, query: jax.Array, memory: Memory, mask: jax.Array | None, causal: bool
+    function: Any, query: jax.Array, memory: Memory, more: dict[str, jax.Array], causal: bool
 ) -> jax.Array:
-    """Run an implementation; on a mesh, every device runs it on its own sentences and heads."""
-    given = {"query": query, "mask": mask, **vars(memory)}
+    """Run an implementation; on a mesh, every device runs it on its own sentences and heads.
 
-    def run(query: jax.Array, mask: jax.Array | None = None, **fields: jax.Array) -> jax.Array:
-        return function(query, Memory(**fields), mask, causal=causal)
+    `more` are the arrays, by name, that not every call has: mask and position_bias.
+    """
+    fields = {name: array for name, array in vars(memory).items() if array is not None}
 
-    arrays = {name: array for name, array in given.items() if array is not None}
-    return per_device(run, arrays, _AXES, like="query")
+    def run(query: jax.Array, **arrays: jax.Array) -> jax.Array:
+        given = {name: arrays.pop(name) for name in more}
+        return function(query, Memory(**arrays), causal=causal, **given)
+
+    return per_device(run, {"query": query, **fields, **more}, _AXES, like="query")
 
 
-def _primitive(name: str) -> Any:
-    """The `attend` function that an implementation's name stands for on the current platform."""
+def _primitive(name: str, more: dict[str, jax.Array]) -> Any:
+    """The `attend` function that an implementation's name stands for on the current platform.
+
+    `more` as in `_on_mesh`.
+    """
     platform = device()[0]
     if name == "reference":
         raise NotImplementedError(
@@ -220,6 +239,8 @@ def _primitive(name: str) -> Any:
                 f"implementation 'pallas' has kernels for TPU and GPU; this is {platform}"
             )
         name = f"pallas_{platform}"
+    if name != "xla" and "position_bias" in more:
+        raise NotImplementedError(f"implementation {name!r} takes no position_bias; use 'xla'")
     # These are imported late, because Pallas takes a third of a second to import and a CPU never
     # needs it.
     if name == "pallas_tpu":

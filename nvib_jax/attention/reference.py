@@ -19,6 +19,7 @@ def attend(
     key_kernel: jax.Array,
     value_kernel: jax.Array,
     mask: jax.Array | None,
+    position_bias: jax.Array | None = None,
     form: str,
 ) -> jax.Array:
     """See `nvib_jax.denoising_attention`; shapes are checked there. Returns (B, T, H, E)."""
@@ -44,6 +45,8 @@ def attend(
     if form == "exact":
         logits = logits - 0.5 * jnp.einsum("bthd,bsd->bths", u * u, 1 / t, precision=highest)
 
+    if position_bias is not None:
+        logits = logits + jnp.swapaxes(position_bias.astype(dtype), 0, 1)[None]
     valid = mixture.present
     logits = logits + jnp.where(valid, offset, 0.0)[:, None, None, :]
     valid = valid[:, None, None, :]

@@ -13,7 +13,12 @@ ROWS = 512  # about this many (query, head) pairs of each example are in one chu
 
 
 def attend(
-    query: jax.Array, memory: Memory, mask: jax.Array | None = None, *, causal: bool = False
+    query: jax.Array,
+    memory: Memory,
+    mask: jax.Array | None = None,
+    *,
+    position_bias: jax.Array | None = None,
+    causal: bool = False,
 ) -> jax.Array:
     """Attend to a memory.
 
@@ -21,6 +26,7 @@ def attend(
       query: projected, unscaled, shape (B, T, H, E).
       memory: from `make_memory`.
       mask: bool, shape (B, T, S), or None.
+      position_bias: added to the logits, shape (H, T, S), or None.
       causal: query t sees component 0 and components up to t + S - T.
 
     Returns:
@@ -37,44 +43,56 @@ def attend(
         return seen if mask is None else seen & mask
 
     if width == length:
-        out = _attend_chunk(jnp.swapaxes(query, 1, 2), memory, visible(mask, 0))
+        query = jnp.swapaxes(query, 1, 2)
+        out = _attend_chunk(query, memory, visible(mask, 0), position_bias)
         return jnp.swapaxes(out, 1, 2)
 
     chunks = -(-length // width)
     padding = chunks * width - length
 
-    def to_chunks(x: jax.Array) -> jax.Array:
+    def to_chunks(x: jax.Array | None) -> jax.Array | None:
+        """(B or H, T, ...) -> (chunks, B or H, width, ...)."""
+        if x is None:
+            return None
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, width, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, width, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def body(xs: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
-        start, chunk, seen = xs
-        out = _attend_chunk(jnp.swapaxes(chunk, 1, 2), memory, visible(seen, start))
+    def body(xs: tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]) -> jax.Array:
+        start, chunk, seen, bias = xs
+        out = _attend_chunk(jnp.swapaxes(chunk, 1, 2), memory, visible(seen, start), bias)
         return jnp.swapaxes(out, 1, 2)
 
     starts = width * jnp.arange(chunks)
-    seen = None if mask is None else to_chunks(mask)
-    out = jnp.moveaxis(jax.lax.map(body, (starts, to_chunks(query), seen)), 0, 1)
+    parts = (starts, to_chunks(query), to_chunks(mask), to_chunks(position_bias))
+    out = jnp.moveaxis(jax.lax.map(body, parts), 0, 1)
     return out.reshape(batch, chunks * width, heads, -1)[:, :length]
 
 
-def attention_weights(query: jax.Array, memory: Memory, mask: jax.Array | None = None) -> jax.Array:
+def attention_weights(
+    query: jax.Array,
+    memory: Memory,
+    mask: jax.Array | None = None,
+    *,
+    position_bias: jax.Array | None = None,
+) -> jax.Array:
     """The softmax weights of `attend`, for plots and inspection.
 
     Args:
       query: shape (B, T, H, E).
       memory: from `make_memory`.
       mask: bool, shape (B, T, S), or None.
+      position_bias: shape (H, T, S), or None.
 
     Returns:
       float32 weights, shape (B, H, T, S).
     """
-    return jax.nn.softmax(_logits(jnp.swapaxes(query, 1, 2), memory, mask)[0], axis=-1)
+    logits, _ = _logits(jnp.swapaxes(query, 1, 2), memory, mask, position_bias)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def _logits(
-    query: jax.Array, memory: Memory, mask: jax.Array | None
+    query: jax.Array, memory: Memory, mask: jax.Array | None, position_bias: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """(logits (B, H, T, S), queries mapped back into R^D or None if no term needs them), float32.
 
@@ -95,15 +113,22 @@ def _logits(
             memory.shared_key,
             precision=jax.lax.Precision.HIGHEST,
         )
+    if position_bias is not None:
+        logits = logits + position_bias.astype(f32)[None]
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, MASK_VALUE)
     return logits, pulled
 
 
-def _attend_chunk(query: jax.Array, memory: Memory, mask: jax.Array | None) -> jax.Array:
+def _attend_chunk(
+    query: jax.Array,
+    memory: Memory,
+    mask: jax.Array | None,
+    position_bias: jax.Array | None,
+) -> jax.Array:
     """(B, H, T, E) -> (B, H, T, E)."""
     dtype, f32 = query.dtype, accumulator(query.dtype)
-    logits, pulled = _logits(query, memory, mask)
+    logits, pulled = _logits(query, memory, mask, position_bias)
     total: jax.Array | float = 1.0
     if logits.shape[-1] <= memory.value.shape[-1]:
         weights = jax.nn.softmax(logits, axis=-1)

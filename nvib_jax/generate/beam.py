@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from nvib_jax.attention import Memory
+from nvib_jax.attention.cache import take_rows
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.special_ids import SpecialIds
 
@@ -150,7 +151,7 @@ def _step(
     return _State(
         position=position + 1,
         token=token,
-        caches=jax.tree.map(lambda cache: cache[rows], caches),
+        caches=_reordered(caches, rows),
         prefixes=_Hypotheses(log_p, written),
         finished=finished,
         done=finished.scores[:, -1] >= log_p[:, 0] / _divisor(max_length, penalty),
@@ -193,6 +194,15 @@ def _extend(
 def _divisor(length: int | jax.Array, penalty: float) -> jax.Array:
     """((5 + length) / 6)^penalty, float32."""
     return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** penalty
+
+
+def _reordered(caches: Any, rows: jax.Array) -> Any:
+    """Every cache with its rows at index `rows` (B*K,); a `Memory` has kernels beside its rows."""
+
+    def one(cache: Any) -> Any:
+        return take_rows(cache, rows) if isinstance(cache, Memory) else cache[rows]
+
+    return jax.tree.map(one, caches, is_leaf=lambda cache: isinstance(cache, Memory))
 
 
 def _take(tokens: jax.Array, index: jax.Array) -> jax.Array:

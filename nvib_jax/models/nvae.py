@@ -21,7 +21,6 @@ from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.models.teacher_forcing import blanked, decoder_io
 from nvib_jax.models.terms import Batch, Terms
 from nvib_jax.modules import Decoder, Encoder
-from nvib_jax.modules.attention import Cache
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
 from nvib_jax.objective import anneal
@@ -226,18 +225,17 @@ class NVAE(nnx.Module):
         x = dropout(self.decoder_input(inputs), self.config.dropout, first)
         return self.decoder(x, memories, rest)
 
-    def empty_caches(self, batch: int, length: int) -> tuple[Cache, ...]:
+    def empty_caches(self, batch: int, length: int) -> tuple[Memory, ...]:
         """Caches for decoding up to `length` tokens; for beams, `batch` is B*K."""
-        zeros = jnp.zeros((batch, length, self.config.dim), self.dtype)
-        return tuple((zeros, zeros) for _ in range(self.config.decoder_layers))
+        return self.decoder.empty_caches(batch, length)
 
     def decode_step(
         self,
         memories: tuple[Memory, ...],
-        caches: tuple[Cache, ...],
+        caches: tuple[Memory, ...],
         token: jax.Array,
         position: jax.Array,
-    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+    ) -> tuple[jax.Array, tuple[Memory, ...]]:
         """One step of `decode`, for one sentence per memory or for K that share each memory.
 
         It takes token (B,) or (B, K) at `position` (), and returns logits (B, V) or (B, K, V) and

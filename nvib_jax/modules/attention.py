@@ -5,12 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory, attend, attention_weights, make_memory
+from nvib_jax.attention.cache import append, empty_memory
 from nvib_jax.attention.inputs import MASK_VALUE, accumulator
 from nvib_jax.mesh import constrain
 from nvib_jax.modules.linear import Linear, Linears
 from nvib_jax.types import Mixture
-
-Cache = tuple[jax.Array, jax.Array]  # keys and values so far, each (B*K, T, D)
 
 
 def _check_heads(dim: int, heads: int) -> int:
@@ -100,8 +99,7 @@ class SelfAttention(nnx.Module):
     """
 
     def __init__(self, dim: int, heads: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        _check_heads(dim, heads)
-        self.heads = heads
+        self.heads, self.width, self.dtype = heads, _check_heads(dim, heads), dtype
         self.qkv = Linears(dim, (3, dim), dtype=dtype, rngs=rngs)
         self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
@@ -125,42 +123,37 @@ class SelfAttention(nnx.Module):
             # Position 0 is always visible, because the softmax of a row that is all padding would
             # otherwise be empty.
             bias = jnp.where(jnp.asarray(mask).at[:, 0].set(True), bias, MASK_VALUE)
-        # Plain attention is the primitive of denoising attention, without terms of width D.
-        memory = Memory(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), bias)
+        memory = _plain_memory(k, v, bias)
         out = attend(q * q.shape[-1] ** -0.5, memory, causal=mask is None)
         return self.out(constrain(out.reshape(x.shape), "batch", None, "heads"))
 
-    def step(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
+    def empty_cache(self, rows: int, capacity: int) -> Memory:
+        """A memory for `step`: places for `capacity` positions of so many rows (B*K)."""
+        key = jnp.zeros((rows, 1, self.heads, self.width), self.dtype)
+        bias = jnp.zeros((rows, 1), accumulator(self.dtype))
+        return empty_memory(_plain_memory(key, key, bias), capacity)
+
+    def step(self, x: jax.Array, cache: Memory, position: jax.Array) -> tuple[jax.Array, Memory]:
         """One position of K sentences per row of the batch; K is 1 except for beam search.
 
         Args:
           x: shape (B, K, D).
-          cache: keys and values of the positions before, each (B*K, T, D).
+          cache: from `empty_cache`, B*K rows, with the positions before.
           position: the position of all these sentences, shape ().
 
         Returns:
           (output, shape (B, K, D); the cache with this position added).
         """
-        q, k, v = (a.reshape(-1, *a.shape[2:]) for a in self._heads(x))
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(
-                old, new.reshape(-1, 1, old.shape[-1]).astype(old.dtype), position, axis=1
-            )
-            for old, new in zip(cache, (k, v), strict=True)
-        )
-        out = _attend_cache(q, keys, values, jnp.arange(keys.shape[1], dtype=jnp.int32) <= position)
-        return self.out(out.reshape(x.shape)), (keys, values)
+        q, k, v = (a.reshape(-1, 1, *a.shape[2:]) for a in self._heads(x))
+        new = _plain_memory(k, v, jnp.zeros(k.shape[:2], cache.bias.dtype))
+        cache = append(cache, new, position)
+        # A kernel works on blocks of queries, and here a row has a single one.
+        out = attend(q * q.shape[-1] ** -0.5, cache, implementation="xla")
+        return self.out(out.reshape(x.shape)), cache
 
 
-def _attend_cache(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
-    """Attend with one query per row, (N, H, E), to a cache (N, T, D) at the positions that `seen`
-    (T,) marks; returns (N, H, E).
+def _plain_memory(k: jax.Array, v: jax.Array, bias: jax.Array) -> Memory:
+    """Keys and values (B, S, H, E) and a bias (B, S) as a memory: plain attention is the primitive
+    of denoising attention, without terms of width D.
     """
-    # The products keep the cache's own axis order. Written as dot_product_attention writes them,
-    # they make XLA on CPUs transpose the whole cache, twice in every step.
-    keys, values = (a.reshape(*a.shape[:2], *q.shape[1:]) for a in (keys, values))
-    dtype = accumulator(q.dtype)
-    logits = jnp.einsum("nthe,nhe->nht", keys, q, preferred_element_type=dtype)
-    logits = jnp.where(seen[None, None], logits * q.shape[-1] ** -0.5, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    return jnp.einsum("nht,nthe->nhe", weights, values)
+    return Memory(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), bias)

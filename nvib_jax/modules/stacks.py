@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
-from nvib_jax.modules.attention import Cache
 from nvib_jax.modules.transformer import DecoderLayer, EncoderLayer, LayerNorm, split_key
 from nvib_jax.types import Mixture
 
@@ -90,13 +89,17 @@ class Decoder(_Stack):
             x = self.run(layer, x, memory, layer_key)
         return x if self.norm is None else self.norm(x)
 
+    def empty_caches(self, rows: int, capacity: int) -> tuple[Memory, ...]:
+        """One empty cache a layer, for `capacity` positions of so many rows (B*K)."""
+        return tuple(layer.attention.empty_cache(rows, capacity) for layer in self.layers)
+
     def step(
         self,
         x: jax.Array,
         memories: tuple[Memory, ...],
-        caches: tuple[Cache, ...],
+        caches: tuple[Memory, ...],
         position: jax.Array,
-    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+    ) -> tuple[jax.Array, tuple[Memory, ...]]:
         """One position of `__call__`, of K sentences a memory.
 
         x (B, K, D) and caches of B*K rows: the output and the caches, longer by one.

@@ -10,7 +10,7 @@ from flax import nnx
 from nvib_jax.attention import Memory
 from nvib_jax.checks import check_choice
 from nvib_jax.mesh import constrain
-from nvib_jax.modules.attention import Cache, DenoisingAttention, SelfAttention
+from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
 from nvib_jax.modules.linear import Linear
 
 NORMS = ("pre", "post")
@@ -143,8 +143,8 @@ class DecoderLayer(_Block):
         return self._run(x, memory, self.attention, key)
 
     def step(
-        self, x: jax.Array, memory: Memory, cache: Cache, position: jax.Array
-    ) -> tuple[jax.Array, Cache]:
+        self, x: jax.Array, memory: Memory, cache: Memory, position: jax.Array
+    ) -> tuple[jax.Array, Memory]:
         """One position of `__call__`, for K sentences that share each memory.
 
         It takes x (B, K, D) and a cache of B*K rows, and returns the output and the longer cache.

@@ -1,5 +1,6 @@
 """Decoding: the same tokens as without a cache, the choice of a token, and where it ends."""
 
+import math
 import re
 
 import jax
@@ -177,6 +178,25 @@ def test_a_row_does_not_depend_on_the_others():
     for i in range(4):
         alone = run({n: v[i : i + 1] for n, v in data.items()})
         np.testing.assert_array_equal(alone[0], out[i])
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers, other copies")
+def test_a_step_neither_transposes_nor_copies_a_cache():
+    """Of the arrays of 4 x 2 x 11 x 8 numbers outside of the start, all are written in place."""
+    module, data = tiny.model(max_length=11, decoder_layers=2), tiny.batch()
+
+    def run():
+        return generate(module, memories_of(module, data), KEY, max_length=11)
+
+    text = jax.jit(run).lower().compile().as_text()
+    found = set()
+    for computation in text.split("\n\n"):
+        for shape, kind in re.findall(r" = f32\[([\d,]+)\]\S* ([\w-]+)\(", computation):
+            if math.prod(map(int, shape.split(","))) == 704 and "ENTRY" not in computation:
+                found.add(kind)
+    in_place = {"dynamic-update-slice", "parameter", "get-tuple-element", "bitcast", "fusion"}
+    assert "dynamic-update-slice" in found
+    assert found <= in_place, found - in_place
 
 
 def test_sampling_depends_on_its_key_only():
