@@ -9,7 +9,7 @@ from nvib_jax import random
 from nvib_jax.attention import attend, denoising_attention, make_memory
 from nvib_jax.kl import kl_dirichlet, kl_gaussian, vector_count
 from nvib_jax.mixture import expected, interpolate, read, sample, sample_prior
-from nvib_jax.posterior import add_skip, log_pseudo_count, make_posterior
+from nvib_jax.posterior import add_skip, keep_largest, log_pseudo_count, make_posterior
 from nvib_jax.types import Mixture, Posterior, Prior
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "denoising_attention",
     "expected",
     "interpolate",
+    "keep_largest",
     "kl_dirichlet",
     "kl_gaussian",
     "log_pseudo_count",

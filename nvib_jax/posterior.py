@@ -1,4 +1,4 @@
-"""From encoder outputs to a `Posterior`: pseudo-count maps, component 0, the skip, a threshold.
+"""From encoder outputs to a `Posterior`: pseudo-count maps, component 0, the skip, what is kept.
 
 The caller computes the linear maps `mu = W_mu x + b` and `log s2 = W_s x + b` (a Flax module owns
 their parameters). This module holds everything that is not a plain linear map.
@@ -218,4 +218,57 @@ def above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterio
     # NaN is neither small nor large. Dropping what is small (instead of keeping what is large)
     # leaves it in, because it has to be noticed.
     dropped = small & ~largest & (limit >= 0)
+    return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))
+
+
+def keep_largest(posterior: Posterior, keep: float | int | jax.Array) -> Posterior:
+    """The posterior with the components of the largest pseudo-counts, and the prior's.
+
+    It sets a budget when a posterior is read, whatever the model was trained with: 0.3 leaves
+    ceil(0.3 n) of a sentence's n tokens, 3 leaves three.
+
+    Args:
+      posterior: S components.
+      keep: a float above 0 and at most 1 is a share of the n valid components without the prior's;
+        a whole number is a number of them. One for all rows, or one for each, shape (B,).
+
+    Returns:
+      A `Posterior` with a `log_alpha` of -inf where a component was dropped. Of equal pseudo-counts
+      the earlier ones are kept.
+
+    Raises:
+      ValueError: a share outside (0, 1], a number below 1, or another shape.
+
+    >>> x, alpha = jnp.zeros((1, 4, 2)), jnp.array([[0.2, 3.0, 1.0, 0.5]])
+    >>> mask = jnp.ones((1, 4), bool)
+    >>> posterior = make_posterior(x, x, jnp.log(alpha), mask, Prior.standard(2))
+    >>> print(jnp.exp(keep_largest(posterior, 0.5).log_alpha))  # the prior's first
+    [[1. 0. 3. 1. 0.]]
+    """
+    posterior = typed("posterior", posterior, Posterior)
+    rows = posterior.check()["B"]
+    check_number("keep", keep, None)
+    if jnp.shape(keep) not in ((), (rows,)):
+        raise ValueError(f"keep has shape {jnp.shape(keep)}; wanted () or [B] = ({rows},)")
+    amount = jnp.reshape(jnp.asarray(keep), (-1, 1))
+    share = jnp.issubdtype(amount.dtype, jnp.floating)
+    if not share and not jnp.issubdtype(amount.dtype, jnp.integer):
+        raise ValueError(f"keep is {described(keep)}; wanted a share or a whole number")
+    known = concrete(keep)
+    if known is not None:
+        fits = (known > 0) & (known <= 1) if share else known >= 1
+        if not np.all(fits):
+            wanted = "more than 0 and at most 1, a share" if share else "at least 1"
+            raise ValueError(f"keep is {known.tolist()}; wanted {wanted}")
+    own = posterior.mask[:, 1:]
+    if share:
+        valid = jnp.sum(own, axis=-1, keepdims=True).astype(jnp.float32)
+        # A tenth of ten is 1.0000000149 in float32, and that must not be two.
+        amount = jnp.ceil(amount.astype(jnp.float32) * valid - 1e-4)
+    log_alpha = posterior.log_alpha.astype(jnp.float32)
+    falling = jnp.argsort(-jnp.where(own, log_alpha[:, 1:], -jnp.inf), axis=-1, stable=True)
+    rank = jnp.argsort(falling, axis=-1).astype(jnp.int32)
+    stays = jnp.pad(rank < amount.astype(jnp.int32), ((0, 0), (1, 0)), constant_values=True)
+    # NaN is left in, because the guards of a training run have to notice it.
+    dropped = ~stays & ~jnp.isnan(log_alpha)
     return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))

@@ -10,6 +10,8 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from nvib_jax.config import Config
 from nvib_jax.data.clean import clean_text
 from nvib_jax.data.config import DataConfig
@@ -146,3 +148,17 @@ def length_note(
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def amount(keep: float | int) -> np.ndarray:
+    """`keep` as an array of the kind that says what it is: float32 a share, int32 a number.
+
+    Raises:
+      ValueError: neither a share above 0 and at most 1 nor a whole number of at least 1.
+    """
+    whole = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
+    if not whole and not (isinstance(keep, float) and 0 < keep <= 1):
+        raise ValueError(
+            f"keep is {keep!r}; wanted a share as 0.3, at most 1.0, or a whole number of vectors"
+        )
+    return np.asarray(keep, np.int32 if whole else np.float32)

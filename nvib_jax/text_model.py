@@ -200,6 +200,7 @@ class TextModel(Engine):
         texts: Sequence[str],
         *,
         form: str | None = None,
+        keep: float | int | None = None,
         decoding: DecodingConfig | None = None,
         seed: int = 0,
         clean: bool = True,
@@ -208,6 +209,8 @@ class TextModel(Engine):
 
         Args:
           texts: sentences.
+          keep: the share (0 to 1) or the number of each text's vectors that the decoder is given,
+            those with the largest pseudo-counts (`nvib_jax.keep_largest`); None is all.
           form: how the posterior is read; None is the config's `evaluation_form`.
           decoding: None is greedy.
           seed: for the forms "drawn" and "average", and for sampling tokens.
@@ -219,7 +222,8 @@ class TextModel(Engine):
         texts = text_input.read(self, texts, clean)
         self.check_writes()
         how: dict[str, Any] = {"form": form, "max_length": self.max_length, "config": decoding}
-        return self.texts(self.measure(rewrite, texts, seed, **how))
+        given = () if keep is None else (text_input.amount(keep),)
+        return self.texts(self.measure(rewrite, texts, seed, arrays=given, **how))
 
     def sample(
         self,

@@ -83,6 +83,7 @@ SIGNATURES = {
     "Posterior": ("mean log_variance log_alpha mask", {}),
     "Mixture": ("mean log_variance log_weights mask", {"weights_kind": None}),
     "make_posterior": ("mean log_variance log_alpha mask prior", {}),
+    "keep_largest": ("posterior keep", {}),
     "sample": ("key posterior", {"num_samples": 1}),
     "expected": ("posterior", {"log_weights": "mean", "threshold": None}),
     "read": ("posterior form", {"threshold": None, "key": None, "num_samples": 1}),

@@ -167,3 +167,70 @@ def test_errors():
     for options in ({"dim": 0}, {"dim": 2, "alpha": 0.0}, {"dim": 2, "alpha_delta": -1.0}):
         with pytest.raises(ValueError, match=r"wanted dim >= 1, alpha > 0, alpha_delta >= 0"):
             nvib.Prior.standard(**options)
+
+
+# ---- the largest pseudo-counts
+
+
+def counts(*rows, valid=None):
+    """A posterior with these pseudo-counts behind the prior's; `valid` tokens of each row."""
+    alpha = jnp.array(rows, jnp.float32)
+    valid = [alpha.shape[1]] * len(rows) if valid is None else valid
+    mask = jnp.arange(alpha.shape[1])[None] < jnp.array(valid)[:, None]
+    zeros = jnp.zeros((*alpha.shape, 2))
+    return nvib.make_posterior(zeros, zeros, jnp.log(alpha), mask, nvib.Prior.standard(2))
+
+
+def left(posterior, keep):
+    """Which tokens of each row are present after `keep_largest`."""
+    found = nvib.keep_largest(posterior, keep)
+    assert bool(found.present[:, 0].all())
+    np.testing.assert_array_equal(found.mask, posterior.mask)
+    return [np.flatnonzero(row).tolist() for row in np.asarray(found.present[:, 1:])]
+
+
+@pytest.mark.parametrize(
+    ("keep", "want"),
+    [
+        (0.5, [[1, 2], [0]]), (1.0, [[0, 1, 2, 3], [0, 1]]), (0.25, [[1], [0]]), (1, [[1], [0]]),
+        (3, [[1, 2, 3], [0, 1]]), (np.int32(9), [[0, 1, 2, 3], [0, 1]]),
+        (np.float32(0.75), [[1, 2, 3], [0, 1]]), (np.array([2, 1]), [[1, 2], [0]]),
+        (np.array([0.25, 1.0], np.float32), [[1], [0, 1]]),
+    ],
+)  # fmt: skip
+def test_shares_and_numbers_of_the_largest(keep, want):
+    """Of the second row's four places two are padding, with the largest numbers of all."""
+    posterior = counts([0.2, 3.0, 1.0, 0.5], [0.7, 0.1, 9.0, 9.0], valid=[4, 2])
+    assert left(posterior, keep) == want
+    if isinstance(keep, np.ndarray | np.generic):
+        assert [
+            np.flatnonzero(row).tolist()
+            for row in np.asarray(jax.jit(nvib.keep_largest)(posterior, keep).present[:, 1:])
+        ] == want
+
+
+def test_a_tenth_of_ten_is_one_and_ties_go_to_the_earlier():
+    posterior = counts([1.0] * 10)
+    for tenths in range(1, 11):
+        assert left(posterior, tenths / 10) == [list(range(tenths))]
+
+
+def test_what_is_gone_stays_gone_and_what_is_no_number_stays():
+    posterior = counts([0.0, 2.0, 0.0, 1.0])
+    assert left(posterior, 3) == [[1, 3]]
+    bad = counts([float("nan"), 2.0, 1.0, 1.0])
+    assert np.isnan(np.asarray(nvib.keep_largest(bad, 1).log_alpha)).any()
+
+
+@pytest.mark.parametrize(
+    ("keep", "match"),
+    [
+        (0.0, "keep is 0.0; wanted more than 0 and at most 1, a share"), (1.5, "keep is 1.5"),
+        (0, "keep is 0; wanted at least 1"), (-2, "keep is -2"), (True, "keep"),
+        (float("nan"), "keep is nan"), ("half", "keep is 'half'; wanted a number or an array"),
+        (jnp.ones(3), r"keep has shape \(3,\); wanted \(\) or \[B\] = \(1,\)"),
+    ],
+)  # fmt: skip
+def test_no_budget(keep, match):
+    with pytest.raises(ValueError, match=match):
+        nvib.keep_largest(counts([1.0, 2.0]), keep)

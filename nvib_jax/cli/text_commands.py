@@ -39,6 +39,8 @@ class Reconstruct:
     inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
     form: Form | None = None
     """How the posterior is read; None is what the config says."""
+    keep: int | float | None = None
+    """Vectors given to the decoder: 0.3 is a share of each sentence's, 3 a number; None is all."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     checkpoint: Which = "best"
     """Which checkpoint."""
@@ -105,7 +107,11 @@ def reconstruct(options: Reconstruct) -> None:
     model = load(options.run, options.checkpoint)
     with notes_as_lines():
         outputs = model.reconstruct(
-            texts, form=options.form, decoding=options.decoding, seed=options.seed
+            texts,
+            form=options.form,
+            keep=options.keep,
+            decoding=options.decoding,
+            seed=options.seed,
         )
     for text, output in zip(texts, outputs, strict=True):
         _show(output, {"text": text, "reconstruction": output}, options.inputs.jsonl)

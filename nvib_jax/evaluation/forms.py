@@ -21,10 +21,12 @@ from nvib_jax.mixture import READS, expected
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
+from nvib_jax.posterior import keep_largest
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture
 
 THRESHOLDS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+BUDGETS = (0.15, 0.25, 0.35, 0.5, 0.75, 1.0)  # shares of the vectors
 
 
 def compare_forms(
@@ -158,6 +160,31 @@ def compare_thresholds(
     return found
 
 
+def compare_budgets(
+    model: TextModel, texts: Sequence[str], *, budgets: Sequence[float] = BUDGETS
+) -> list[dict[str, float]]:
+    """Reconstruction from a share of each sentence's vectors, those of the largest pseudo-counts.
+
+    Args:
+      model: an NVAE, trained with any number of vectors.
+      texts: held-out sentences.
+      budgets: shares, above 0 and at most 1 (`nvib_jax.keep_largest`).
+
+    Returns:
+      For each budget "budget", "kept" (share of vectors that are there and given), "exact", "bleu".
+
+    >>> [row["budget"] for row in compare_budgets(model, texts, budgets=[0.5])]
+    [0.5]
+    """
+    lengths, found = token_counts(model, texts) - 1, []
+    for budget in budgets:
+        ids, kept = model.measure(_largest, texts, arrays=[np.float32(budget)], then=_write)
+        scores = reconstruction_scores(texts, model.texts(ids))
+        row = {"budget": budget, "kept": float((kept / lengths).mean())}
+        found.append(row | {name: scores[name] for name in ("exact", "bleu")})
+    return found
+
+
 Given = tuple[tuple[Memory, ...], jax.Array]  # the decoder's memories, and a number per sentence
 
 
@@ -172,6 +199,16 @@ def _above(
     # The vectors are counted in the posterior and not in the mixture, because a mixture of several
     # draws has several impulses for each vector.
     present = expected(posterior, threshold=threshold).present
+    return model.memories(mixture, form), jnp.sum(present[:, 1:], axis=-1)
+
+
+def _largest(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, budget: jax.Array
+) -> Given:
+    """The memories of the largest vectors, and how many of them each sentence has."""
+    posterior = keep_largest(model.encode(tokens, mask), budget)
+    mixture, form = model.read(posterior, key=key)
+    present = expected(posterior, threshold=model.config.threshold).present
     return model.memories(mixture, form), jnp.sum(present[:, 1:], axis=-1)
 
 

@@ -19,7 +19,7 @@ from nvib_jax.data.config import relocated
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
 from nvib_jax.evaluation.choice import choice, choice_scores
 from nvib_jax.evaluation.collapse import collapse_report
-from nvib_jax.evaluation.forms import compare_forms, compare_thresholds
+from nvib_jax.evaluation.forms import compare_budgets, compare_forms, compare_thresholds
 from nvib_jax.evaluation.interpolation import (
     interpolate_pairs,
     interpolation_scores,
@@ -197,6 +197,7 @@ def measure(
         found["forms"] = compare_forms(model, texts, seed=config.seed)
         if model.architecture.kind == "NVAE":
             found["thresholds"] = compare_thresholds(model, texts)
+            found["budgets"] = compare_budgets(model, texts)
     if config.samples:
         progress(f"drawing {config.samples} samples")
         samples = _sample_scores(model, data, config, lm, texts, known)

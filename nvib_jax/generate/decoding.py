@@ -17,6 +17,7 @@ from nvib_jax.generate.beam import beam_search, forbid
 from nvib_jax.generate.beam import top_k as largest
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.special_ids import SpecialIds
+from nvib_jax.posterior import keep_largest
 from nvib_jax.types import Mixture
 
 Method = Literal["greedy", "sample", "beam"]
@@ -187,10 +188,20 @@ def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: An
 
 
 def rewrite(
-    model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, *, form: str | None, **how: Any
+    model: NVAE,
+    tokens: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    keep: jax.Array | None = None,
+    *,
+    form: str | None,
+    **how: Any,
 ) -> jax.Array:
-    """Ids -> posterior -> mixture -> ids (B, max_length)."""
-    mixture, read_form = model.read(model.encode(tokens, mask), form=form, key=key)
+    """Ids -> posterior, of which `keep` is left -> mixture -> ids (B, max_length)."""
+    posterior = model.encode(tokens, mask)
+    if keep is not None:
+        posterior = keep_largest(posterior, keep)
+    mixture, read_form = model.read(posterior, form=form, key=key)
     return write(model, mixture, key, form=read_form, **how)
 
 

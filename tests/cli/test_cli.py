@@ -188,6 +188,14 @@ def test_reconstruct_from_arguments(model, capsys):
     assert capsys.readouterr().out.splitlines() == model.reconstruct(TEXTS)
 
 
+def test_reconstruct_with_a_budget(model, capsys):
+    for given, keep in (("0.3", 0.3), ("2", 2), ("1.0", 1.0), ("1", 1)):
+        assert nvib("reconstruct", "RUN", *TEXTS, "--keep", given) == 0
+        assert capsys.readouterr().out.splitlines() == model.reconstruct(TEXTS, keep=keep)
+    assert nvib("reconstruct", "RUN", *TEXTS, "--keep", "1.5") == 1
+    assert capsys.readouterr().err.startswith("nvib reconstruct: keep is 1.5; wanted a share")
+
+
 def test_reconstruct_from_files_arguments_and_standard_input(model, capsys, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(TEXTS[0] + "\r\n\n  \n")
     stdin(monkeypatch, (TEXTS[1] + "\n").encode())

@@ -13,9 +13,15 @@ from nvib_jax import cli
 from nvib_jax.data import prepare
 from nvib_jax.evaluation import protocol
 from nvib_jax.evaluation.collapse import collapse_report
-from nvib_jax.evaluation.forms import attention_distances, compare_forms, compare_thresholds
+from nvib_jax.evaluation.forms import (
+    attention_distances,
+    compare_budgets,
+    compare_forms,
+    compare_thresholds,
+)
 from nvib_jax.evaluation.language_model import LanguageModelConfig
 from nvib_jax.evaluation.protocol import EvaluationConfig, evaluate_run, without_nan
+from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.table import legend, load_scores, read_runs, save_scores, score_table
 from nvib_jax.evaluation.usage import (
     attention_of,
@@ -136,6 +142,21 @@ def test_distances_to_the_mean_of_draws(model, texts):
     plain.params["latent.alpha_linear"] *= 0.0
     for form, distance in attention_distances(plain, texts).items():
         assert distance < 1e-4, form
+
+
+def test_a_budget_is_a_share_of_the_vectors(model, texts):
+    """The whole is what `reconstruct` gives, a small share is less, and `keep` is the same."""
+    rows = compare_budgets(model, texts, budgets=(0.2, 1.0))
+    whole = reconstruction_scores(texts, model.reconstruct(texts))
+    assert rows[1]["exact"] == whole["exact"]
+    assert rows[1]["bleu"] == pytest.approx(whole["bleu"])
+    assert 0.2 <= rows[0]["kept"] < rows[1]["kept"]
+    part = reconstruction_scores(texts, model.reconstruct(texts, keep=0.2))
+    assert rows[0]["bleu"] == pytest.approx(part["bleu"])
+    assert model.reconstruct(texts, keep=24) == model.reconstruct(texts)
+    for keep in (0, 1.5, -1, True, "half", float("nan")):
+        with pytest.raises(ValueError, match=r"wanted a share as 0\.3, at most 1\.0, or a whole"):
+            model.reconstruct(texts, keep=keep)
 
 
 def test_thresholds_drop_vectors_and_leave_one(model, texts):

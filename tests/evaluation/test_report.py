@@ -18,6 +18,7 @@ from nvib_jax.training.logging import MetricWriter
 PARTS = {  # part of an evaluation -> the heading of its section
     "forms": "Ways to read a posterior",
     "thresholds": "Dropping small pseudo-counts",
+    "budgets": "A budget at reading",
     "by_length": "Vectors against length",
     "choice": "Which vectors are kept",
     "dimensions": "KL per latent dimension",
@@ -49,6 +50,10 @@ def evaluation(name="a", kind="NVAE", seed=0, model=None, **scores):
         "forms": [
             {"form": "exact", "bleu": 90.0, "exact": 0.8, "nats_per_token": 0.5},
             {"form": "expected_logit", "bleu": 95.0, "exact": None, "nats_per_token": 0.4},
+        ],
+        "budgets": [
+            {"budget": 0.25, "kept": 0.3, "exact": 0.1, "bleu": 31.0},
+            {"budget": 1.0, "kept": 0.5, "exact": 0.9, "bleu": 98.0},
         ],
         "thresholds": [
             {"threshold": t, "kept": k, "bleu": 90.0, "exact": 0.8}
@@ -176,7 +181,7 @@ def test_figures_take_the_colours_of_the_page_and_say_what_they_are(page):
     assert style.count("--c0:") == 2  # in light and in dark
     assert "prefers-color-scheme:dark" in style
     figures = [attrs for tag, attrs in page.elements if tag == "svg"]
-    assert len(figures) == 15
+    assert len(figures) == 17
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in figures)
     assert "vectors, by pseudo-count" in page.text  # axis labels are text
 
@@ -212,7 +217,8 @@ def test_sections_show_the_runs_side_by_side(page):
     assert page.headings() == [
         "Runs side by side", "Training curves", "Rate and distortion", "Reconstructions",
         "What each token&#x27;s vector weighs", "Which vectors are kept", "Vectors against length",
-        "Ways to read a posterior", "Dropping small pseudo-counts", "KL per latent dimension",
+        "Ways to read a posterior", "Dropping small pseudo-counts", "A budget at reading",
+        "KL per latent dimension",
         "Interpolations", "Samples from the prior",
     ]  # fmt: skip
     assert "Without evaluation.json, so curves only: curves." in page.text

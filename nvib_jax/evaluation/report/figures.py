@@ -208,25 +208,42 @@ def forms(settings: Sequence[Setting]) -> str:
 
 def thresholds(settings: Sequence[Setting]) -> str:
     """Scores against the threshold below which vectors are dropped."""
-    found, without = with_part(settings, "thresholds")
+    note = (
+        "A vector with a pseudo-count at most the threshold is dropped; it rises leftwards in the "
+        "figures."
+    )
+    return _by_share_kept(settings, "thresholds", "threshold", note)
+
+
+def budgets(settings: Sequence[Setting]) -> str:
+    """Scores against the share of each sentence's vectors that the decoder is given."""
+    note = (
+        "The decoder is given the vectors with the largest pseudo-counts, as many as the budget "
+        "allows (nvib reconstruct --keep); the model was trained without it."
+    )
+    return _by_share_kept(settings, "budgets", "budget", note)
+
+
+def _by_share_kept(settings: Sequence[Setting], name: str, column: str, note: str) -> str:
+    """Curves and a table of the scores that are left when vectors are dropped."""
+    found, without = with_part(settings, name)
     if not found:
         return ""
     order, figures, xlabel = _labels(settings), [], "vectors kept, %"
     for score, axis, caption in _SCORES[:2]:
         series = [(order[i], _column(p, "kept", "%"), _column(p, score, axis)) for i, _, p in found]
         figure = plots.curves(series, xlabel=xlabel, ylabel=axis, order=order, legend=False)
-        figures.append((f"threshold-{score}", f"{caption}; the threshold rises leftwards", figure))
-    names = (("threshold", 1), ("kept", 100), ("bleu", 1), ("exact", 100))
+        figures.append((f"{column}-{score}", caption, figure))
+    names = ((column, 1), ("kept", 100), ("bleu", 1), ("exact", 100))
     rows = [
         [html.label_html(run.label, i), *(_number(row.get(n), factor) for n, factor in names)]
         for i, run, part in found
         for row in part
     ]
-    numbers = html.table(["run", "threshold", "kept\n%", "BLEU", "exact\n%"], rows)
-    note = html.paragraph("A vector with a pseudo-count at most the threshold is dropped.")
+    numbers = html.table(["run", column, "kept\n%", "BLEU", "exact\n%"], rows)
     return (
         html.key(order)
-        + note
+        + html.paragraph(note)
         + html.gallery(figures)
         + html.details("The numbers", numbers)
         + html.missing(without)

@@ -18,6 +18,7 @@ _SECTIONS = (  # id, heading, settings -> html
     ("lengths", "Vectors against length", figures.lengths),
     ("forms", "Ways to read a posterior", figures.forms),
     ("thresholds", "Dropping small pseudo-counts", figures.thresholds),
+    ("budgets", "A budget at reading", figures.budgets),
     ("dimensions", "KL per latent dimension", figures.dimensions),
     ("interpolations", "Interpolations", texts.interpolations),
     ("samples", "Samples from the prior", texts.samples),
