@@ -195,8 +195,10 @@ def test_a_step_neither_transposes_nor_copies_a_cache():
             if math.prod(map(int, shape.split(","))) == 704 and "ENTRY" not in computation:
                 found.add(kind)
     in_place = {"dynamic-update-slice", "parameter", "get-tuple-element", "bitcast", "fusion"}
+    # The zeros of the start are a broadcast, which jax 0.12 puts into a computation of its own.
+    allowed = in_place | {"broadcast"}
     assert "dynamic-update-slice" in found
-    assert found <= in_place, found - in_place
+    assert found <= allowed, found - allowed
 
 
 def test_sampling_depends_on_its_key_only():
