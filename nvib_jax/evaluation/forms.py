@@ -145,19 +145,7 @@ def compare_thresholds(
     >>> [row["kept"] for row in compare_thresholds(model, texts, thresholds=[0.0])]
     [1.0]
     """
-    lengths, found = token_counts(model, texts) - 1, []
-    for threshold in thresholds:
-        ids, kept = model.measure(_above, texts, arrays=[np.float32(threshold)], then=_write)
-        scores = reconstruction_scores(texts, model.texts(ids))
-        found.append(
-            {
-                "threshold": threshold,
-                "kept": float((kept / lengths).mean()),
-                "exact": scores["exact"],
-                "bleu": scores["bleu"],
-            }
-        )
-    return found
+    return _by_share_kept(model, texts, "threshold", thresholds, _above)
 
 
 def compare_budgets(
@@ -176,12 +164,19 @@ def compare_budgets(
     >>> [row["budget"] for row in compare_budgets(model, texts, budgets=[0.5])]
     [0.5]
     """
+    return _by_share_kept(model, texts, "budget", budgets, _largest)
+
+
+def _by_share_kept(
+    model: TextModel, texts: Sequence[str], name: str, values: Sequence[float], given: Any
+) -> list[dict[str, float]]:
+    """A row for each value: it, the share of vectors that `given` leaves, "exact" and "bleu"."""
     lengths, found = token_counts(model, texts) - 1, []
-    for budget in budgets:
-        ids, kept = model.measure(_largest, texts, arrays=[np.float32(budget)], then=_write)
+    for value in values:
+        ids, kept = model.measure(given, texts, arrays=[np.float32(value)], then=_write)
         scores = reconstruction_scores(texts, model.texts(ids))
-        row = {"budget": budget, "kept": float((kept / lengths).mean())}
-        found.append(row | {name: scores[name] for name in ("exact", "bleu")})
+        row = {name: value, "kept": float((kept / lengths).mean())}
+        found.append(row | {score: scores[score] for score in ("exact", "bleu")})
     return found
 
 

@@ -127,7 +127,6 @@ def summarize_run(model: TextModel, data: PreparedData, say: Callable[[str], Non
     samples = SUMMARY_SAMPLES if config.data.source == "grammar" else 0
     # The untrained model is a `replace` of the trained one, so they share compiled functions.
     fresh = dataclasses.replace(model, params=model.description.fresh())
-    fresh = fresh.described(count_probabilities=data.length_distribution)
     fresh = fresh.counted(data.sentences("train", COUNTED))
     scores, untrained = (
         evaluate(each, texts, samples=samples, seed=config.train.seed) for each in (model, fresh)

@@ -180,7 +180,9 @@ def test_a_row_does_not_depend_on_the_others():
         np.testing.assert_array_equal(alone[0], out[i])
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers, other copies")
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="it reads the code that XLA makes for CPUs"
+)
 def test_a_step_neither_transposes_nor_copies_a_cache():
     """Of the arrays of 4 x 2 x 11 x 8 numbers outside of the start, all are written in place."""
     module, data = tiny.model(max_length=11, decoder_layers=2), tiny.batch()

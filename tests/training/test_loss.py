@@ -29,6 +29,23 @@ def test_units():
     np.testing.assert_allclose(cost(units="published"), [8 / 10 + 2 / 5, 6 / 6 + 1 / 3], rtol=1e-6)
 
 
+def test_costs_are_weighed_by_the_first_part_of_their_name():
+    """A posterior of a layer costs what the only one does; a cost of a model's own has weight 1."""
+    ramp = ObjectiveConfig(lambda_gaussian=0.5, anneal="linear", anneal_steps=10)
+    tokens, step = jnp.sum(MASK, axis=-1), jnp.int32(5)
+
+    def of(**costs):
+        named = {name.replace("_", "/"): value for name, value in costs.items()}
+        return weighted(named, tokens, step, ramp, width=2)
+
+    np.testing.assert_array_equal(of(gaussian_3=KL_G), of(gaussian=KL_G))
+    np.testing.assert_array_equal(of(size=KL_G), KL_G)
+    assert (of(gaussian=KL_G) < KL_G).all()
+    np.testing.assert_allclose(
+        of(gaussian_0=KL_G, gaussian_1=KL_G, size=KL_D), 2 * of(gaussian=KL_G) + KL_D, rtol=1e-6
+    )
+
+
 def test_annealing_of_both_or_of_one():
     ramp = {"anneal": "linear", "anneal_steps": 10}
     np.testing.assert_allclose(cost(5, **ramp), 0.5 * (KL_G + KL_D))
