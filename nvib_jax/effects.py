@@ -24,7 +24,7 @@ _LATENT_RULES: tuple[tuple[str, Callable[[NVAEConfig], bool], str], ...] = (
     ("model.stride_share", lambda m: m.kind != "VTS", "model.kind VTS"),
     ("model.latent_queries", lambda m: m.kind != "VTQ", "model.kind VTQ"),
     (
-        "model.pseudo_count model.initial_alpha model.prior_alpha model.alpha_delta "
+        "model.pseudo_count model.gate model.initial_alpha model.prior_alpha model.alpha_delta "
         "model.threshold objective.alpha_delta_start objective.alpha_delta_steps "
         # The rivals have no pseudo-counts: their Dirichlet KL is 0, their Gaussian one always
         # exact, and how many vectors they have depends on no parameter.
@@ -42,6 +42,11 @@ _LATENT_RULES: tuple[tuple[str, Callable[[NVAEConfig], bool], str], ...] = (
         "objective.anneal_cycle",
         lambda m: m.kind == "T",
         "another model.kind than T",
+    ),
+    (
+        "model.gate_share model.gate_window",
+        lambda m: m.kind in _RIVALS or m.gate == "none",
+        "model.kind NVAE with a model.gate",
     ),
     (
         "model.initial_kept",

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from nvib_jax.checkpoint.description import Description
+from nvib_jax.compilation_cache import quick_to_compile
 from nvib_jax.config import Config
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.mesh import ambient, ways
@@ -167,7 +168,9 @@ class Engine:
                 return function(merge(graph, params), *arrays, **options)
 
             # On a mesh the result is replicated, so that every process has all of it.
-            self._compiled[name] = jax.jit(run, out_shardings=mesh and P())
+            self._compiled[name] = jax.jit(
+                run, out_shardings=mesh and P(), compiler_options=quick_to_compile()
+            )
         return self._compiled[name]
 
     def batches(

@@ -221,6 +221,39 @@ def above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterio
     return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))
 
 
+def number_kept(keep: float | int | jax.Array, valid: jax.Array) -> jax.Array:
+    """The number of vectors that `keep` leaves of each row's, int32 (B, 1).
+
+    Args:
+      keep: a float above 0 and at most 1 is a share of the valid ones, rounded up; a whole number
+        is a number of them. One for all rows, or one for each, shape (B,).
+      valid: bool, shape (B, N).
+
+    Raises:
+      ValueError: a share outside (0, 1], a number below 1, or another shape.
+    """
+    check_number("keep", keep, None)
+    if jnp.shape(keep) not in ((), valid.shape[:1]):
+        raise ValueError(
+            f"keep has shape {jnp.shape(keep)}; wanted () or [B] = ({valid.shape[0]},)"
+        )
+    amount = jnp.reshape(jnp.asarray(keep), (-1, 1))
+    share = jnp.issubdtype(amount.dtype, jnp.floating)
+    if not share and not jnp.issubdtype(amount.dtype, jnp.integer):
+        raise ValueError(f"keep is {described(keep)}; wanted a share or a whole number")
+    known = concrete(keep)
+    if known is not None:
+        fits = (known > 0) & (known <= 1) if share else known >= 1
+        if not np.all(fits):
+            wanted = "more than 0 and at most 1, a share" if share else "at least 1"
+            raise ValueError(f"keep is {known.tolist()}; wanted {wanted}")
+    if share:
+        words = jnp.sum(valid, axis=-1, keepdims=True).astype(jnp.float32)
+        # A tenth of ten is 1.0000000149 in float32, and that must not be two.
+        amount = jnp.ceil(amount.astype(jnp.float32) * words - 1e-4)
+    return jnp.broadcast_to(amount.astype(jnp.int32), (valid.shape[0], 1))
+
+
 def keep_largest(posterior: Posterior, keep: float | int | jax.Array) -> Posterior:
     """The posterior with the components of the largest pseudo-counts, and the prior's.
 
@@ -246,29 +279,13 @@ def keep_largest(posterior: Posterior, keep: float | int | jax.Array) -> Posteri
     [[1. 0. 3. 1. 0.]]
     """
     posterior = typed("posterior", posterior, Posterior)
-    rows = posterior.check()["B"]
-    check_number("keep", keep, None)
-    if jnp.shape(keep) not in ((), (rows,)):
-        raise ValueError(f"keep has shape {jnp.shape(keep)}; wanted () or [B] = ({rows},)")
-    amount = jnp.reshape(jnp.asarray(keep), (-1, 1))
-    share = jnp.issubdtype(amount.dtype, jnp.floating)
-    if not share and not jnp.issubdtype(amount.dtype, jnp.integer):
-        raise ValueError(f"keep is {described(keep)}; wanted a share or a whole number")
-    known = concrete(keep)
-    if known is not None:
-        fits = (known > 0) & (known <= 1) if share else known >= 1
-        if not np.all(fits):
-            wanted = "more than 0 and at most 1, a share" if share else "at least 1"
-            raise ValueError(f"keep is {known.tolist()}; wanted {wanted}")
+    posterior.check()
     own = posterior.mask[:, 1:]
-    if share:
-        valid = jnp.sum(own, axis=-1, keepdims=True).astype(jnp.float32)
-        # A tenth of ten is 1.0000000149 in float32, and that must not be two.
-        amount = jnp.ceil(amount.astype(jnp.float32) * valid - 1e-4)
+    count = number_kept(keep, own)
     log_alpha = posterior.log_alpha.astype(jnp.float32)
     falling = jnp.argsort(-jnp.where(own, log_alpha[:, 1:], -jnp.inf), axis=-1, stable=True)
     rank = jnp.argsort(falling, axis=-1).astype(jnp.int32)
-    stays = jnp.pad(rank < amount.astype(jnp.int32), ((0, 0), (1, 0)), constant_values=True)
+    stays = jnp.pad(rank < count, ((0, 0), (1, 0)), constant_values=True)
     # NaN is left in, because the guards of a training run have to notice it.
     dropped = ~stays & ~jnp.isnan(log_alpha)
     return dataclasses.replace(posterior, log_alpha=jnp.where(dropped, -jnp.inf, log_alpha))

@@ -43,12 +43,16 @@ def pytest_collection_modifyitems(config, items):
         names.setdefault(item.path.name, []).append(item)
     whole = not any("::" in argument for argument in config.args)
     for file, patterns in CASES.items():
+        found: dict[bool, set[pytest.Item]] = {True: set(), False: set()}
         for pattern in patterns:
-            found = [item for item in names.get(file, ()) if fnmatchcase(item.name, pattern)]
-            if whole and file in names and not found:
+            fits = [
+                i for i in names.get(file, ()) if fnmatchcase(i.name, pattern.removeprefix("!"))
+            ]
+            if whole and file in names and not fits:
                 raise pytest.UsageError(f"long_cases.py: {pattern!r} is no test of {file}")
-            for item in found:
-                item.add_marker(pytest.mark.long)
+            found[pattern.startswith("!")].update(fits)
+        for item in found[False] - found[True]:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_evaluation_and_generation_on_a_mesh():
 
 @pytest.mark.parametrize("kind", LATENTS)
 def test_every_parameter_has_axes(kind):
-    options = {"latent_bias": True, "pseudo_count": "exp_quadratic"}
+    options = {"latent_bias": True, "pseudo_count": "exp_quadratic", "gate": "pace"}
     for name, array in split(tiny.model(kind=kind, **options))[1].items():
         axes = axes_of(name, array.ndim)
         assert len(axes) == array.ndim, name

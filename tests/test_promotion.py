@@ -19,7 +19,7 @@ CASES = [{"kind": kind, "latent_queries": 2} for kind in LATENTS]
 CASES += [{"kind": "VTP", "pool": pool} for pool in ("max", "first")]
 CASES += [
     {"kind": "NVAE", "tied": True, "norm": "post", "pseudo_count": "exp_quadratic"},
-    {"kind": "NVAE", "pseudo_count": "relu", "dtype": "bfloat16"},
+    {"kind": "NVAE", "pseudo_count": "relu", "dtype": "bfloat16", "gate": "pace"},
 ]
 DECODING = (
     DecodingConfig(),

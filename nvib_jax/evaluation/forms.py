@@ -21,7 +21,6 @@ from nvib_jax.mixture import READS, expected
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
-from nvib_jax.posterior import keep_largest
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture
 
@@ -151,7 +150,9 @@ def compare_thresholds(
 def compare_budgets(
     model: TextModel, texts: Sequence[str], *, budgets: Sequence[float] = BUDGETS
 ) -> list[dict[str, float]]:
-    """Reconstruction from a share of each sentence's vectors, those of the largest pseudo-counts.
+    """Reconstruction from a share of each sentence's vectors.
+
+    They are those of the largest pseudo-counts, or of the choice of a model's gate.
 
     Args:
       model: an NVAE, trained with any number of vectors.
@@ -200,8 +201,8 @@ def _above(
 def _largest(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, budget: jax.Array
 ) -> Given:
-    """The memories of the largest vectors, and how many of them each sentence has."""
-    posterior = keep_largest(model.encode(tokens, mask), budget)
+    """The memories of a share of the vectors, and how many of them each sentence has."""
+    posterior = model.encode(tokens, mask, keep=budget)
     mixture, form = model.read(posterior, key=key)
     present = expected(posterior, threshold=model.config.threshold).present
     return model.memories(mixture, form), jnp.sum(present[:, 1:], axis=-1)

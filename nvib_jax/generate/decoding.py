@@ -17,7 +17,6 @@ from nvib_jax.generate.beam import beam_search, forbid
 from nvib_jax.generate.beam import top_k as largest
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.special_ids import SpecialIds
-from nvib_jax.posterior import keep_largest
 from nvib_jax.types import Mixture
 
 Method = Literal["greedy", "sample", "beam"]
@@ -198,9 +197,9 @@ def rewrite(
     **how: Any,
 ) -> jax.Array:
     """Ids -> posterior, of which `keep` is left -> mixture -> ids (B, max_length)."""
-    posterior = model.encode(tokens, mask)
-    if keep is not None:
-        posterior = keep_largest(posterior, keep)
+    posterior = (
+        model.encode(tokens, mask) if keep is None else model.encode(tokens, mask, keep=keep)
+    )
     mixture, read_form = model.read(posterior, form=form, key=key)
     return write(model, mixture, key, form=read_form, **how)
 

@@ -64,6 +64,17 @@ class NVAEConfig(ModelConfig):
     """Biases in the denoising attention's projections."""
     pseudo_count: Literal["exp_linear", "exp_quadratic", "relu"] = "exp_linear"
     """Map from encoder states to pseudo-counts."""
+    gate: Literal["none", "surprise", "pace"] = "none"
+    """What decides which vectors are there: none leaves it to the pseudo-counts, surprise keeps
+    those of the words that the words before them do not foretell, pace has one for every so many
+    nats of text (`nvib_jax.models.gate`)."""
+    gate_share: float = 0.45
+    """Share of the words whose vectors the gate keeps."""
+    gate_window: int = 3
+    """Words before a word that its surprise depends on."""
+    keep_from: float | None = None
+    """In training each sentence keeps a share of its vectors drawn evenly from this to 1, so that
+    one model serves every budget; None keeps all, or what the gate leaves."""
     initial_alpha: float | None = None
     """Mean pseudo-count of a vector before training; None is alpha_delta, or 1 where that is 0."""
     initial_kept: float = 0.5
@@ -98,7 +109,14 @@ class NVAEConfig(ModelConfig):
             if not right:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")
 
-        for name in ("dim", "hidden", "decoder_layers", "num_samples", "latent_queries"):
+        for name in (
+            "dim",
+            "hidden",
+            "decoder_layers",
+            "num_samples",
+            "latent_queries",
+            "gate_window",
+        ):
             check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("encoder_layers", "alpha_delta"):
             check(getattr(self, name) >= 0, name, "at least 0")
@@ -106,6 +124,9 @@ class NVAEConfig(ModelConfig):
             check(getattr(self, name) > 0, name, "more than 0")
         check(self.initial_alpha is None or self.initial_alpha > 0, "initial_alpha", "more than 0")
         check(0 < self.stride_share <= 1, "stride_share", "0 < stride_share <= 1")
+        least = self.keep_from
+        check(least is None or 0 < least < 1, "keep_from", "0 < keep_from < 1")
+        check(0 < self.gate_share < 1, "gate_share", "0 < gate_share < 1")
         check(0 < self.initial_kept < 1, "initial_kept", "0 < initial_kept < 1")
         for name in ("heads", "latent_heads"):
             heads = getattr(self, name)

@@ -15,7 +15,8 @@ from nvib_jax.attention import Memory
 from nvib_jax.kl import vector_count
 from nvib_jax.mesh import constrain
 from nvib_jax.models.config import NVAEConfig
-from nvib_jax.models.latents import LATENTS
+from nvib_jax.models.gate import InformationGate
+from nvib_jax.models.latents import LATENTS, DirichletLatent
 from nvib_jax.models.reading import kept
 from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.models.teacher_forcing import blanked, decoder_io
@@ -25,6 +26,7 @@ from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
 from nvib_jax.objective import anneal
 from nvib_jax.objective.cross_entropy import cross_entropy
+from nvib_jax.posterior import keep_largest
 from nvib_jax.types import Mixture, Posterior
 
 __all__ = ["NVAE", "NVAEConfig"]
@@ -79,6 +81,20 @@ class NVAE(nnx.Module):
             **shared,
         )
         self.output = None if c.tied else Linear(c.dim, vocab_size, dtype=dtype, rngs=rngs)
+        self.gate = (
+            None
+            if c.gate == "none" or not isinstance(self.latent, DirichletLatent)
+            else InformationGate(
+                c.dim,
+                vocab_size=vocab_size,
+                max_length=max_length,
+                rule=c.gate,
+                window=c.gate_window,
+                share=c.gate_share,
+                bos=self.special.bos,
+                rngs=rngs,
+            )
+        )
 
     @property
     def dtype(self):
@@ -95,8 +111,13 @@ class NVAE(nnx.Module):
         encode_key, draw_key, decode_key, noise_key = jax.random.split(key, 4)
         tokens, mask = batch["tokens"], batch["mask"]
         inputs, targets, counted = decoder_io(tokens, mask, self.special)
-        alpha_delta = None
+        alpha_delta = keep = None
         if train:
+            if self.config.keep_from is not None:
+                # `split(key, 4)` are the first four of a row of keys, and this is the next.
+                keep = jax.random.uniform(
+                    jax.random.fold_in(key, 4), mask.shape[:1], minval=self.config.keep_from
+                )
             alpha_delta = _alpha_delta(step, objective, self.config.alpha_delta)
             keys, ids = jax.random.split(noise_key), self.special
             tokens = blanked(tokens, objective.encoder_noise, keys[0], ids)
@@ -104,7 +125,7 @@ class NVAE(nnx.Module):
             inputs = inputs.at[:, 1:].set(words)
         else:
             encode_key = decode_key = None
-        posterior = self.encode(tokens, mask, encode_key)
+        posterior = self.encode(tokens, mask, encode_key, keep=keep)
         memories = self.memories(self.draw(posterior, draw_key), "exact")
         nll = self.cross_entropy(memories, inputs, targets, counted, decode_key)
 
@@ -114,6 +135,8 @@ class NVAE(nnx.Module):
             dirichlet_form=objective.dirichlet_form,
             alpha_delta=alpha_delta,
         )
+        if self.gate is not None:
+            costs |= self.gate.costs(tokens, mask)
         if objective.vector_price:
             costs["vectors"] = vector_count(posterior, num_samples=self.config.num_samples)
         real = jnp.any(mask, axis=-1)
@@ -126,13 +149,22 @@ class NVAE(nnx.Module):
         metrics["share_kept"] = (jnp.sum(kept(posterior)), jnp.sum(mask))
         return Terms(nll, jnp.sum(counted), costs, metrics, width=self.config.dim)
 
-    def encode(self, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> Posterior:
+    def encode(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        keep: float | int | jax.Array | None = None,
+    ) -> Posterior:
         """Tokens to posterior.
 
         Args:
           tokens: int, shape (B, N).
           mask: bool, shape (B, N), True = a valid token.
           key: dropout key; None means no dropout.
+          keep: a share or a number of each sentence's vectors: those of the largest pseudo-counts
+            (`nvib_jax.keep_largest`), or of a gate's choice. None is all, or what the gate leaves.
 
         Returns:
           A float32 `Posterior`, S = N + 1 (for pooled kinds: their number of vectors plus 1).
@@ -141,12 +173,20 @@ class NVAE(nnx.Module):
           ValueError: N is above `max_length`.
         """
         _check_positions("tokens", tokens, self.max_length)
-        first, rest = split_key(key, 2)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         x = self._embed(self.encoder_embedding, tokens)
         x = x + self._embed(self.encoder_position, positions)[None]
-        x = dropout(x, self.config.dropout, first)
-        return self.latent(self.encoder(x, mask, rest), mask)
+        if self.gate is None:
+            posterior = self._posterior(x, mask, key)
+            return posterior if keep is None else keep_largest(posterior, keep)
+        keeps = self.gate(tokens, mask, keep)
+        x = x + self.gate.marks(keeps).astype(x.dtype)
+        return self.gate.only(self._posterior(x, mask, key), keeps)
+
+    def _posterior(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> Posterior:
+        """Embedded tokens (B, N, D) to posterior."""
+        first, rest = split_key(key, 2)
+        return self.latent(self.encoder(dropout(x, self.config.dropout, first), mask, rest), mask)
 
     def draw(self, posterior: Posterior, key: jax.Array) -> Mixture:
         """The training mixture: K draws of each component."""

@@ -19,6 +19,8 @@ Params = dict[str, jax.Array]
 AXES: dict[str, tuple[str | None, ...]] = {
     "encoder_embedding": ("vocab", "embed"),
     "decoder_embedding": ("vocab", "embed"),
+    "embedding": ("vocab", "embed"),
+    "part": (None, "embed"),
     "encoder_position": (None, "embed"),
     "decoder_position": (None, "embed"),
     "qkv.kernel": ("embed", None, "heads"),

@@ -1,0 +1,28 @@
+"""What the choice of vectors is worth: by information, beside a stride, at equal shares.
+
+    nvib sweep configs/sweeps/choice.py
+
+`pace-SHARE` has a vector for every so many nats of text (`model.gate`), `vts-SHARE` one for every
+so many words, both trained until held-out loss is flat. `pace-all` is one model for every share:
+its curve is that of "A budget at reading". `configs/README.md` has the figures.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from nvib_jax.config import Config
+from nvib_jax.presets import load_preset
+from nvib_jax.sweep import changed, variants
+
+SHARES = (0.25, 0.35)
+LONG = {"train": {"steps": 6400, "eval_every": 3200}, "objective": {"anneal_steps": 1600}}
+
+
+def sweep() -> dict[str, Config]:
+    base = changed(load_preset(Path(__file__).parent.parent / "quickstart.py"), LONG)
+    models: dict[str, dict[str, Any]] = {}
+    for share in SHARES:
+        models[f"pace-{share}"] = {"gate_share": share}
+        models[f"vts-{share}"] = {"kind": "VTS", "stride_share": share}
+    models["pace-all"] = {"keep_from": 0.15}
+    return variants(base, {name: {"model": model} for name, model in models.items()}, range(3))
