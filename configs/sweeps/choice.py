@@ -2,7 +2,7 @@
 
     nvib sweep configs/sweeps/choice.py
 
-`pace-SHARE` has a vector for every so many nats of text (`model.gate`), `vts-SHARE` one for every
+`quickstart` is the preset as it is. `pace-SHARE` has a vector for every so many nats of text (`model.gate`), `vts-SHARE` one for every
 so many words, both trained until held-out loss is flat. `pace-all` is one model for every share:
 its curve is that of "A budget at reading". `configs/README.md` has the figures.
 """
@@ -19,10 +19,13 @@ LONG = {"train": {"steps": 6400, "eval_every": 3200}, "objective": {"anneal_step
 
 
 def sweep() -> dict[str, Config]:
-    base = changed(load_preset(Path(__file__).parent.parent / "quickstart.py"), LONG)
+    quickstart = load_preset(Path(__file__).parent.parent / "quickstart.py")
     models: dict[str, dict[str, Any]] = {}
     for share in SHARES:
         models[f"pace-{share}"] = {"gate_share": share}
-        models[f"vts-{share}"] = {"kind": "VTS", "stride_share": share}
+        models[f"vts-{share}"] = {"kind": "VTS", "stride_share": share, "gate": "none"}
     models["pace-all"] = {"keep_from": 0.15}
-    return variants(base, {name: {"model": model} for name, model in models.items()}, range(3))
+    runs = {name: {"model": model} for name, model in models.items()}
+    return variants(quickstart, {"quickstart": {}}, range(3)) | variants(
+        changed(quickstart, LONG), runs, range(3)
+    )

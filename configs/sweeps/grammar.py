@@ -2,8 +2,8 @@
 
     nvib sweep configs/sweeps/grammar.py --jobs 2
 
-One data set, one budget, one decoding: quickstart's with fewer steps. `nvae-free-SHARE` pays for
-vectors beyond that share of the tokens, as quickstart does; `nvae-DELTA` pays for none and begins
+One data set, one budget, one decoding: quickstart's with fewer steps and no gate. `nvae-free-SHARE` pays for
+vectors beyond that share of the tokens; `nvae-DELTA` pays for none and begins
 with two fifths of them, so that alpha_delta alone decides.
 """
 
@@ -15,15 +15,23 @@ from nvib_jax.presets import load_preset
 from nvib_jax.sweep import changed, variants
 
 ALPHA_DELTAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
-SHORT = {
-    "objective": {"anneal_steps": 1000},
+# The quickstart as it was before it had a gate: pseudo-counts decide which vectors are there.
+BASE = {
+    "model": {
+        "gate": "none",
+        "pseudo_count": "relu",
+        "alpha_delta": 0.5,
+        "initial_kept": 0.9,
+        "threshold": 0.1,
+    },
+    "objective": {"vector_price": 5.0, "free_vectors": 0.6, "anneal_steps": 1000},
     "train": {"steps": 2000, "eval_every": 2000},
 }
 
 
 def sweep() -> dict[str, Config]:
     quickstart = load_preset(Path(__file__).parent.parent / "quickstart.py")
-    base = changed(quickstart, SHORT)
+    base = changed(quickstart, BASE)
     alone = {f"nvae-{d}": {"alpha_delta": d, "initial_kept": 0.4} for d in ALPHA_DELTAS}
     rivals: dict[str, dict[str, Any]] = {
         **{f"vts-{s}": {"kind": "VTS", "stride_share": s} for s in (0.25, 0.5, 0.75)},
