@@ -92,11 +92,14 @@ class TextModel(Engine):
         """Words of the texts, not cleaned, that contain something unknown, each once."""
         return text_input.unknown_words(self, texts)
 
-    def encode(self, texts: Sequence[str], *, clean: bool = True) -> Posterior:
+    def encode(
+        self, texts: Sequence[str], *, keep: float | int | None = None, clean: bool = True
+    ) -> Posterior:
         """The posterior of each text, padded to the longest bucket.
 
         Args:
           texts: sentences.
+          keep: as in `reconstruct`.
           clean: False skips cleaning and warnings.
 
         Returns:
@@ -106,7 +109,8 @@ class TextModel(Engine):
         tokens, mask = self.padded(
             self.tokenize(text_input.read(self, texts, clean)), self.max_length
         )
-        return self.compiled(NVAE.encode)(self.params, tokens, mask)
+        given = () if keep is None else (text_input.amount(keep),)
+        return self.compiled(_encode)(self.params, tokens, mask, *given)
 
     def embed(self, texts: Sequence[str], *, clean: bool = True) -> np.ndarray:
         """One vector per text: the mean of its latent vectors, weighted by their pseudo-counts.
@@ -209,8 +213,9 @@ class TextModel(Engine):
 
         Args:
           texts: sentences.
-          keep: the share (0 to 1) or the number of each text's vectors that the decoder is given,
-            those with the largest pseudo-counts (`nvib_jax.keep_largest`); None is all.
+          keep: the share (0 to 1) or the number of each text's vectors that the decoder is given:
+            those of the largest pseudo-counts (`nvib_jax.keep_largest`), or of the choice of the
+            model's gate. None is all, or what the gate leaves.
           form: how the posterior is read; None is the config's `evaluation_form`.
           decoding: None is greedy.
           seed: for the forms "drawn" and "average", and for sampling tokens.
@@ -291,6 +296,12 @@ class TextModel(Engine):
         )
         path = self.between(first, second, jnp.linspace(0.0, 1.0, steps))
         return self.decode(path, form, decoding=decoding, seed=seed)
+
+
+def _encode(
+    model: NVAE, tokens: jax.Array, mask: jax.Array, keep: jax.Array | None = None
+) -> Posterior:
+    return model.encode(tokens, mask, keep=keep)
 
 
 def _embed(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:

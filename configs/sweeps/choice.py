@@ -2,9 +2,10 @@
 
     nvib sweep configs/sweeps/choice.py
 
-`quickstart` is the preset as it is. `pace-SHARE` has a vector for every so many nats of text (`model.gate`), `vts-SHARE` one for every
-so many words, both trained until held-out loss is flat. `pace-all` is one model for every share:
-its curve is that of "A budget at reading". `configs/README.md` has the figures.
+`quickstart` is the preset as it is. `pace-SHARE` has a vector for every so many nats of text
+(`model.gate`), `vts-SHARE` one for every so many words, and both train twice as long. `pace-all` is
+one model for every share: its curve is that of "A budget at reading". `configs/README.md` has what
+came out.
 """
 
 from pathlib import Path

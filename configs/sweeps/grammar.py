@@ -2,9 +2,9 @@
 
     nvib sweep configs/sweeps/grammar.py --jobs 2
 
-One data set, one budget, one decoding: quickstart's with fewer steps and no gate. `nvae-free-SHARE` pays for
-vectors beyond that share of the tokens; `nvae-DELTA` pays for none and begins
-with two fifths of them, so that alpha_delta alone decides.
+One data set, one budget, one decoding: quickstart's with fewer steps and no gate.
+`nvae-free-SHARE` pays for vectors beyond that share of the tokens; `nvae-DELTA` pays for none and
+begins with two fifths of them, so that alpha_delta alone decides.
 """
 
 from pathlib import Path

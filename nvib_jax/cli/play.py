@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from nvib_jax import text_input
 from nvib_jax.cli.options import notes_as_lines, warn
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
-from nvib_jax.types import Posterior
 
 HELP = """\
 WORDS              encode the sentence and write it again
 A -> B             write the sentences on the way from A to B; /between A -> B is the same
 /sample [N]        write N sentences drawn from the prior, 5 unless N is given
-/keep N            write sentences again from the N vectors with the largest pseudo-counts
+/keep N            write sentences again from N of their vectors; 0.3 is a share of them
 /keep all          use every vector again
 /temperature T     draw the tokens at this temperature; 0 takes the likeliest again
 /help              show this
@@ -37,7 +37,7 @@ class Player:
     model: TextModel
     form: str | None = None
     seed: int = 0
-    keep: int | None = None
+    keep: float | int | None = None
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
 
     def answer(self, line: str) -> list[str]:
@@ -64,11 +64,9 @@ class Player:
         return commands[name](rest.strip())
 
     def _rewrite(self, text: str) -> list[str]:
-        posterior, said = self.model.encode([text]), ""
-        if self.keep is not None:
-            there = int(jnp.sum(posterior.present)) - 1
-            posterior = largest(posterior, self.keep)
-            said = f"   ({min(self.keep, there)} of {there} vectors)"
+        posterior = self.model.encode([text], keep=self.keep)
+        vectors, tokens = (int(jnp.sum(x)) - 1 for x in (posterior.present, posterior.mask))
+        said = "" if self.keep is None else f"   ({vectors} vectors for {tokens} tokens)"
         (written,) = self.model.decode(posterior, self.form, decoding=self.decoding, seed=self.seed)
         self._next()
         return [written + said]
@@ -89,8 +87,12 @@ class Player:
         self._next()
         return texts
 
-    def _keep(self, count: str) -> list[str]:
-        self.keep = None if count == "all" else _number("/keep", count, int, 0)
+    def _keep(self, amount: str) -> list[str]:
+        kept = None
+        if amount != "all":
+            kept = _number("/keep", amount, float if "." in amount else int, 0)
+            text_input.amount(kept)  # it refuses what is neither a share nor a number
+        self.keep = kept
         return []
 
     def _temperature(self, value: str) -> list[str]:
@@ -114,14 +116,6 @@ def _number(command: str, value: str, kind: Callable[[str], float], least: int) 
     if not least <= number < float("inf"):
         raise ValueError(f"{command} has {value!r}; wanted {what} of at least {least}")
     return number  # type: ignore[return-value]
-
-
-def largest(posterior: Posterior, count: int) -> Posterior:
-    """The posterior with the `count` largest of a text's own vectors; the others are removed."""
-    own = jnp.where(posterior.mask, posterior.log_alpha, -jnp.inf).at[:, 0].set(-jnp.inf)
-    place = jnp.argsort(jnp.argsort(own, axis=1, descending=True), axis=1)
-    kept = (place < count).at[:, 0].set(True)
-    return dataclasses.replace(posterior, log_alpha=jnp.where(kept, posterior.log_alpha, -jnp.inf))
 
 
 def play(model: TextModel, *, form: str | None = None, seed: int = 0) -> None:

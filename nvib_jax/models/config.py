@@ -73,8 +73,8 @@ class NVAEConfig(ModelConfig):
     gate_window: int = 3
     """Words before a word that its surprise depends on."""
     keep_from: float | None = None
-    """In training each sentence keeps a share of its vectors drawn evenly from this to 1, so that
-    one model serves every budget; None keeps all, or what the gate leaves."""
+    """In training each sentence keeps a share of its vectors drawn from this to 1, evenly on a
+    log scale, so that one model serves every budget; None keeps all, or what the gate leaves."""
     initial_alpha: float | None = None
     """Mean pseudo-count of a vector before training; None is alpha_delta, or 1 where that is 0."""
     initial_kept: float = 0.5

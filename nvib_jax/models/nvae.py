@@ -115,8 +115,9 @@ class NVAE(nnx.Module):
         if train:
             if self.config.keep_from is not None:
                 # `split(key, 4)` are the first four of a row of keys, and this is the next.
-                keep = jax.random.uniform(
-                    jax.random.fold_in(key, 4), mask.shape[:1], minval=self.config.keep_from
+                least = jnp.log(jnp.float32(self.config.keep_from))
+                keep = jnp.exp(
+                    least * jax.random.uniform(jax.random.fold_in(key, 4), mask.shape[:1])
                 )
             alpha_delta = _alpha_delta(step, objective, self.config.alpha_delta)
             keys, ids = jax.random.split(noise_key), self.special

@@ -59,8 +59,10 @@ def test_a_quickstart_of_0_1_0_goes_on(model):
 def test_what_is_read_must_be_the_same(model):
     quickstart = with_config(model, load_preset(CONFIGS / "quickstart.py"))
     meta = saved_by_0_1_0(quickstart)
-    other = changed(quickstart.config, {"objective": {"free_vectors": 0.5}})
-    with pytest.raises(ValueError, match=r"config: objective.free_vectors is 0.5, saved as 0.6;"):
+    other = changed(quickstart.config, {"objective": {"lambda_gaussian": 0.5}})
+    with pytest.raises(
+        ValueError, match=r"config: objective.lambda_gaussian is 0.5, saved as 0.1;"
+    ):
         check_same_run(with_config(model, other), meta, Path("run"))
     text = with_config(model, changed(quickstart.config, {"data": {"source": "text"}}))
     with pytest.raises(ValueError, match=r"data.clean.keep_characters is '', saved as \"a-zA"):

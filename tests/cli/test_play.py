@@ -4,14 +4,11 @@ import builtins
 import io
 import sys
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny
 
-import nvib_jax as nvib
 from nvib_jax import cli
-from nvib_jax.cli.play import HELP, Player, largest
+from nvib_jax.cli.play import HELP, Player
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.text_model import TextModel
 
@@ -107,27 +104,14 @@ def test_a_person_gets_a_prompt_and_ends_it_with_ctrl_d(model, monkeypatch, caps
 # ---- what a session remembers
 
 
-def test_keep_reads_the_vectors_with_the_largest_pseudo_counts(model):
-    player, posterior = Player(model), model.encode([A])
-    assert player.answer("/keep 2") == []
-    want = model.decode(largest(posterior, 2))
-    assert player.answer(A) == [f"{want[0]}   (2 of 5 vectors)"]
-    assert player.answer("/keep 9") == []
-    assert player.answer(A) == [f"{model.reconstruct([A])[0]}   (5 of 5 vectors)"]
+def test_keep_leaves_a_number_or_a_share_of_the_vectors(model):
+    player = Player(model)
+    for amount, keep, vectors in (("2", 2, 2), ("0.5", 0.5, 3), ("9", 9, 5)):
+        assert player.answer(f"/keep {amount}") == []
+        want = model.reconstruct([A], keep=keep)
+        assert player.answer(A) == [f"{want[0]}   ({vectors} vectors for 5 tokens)"]
     player.answer("/keep all")
     assert player.answer(A) == model.reconstruct([A])
-
-
-def test_the_largest_are_kept_and_the_priors_stays():
-    log_alpha = jnp.array([[-9.0, 1.0, 3.0, 2.0, 8.0], [-9.0, 1.0, -jnp.inf, 0.0, 0.0]])
-    mask = jnp.array([[True, True, True, True, False], [True] * 5])  # 8 is padding
-    x = jnp.zeros((2, 5, 3))
-    posterior = nvib.Posterior(x, x, log_alpha, mask)
-    for count, kept in ((0, [0]), (1, [0, 2]), (2, [0, 2, 3])):
-        found = largest(posterior, count)
-        there = np.flatnonzero(found.mask[0] & ~jnp.isneginf(found.log_alpha[0]))
-        assert there.tolist() == kept
-    np.testing.assert_array_equal(largest(posterior, 3).log_alpha[1], log_alpha[1])
 
 
 def test_a_temperature_draws_and_every_line_has_draws_of_its_own(model):

@@ -171,8 +171,34 @@ def test_a_rival_has_no_gate():
         ("gate_share", 1.0, "0 < gate_share < 1"),
         ("gate_share", float("nan"), "a finite number"),
         ("gate_window", 0, "at least 1"),
+        ("keep_from", 1.5, "0 < keep_from < 1"),
     ],
 )
 def test_errors(field, value, wanted):
     with pytest.raises(ValueError, match=f"model.{field}.*{wanted}"):
         dataclasses.replace(NVAEConfig(), **{field: value})
+
+
+@pytest.mark.parametrize("rule", ["none", "pace"])
+def test_a_model_for_every_budget_is_trained_at_many(rule):
+    """Each sentence keeps a share from .3 up, evenly on a log scale; evaluation keeps its own."""
+    model = tiny.model(gate=rule, keep_from=0.3, max_length=64)
+    tokens = jax.random.randint(jax.random.key(0), (200, 64), 4, tiny.VOCAB)
+    batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool)}
+    seen = []
+    encode = model.encode
+
+    def watched(*arguments, **options):
+        posterior = encode(*arguments, **options)
+        seen.append(np.asarray(kept(posterior, 0.0)).mean(1))
+        return posterior
+
+    model.encode = watched
+    for train in (True, False):
+        model.terms(
+            batch, jax.random.key(1), step=jnp.int32(0), train=train, objective=ObjectiveConfig()
+        )
+    trained, evaluated = seen
+    assert trained.min() >= 0.3
+    assert np.mean(trained < 0.3**0.5) == pytest.approx(0.5, abs=0.12)  # 3.4 standard errors
+    np.testing.assert_array_equal(evaluated, 1.0)  # a limit of 0, or no gate: all
