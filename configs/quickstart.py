@@ -31,6 +31,7 @@ def config() -> Config:
             dropout=0.0,
             gate="pace",
             gate_share=0.48,
+            keep_from=0.15,
             alpha_delta=4.0,
         ),
         objective=ObjectiveConfig(

@@ -2,10 +2,10 @@
 
     nvib sweep configs/sweeps/choice.py
 
-`quickstart` is the preset as it is. `pace-SHARE` has a vector for every so many nats of text
-(`model.gate`), `vts-SHARE` one for every so many words, and both train twice as long. `pace-all` is
-one model for every share: its curve is that of "A budget at reading". `configs/README.md` has what
-came out.
+`quickstart` is the preset as it is, one model for every share, and `pace-all` the same trained
+twice as long; their curves are those of "A budget at reading". `pace-SHARE` has a vector for every
+so many nats of text (`model.gate`) and is trained for that share alone, `vts-SHARE` one for every
+so many words. `configs/README.md` has what came out.
 """
 
 from pathlib import Path
@@ -23,9 +23,14 @@ def sweep() -> dict[str, Config]:
     quickstart = load_preset(Path(__file__).parent.parent / "quickstart.py")
     models: dict[str, dict[str, Any]] = {}
     for share in SHARES:
-        models[f"pace-{share}"] = {"gate_share": share}
-        models[f"vts-{share}"] = {"kind": "VTS", "stride_share": share, "gate": "none"}
-    models["pace-all"] = {"keep_from": 0.15}
+        models[f"pace-{share}"] = {"gate_share": share, "keep_from": None}
+        models[f"vts-{share}"] = {
+            "kind": "VTS",
+            "stride_share": share,
+            "gate": "none",
+            "keep_from": None,
+        }
+    models["pace-all"] = {}
     runs = {name: {"model": model} for name, model in models.items()}
     return variants(quickstart, {"quickstart": {}}, range(3)) | variants(
         changed(quickstart, LONG), runs, range(3)

@@ -19,6 +19,7 @@ ALPHA_DELTAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 BASE = {
     "model": {
         "gate": "none",
+        "keep_from": None,
         "pseudo_count": "relu",
         "alpha_delta": 0.5,
         "initial_kept": 0.9,

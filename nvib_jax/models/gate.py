@@ -71,27 +71,28 @@ class InformationGate(nnx.Module):
 
     def __call__(
         self, tokens: jax.Array, mask: jax.Array, keep: float | int | jax.Array | None = None
-    ) -> jax.Array:
-        """Which vectors are there, bool (B, N), never padding's.
+    ) -> tuple[jax.Array, jax.Array]:
+        """The choice, and the parts of the text that it makes.
 
         Args:
           tokens: int, shape (B, N).
           mask: bool, shape (B, N), True = a valid token.
           keep: a share or a number of each sentence's vectors (`nvib_jax.keep_largest`); None is
             what the limit leaves.
+
+        Returns:
+          Which vectors are there, bool (B, N), never padding's; and the number of the vector, from
+          0, in whose part of the text each word is, int32 (B, N).
         """
-        surprise = self.surprise(tokens, mask)
-        limit = self.limit[...] * LIMIT_UNIT
+        surprise, limit = self.surprise(tokens, mask), self.limit[...] * LIMIT_UNIT
         if keep is not None:
             limit = self.limit_of(surprise, mask, number_kept(keep, mask))
-        return self.keeps(surprise, limit) & mask
+        return self.divide(surprise, limit, mask)
 
-    def marks(self, keeps: jax.Array) -> jax.Array:
-        """What the encoder is told of the choice, (B, N, D): which vectors stay, and whose part
-        of the text each word is in, so that a vector that stays can take up its part.
+    def marks(self, keeps: jax.Array, parts: jax.Array) -> jax.Array:
+        """What the encoder is told of the choice, (B, N, D), so that each vector that is there can
+        take up its part of the text.
         """
-        count = keeps.astype(jnp.int32)
-        parts = jnp.cumsum(count, axis=1) - count  # a part ends with the word whose vector stays
         return self.part[...][parts] + jnp.where(keeps[..., None], self.stays[...], 0.0)
 
     def only(self, posterior: Posterior, keeps: jax.Array) -> Posterior:
@@ -112,13 +113,26 @@ class InformationGate(nnx.Module):
         own = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
         return jnp.where(mask, -own, 0.0)
 
-    def keeps(self, surprise: jax.Array, limit: jax.Array) -> jax.Array:
-        """Which vectors are there at this limit, () or one for each row (B, 1); bool (B, N)."""
+    def divide(
+        self, surprise: jax.Array, limit: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What `__call__` returns, at this limit, () or one for each row (B, 1).
+
+        With "pace" the j-th vector stands where half of the j-th L nats is told, and these L nats
+        are its part. With "surprise" a part ends with its vector. What is left at the end of a text
+        is in the last vector's part.
+        """
         if self.rule == "surprise":
-            return surprise > limit
-        limit = jnp.maximum(limit, 1e-3)
-        passed = jnp.floor(0.5 + jnp.cumsum(jnp.minimum(surprise, limit), axis=1) / limit)
-        return jnp.diff(passed, axis=1, prepend=0.0) > 0
+            keeps = (surprise > limit) & mask
+            parts = jnp.cumsum(keeps.astype(jnp.int32), axis=1) - keeps.astype(jnp.int32)
+        else:
+            limit = jnp.maximum(limit, 1e-3)
+            each = jnp.minimum(surprise, limit) / limit  # at most one vector for a word
+            told = jnp.cumsum(each, axis=1)
+            keeps = (jnp.diff(jnp.floor(0.5 + told), axis=1, prepend=0.0) > 0) & mask
+            parts = jnp.floor(told - each / 2).astype(jnp.int32)
+        vectors = jnp.sum(keeps, axis=1, keepdims=True)
+        return keeps, jnp.minimum(parts, jnp.maximum(vectors - 1, 0))
 
     def limit_of(self, surprise: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
         """The limit (B, 1) that leaves `count` (B, 1) of each row's vectors, at most its words."""
@@ -146,7 +160,7 @@ class InformationGate(nnx.Module):
         surprise, limit = self.surprise(tokens, mask), self.limit[...]
         kept, words = (
             jnp.sum(there, axis=-1).astype(jnp.float32)
-            for there in (self.keeps(surprise, limit * LIMIT_UNIT) & mask, mask)
+            for there in (self.divide(surprise, limit * LIMIT_UNIT, mask)[0], mask)
         )
         missing = self.share * words - kept
         return {

@@ -180,8 +180,8 @@ class NVAE(nnx.Module):
         if self.gate is None:
             posterior = self._posterior(x, mask, key)
             return posterior if keep is None else keep_largest(posterior, keep)
-        keeps = self.gate(tokens, mask, keep)
-        x = x + self.gate.marks(keeps).astype(x.dtype)
+        keeps, parts = self.gate(tokens, mask, keep)
+        x = x + self.gate.marks(keeps, parts).astype(x.dtype)
         return self.gate.only(self._posterior(x, mask, key), keeps)
 
     def _posterior(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> Posterior:
