@@ -20,6 +20,7 @@ may be divided where it surprises is an idea of Pagnoni et al. (2024), arXiv 241
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,33 +39,20 @@ class InformationGate(nnx.Module):
     """Keeps the vectors of words at which the text tells something.
 
     Args:
-      dim: width of the language model.
+      config: an `NVAEConfig` whose `gate` is "surprise" or "pace"; D is the language model's width.
       vocab_size: V.
-      rule: "surprise" or "pace".
-      window: words before a word that its surprise depends on, n.
-      share: share of the words whose vectors are kept.
+      max_length: longest sentence in tokens.
       bos: the id that stands for the words before the first.
       rngs: parameter RNGs.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        vocab_size: int,
-        max_length: int,
-        rule: str,
-        window: int,
-        share: float,
-        bos: int,
-        rngs: nnx.Rngs,
-    ):
-        self.rule, self.window, self.share, self.bos = rule, window, share, bos
+    def __init__(self, config: Any, *, vocab_size: int, max_length: int, bos: int, rngs: nnx.Rngs):
+        dim, self.rule, self.share = config.dim, config.gate, config.gate_share
+        self.window, self.bos = config.gate_window, bos
         init = nnx.initializers.normal(1.0, jnp.float32)
         self.embedding = nnx.Param(init(rngs.params(), (vocab_size, dim)))
-        self.up = Linear(window * dim, dim, rngs=rngs)
+        self.up = Linear(self.window * dim, dim, rngs=rngs)
         self.output = Linear(dim, vocab_size, rngs=rngs)
-        init = nnx.initializers.normal(1.0, jnp.float32)
         self.part = nnx.Param(init(rngs.params(), (max_length + 1, dim)))
         self.stays = nnx.Param(init(rngs.params(), (dim,)))
         self.limit = nnx.Param(jnp.float32(0.0))  # every vector is there before training

@@ -81,20 +81,9 @@ class NVAE(nnx.Module):
             **shared,
         )
         self.output = None if c.tied else Linear(c.dim, vocab_size, dtype=dtype, rngs=rngs)
-        self.gate = (
-            None
-            if c.gate == "none" or not isinstance(self.latent, DirichletLatent)
-            else InformationGate(
-                c.dim,
-                vocab_size=vocab_size,
-                max_length=max_length,
-                rule=c.gate,
-                window=c.gate_window,
-                share=c.gate_share,
-                bos=self.special.bos,
-                rngs=rngs,
-            )
-        )
+        sizes = {"vocab_size": vocab_size, "max_length": max_length, "bos": self.special.bos}
+        gated = c.gate != "none" and isinstance(self.latent, DirichletLatent)
+        self.gate = InformationGate(c, **sizes, rngs=rngs) if gated else None
 
     @property
     def dtype(self):
