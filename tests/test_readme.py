@@ -93,7 +93,7 @@ def test_scores_are_what_was_measured(path, columns, printed):
 
 
 def test_scores_were_found():
-    assert len(SWEEPS) == 1
+    assert len(SWEEPS) == 2
 
 
 def test_the_first_screen_says_what_it_is():
@@ -109,9 +109,9 @@ def test_the_first_screen_says_what_it_is():
 
 
 def test_the_headline_comes_with_what_one_draw_gives():
-    """84.8 % is the posterior read without noise."""
-    (row,) = [line for line in README.splitlines() if "84.8 %" in line]
-    (below,) = [line for line in README.splitlines() if "32.2 %" in line]
+    """93.6 % is the posterior read without noise."""
+    (row,) = [line for line in README.splitlines() if "93.6 %" in line]
+    (below,) = [line for line in README.splitlines() if "38.1 %" in line]
     assert "without noise" in row
     assert "one draw" in below
     assert README.splitlines().index(below) == README.splitlines().index(row) + 1

@@ -57,6 +57,11 @@ class InformationGate(nnx.Module):
         self.stays = nnx.Param(init(rngs.params(), (dim,)))
         self.limit = nnx.Param(jnp.float32(0.0))  # every vector is there before training
 
+    @property
+    def nats(self) -> jax.Array:
+        """The limit L, ()."""
+        return self.limit[...] * LIMIT_UNIT
+
     def __call__(
         self, tokens: jax.Array, mask: jax.Array, keep: float | int | jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
@@ -72,7 +77,7 @@ class InformationGate(nnx.Module):
           Which vectors are there, bool (B, N), never padding's; and the number of the vector, from
           0, in whose part of the text each word is, int32 (B, N).
         """
-        surprise, limit = self.surprise(tokens, mask), self.limit[...] * LIMIT_UNIT
+        surprise, limit = self.surprise(tokens, mask), self.nats
         if keep is not None:
             limit = self.limit_of(surprise, mask, number_kept(keep, mask))
         return self.divide(surprise, limit, mask)
@@ -148,7 +153,7 @@ class InformationGate(nnx.Module):
         surprise, limit = self.surprise(tokens, mask), self.limit[...]
         kept, words = (
             jnp.sum(there, axis=-1).astype(jnp.float32)
-            for there in (self.divide(surprise, limit * LIMIT_UNIT, mask)[0], mask)
+            for there in (self.divide(surprise, self.nats, mask)[0], mask)
         )
         missing = self.share * words - kept
         return {

@@ -135,6 +135,8 @@ class NVAE(nnx.Module):
         metrics = {
             logged.get(name, name): (jnp.sum(cost), jnp.sum(real)) for name, cost in costs.items()
         }
+        if self.gate is not None:
+            metrics["limit"] = self.gate.nats, jnp.ones(())
         # A share of the tokens, even for a latent that pools them to fewer vectors.
         metrics["share_kept"] = (jnp.sum(kept(posterior)), jnp.sum(mask))
         return Terms(nll, jnp.sum(counted), costs, metrics, width=self.config.dim)
