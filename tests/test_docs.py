@@ -192,10 +192,11 @@ def test_links_inside_the_repository(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
 def test_a_mask_of_places_is_not_called_a_choice_of_words(page):
-    """The models that are shown keep the same places of every sentence: R2 by place .98."""
+    """Pseudo-counts alone learn a stride; a page that claims more shows the R2 of its own model."""
     text = page.read_text(encoding="utf-8")
     claims = r"[Ww]hich\s+(words?|tokens?)\s+kept|word's vector carried|vectors follows the text"
-    assert not re.search(claims, text)
+    shown = [float(r2) for r2 in re.findall(r"kept 0\.\d+; R2 by place (\d\.\d+)", text)]
+    assert (shown and max(shown) <= 0.3) or not re.search(claims, text)
 
 
 def test_the_readme_is_whole_on_other_sites():
