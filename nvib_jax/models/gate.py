@@ -124,12 +124,12 @@ class InformationGate(nnx.Module):
             told = jnp.cumsum(each, axis=1)
             keeps = (jnp.diff(jnp.floor(0.5 + told), axis=1, prepend=0.0) > 0) & mask
             parts = jnp.floor(told - each / 2).astype(jnp.int32)
-        vectors = jnp.sum(keeps, axis=1, keepdims=True)
+        vectors = jnp.sum(keeps, axis=1, keepdims=True, dtype=jnp.int32)
         return keeps, jnp.minimum(parts, jnp.maximum(vectors - 1, 0))
 
     def limit_of(self, surprise: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
         """The limit (B, 1) that leaves `count` (B, 1) of each row's vectors, at most its words."""
-        words = jnp.sum(mask, axis=1, keepdims=True)
+        words = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32)
         rising = jnp.sort(jnp.where(mask, surprise, jnp.inf), axis=1)
         over = jnp.maximum(words - count, 0)  # so many words of the least surprise stay without
         if self.rule == "surprise":
@@ -137,7 +137,7 @@ class InformationGate(nnx.Module):
             return jnp.where(over > 0, below, -1.0)
         # The sum of min(s, L) is at most the m least surprises and L for each other word, and as
         # much for one m. So the L at which that sum is count * L is the least of these quotients.
-        m = jnp.arange(1, mask.shape[1] + 1)[None]
+        m = jnp.arange(1, mask.shape[1] + 1, dtype=jnp.int32)[None]
         sums = jnp.cumsum(jnp.where(m <= words, rising, 0.0), axis=1)
         fits = (m > over) & (m <= words)
         least = sums / jnp.where(fits, m - over, 1).astype(jnp.float32)

@@ -104,10 +104,9 @@ class NVAE(nnx.Module):
         if train:
             if self.config.keep_from is not None:
                 # `split(key, 4)` are the first four of a row of keys, and this is the next.
+                drawn = jax.random.fold_in(key, 4)
                 least = jnp.log(jnp.float32(self.config.keep_from))
-                keep = jnp.exp(
-                    least * jax.random.uniform(jax.random.fold_in(key, 4), mask.shape[:1])
-                )
+                keep = jnp.exp(least * jax.random.uniform(drawn, mask.shape[:1], jnp.float32))
             alpha_delta = _alpha_delta(step, objective, self.config.alpha_delta)
             keys, ids = jax.random.split(noise_key), self.special
             tokens = blanked(tokens, objective.encoder_noise, keys[0], ids)
@@ -136,7 +135,7 @@ class NVAE(nnx.Module):
             logged.get(name, name): (jnp.sum(cost), jnp.sum(real)) for name, cost in costs.items()
         }
         if self.gate is not None:
-            metrics["limit"] = self.gate.nats, jnp.ones(())
+            metrics["limit"] = self.gate.nats, jnp.ones((), jnp.int32)
         # A share of the tokens, even for a latent that pools them to fewer vectors.
         metrics["share_kept"] = (jnp.sum(kept(posterior)), jnp.sum(mask))
         return Terms(nll, jnp.sum(counted), costs, metrics, width=self.config.dim)

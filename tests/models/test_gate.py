@@ -172,6 +172,26 @@ def test_the_encoder_is_told_whose_part_a_word_is_in():
     np.testing.assert_allclose(gate.marks(keeps, parts)[0], wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", GATES)
+def test_in_x64(rule):
+    """Sums of whole numbers are int64 there, which met int32 ones."""
+    batch = tiny.batch()
+    with jax.enable_x64(True):
+        model = tiny.model(gate=rule, keep_from=0.3)
+        found = jax.eval_shape(
+            lambda: (
+                model.terms(
+                    batch, jax.random.key(0), step=jnp.int32(0), train=True,
+                    objective=ObjectiveConfig(),
+                ),
+                model.encode(batch["tokens"], batch["mask"], keep=0.5).log_alpha,
+            )
+        )  # fmt: skip
+        terms, log_alpha = found
+    assert log_alpha.dtype == jnp.float32
+    assert {cost.dtype for cost in terms.costs.values()} == {jnp.dtype("float32")}
+
+
 def test_a_rival_has_no_gate():
     assert tiny.model(kind="VTS", gate="pace").gate is None
 
