@@ -130,7 +130,7 @@ def correlation_at_fixed(groups: np.ndarray, a: np.ndarray, b: np.ndarray) -> fl
     _, index = np.unique(groups, return_inverse=True)
 
     def left(x: np.ndarray) -> np.ndarray:
-        x = x.astype(np.float64)
+        x = np.asarray(x, np.float64)
         return x - (np.bincount(index, weights=x) / np.bincount(index))[index]
 
     a, b = left(a), left(b)
