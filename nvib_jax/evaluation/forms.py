@@ -165,7 +165,7 @@ def compare_budgets(
     >>> [row["budget"] for row in compare_budgets(model, texts, budgets=[0.5])]
     [0.5]
     """
-    return _by_share_kept(model, texts, "budget", budgets, _largest)
+    return _by_share_kept(model, texts, "budget", budgets, _budgeted)
 
 
 def _by_share_kept(
@@ -198,7 +198,7 @@ def _above(
     return model.memories(mixture, form), jnp.sum(present[:, 1:], axis=-1)
 
 
-def _largest(
+def _budgeted(
     model: NVAE, tokens: jax.Array, mask: jax.Array, key: jax.Array, budget: jax.Array
 ) -> Given:
     """The memories of a share of the vectors, and how many of them each sentence has."""

@@ -197,9 +197,7 @@ def rewrite(
     **how: Any,
 ) -> jax.Array:
     """Ids -> posterior, of which `keep` is left -> mixture -> ids (B, max_length)."""
-    posterior = (
-        model.encode(tokens, mask) if keep is None else model.encode(tokens, mask, keep=keep)
-    )
+    posterior = model.encode(tokens, mask, keep=keep)
     mixture, read_form = model.read(posterior, form=form, key=key)
     return write(model, mixture, key, form=read_form, **how)
 

@@ -225,7 +225,7 @@ class Uniform:
     def __init__(self, posterior):
         self.posterior, self.seen = posterior, []
 
-    def encode(self, tokens, mask):
+    def encode(self, tokens, mask, key=None, *, keep=None):
         return self.posterior
 
     def read(self, posterior, *, form, key):

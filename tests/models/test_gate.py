@@ -178,17 +178,10 @@ def test_in_x64(rule):
     batch = tiny.batch()
     with jax.enable_x64(True):
         model = tiny.model(gate=rule, keep_from=0.3)
-        found = jax.eval_shape(
-            lambda: (
-                model.terms(
-                    batch, jax.random.key(0), step=jnp.int32(0), train=True,
-                    objective=ObjectiveConfig(),
-                ),
-                model.encode(batch["tokens"], batch["mask"], keep=0.5).log_alpha,
-            )
-        )  # fmt: skip
-        terms, log_alpha = found
-    assert log_alpha.dtype == jnp.float32
+        how = {"step": jnp.int32(0), "train": True, "objective": ObjectiveConfig()}
+        terms = jax.eval_shape(lambda: model.terms(batch, jax.random.key(0), **how))
+        posterior = jax.eval_shape(lambda: model.encode(batch["tokens"], batch["mask"], keep=0.5))
+    assert posterior.log_alpha.dtype == jnp.float32
     assert {cost.dtype for cost in terms.costs.values()} == {jnp.dtype("float32")}
 
 
