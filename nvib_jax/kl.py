@@ -10,6 +10,8 @@ term has two forms:
 - `exact`, the KL of what `sample` draws: what a bound on a likelihood needs.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -50,7 +52,11 @@ def kl_gaussian(
     >>> print(kl_gaussian(posterior, prior, form="exact"))  # two vectors, four halves each
     [4.]
     """
-    posterior, prior, num_samples = _checked(posterior, prior, num_samples, form)
+    return _kl_gaussian(*_checked(posterior, prior, num_samples, form), form)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _kl_gaussian(posterior: Posterior, prior: Prior, num_samples: int, form: str) -> jax.Array:
     present, log_alpha = _present(posterior)
     prior_mean, prior_log_variance = prior.mean[None, None], prior.log_variance[None, None]
     # Components that are not present are replaced before the arithmetic and not after it, because
@@ -101,7 +107,11 @@ def kl_dirichlet(
     >>> print(kl_dirichlet(posterior, prior))
     [0.9114]
     """
-    posterior, prior, num_samples = _checked(posterior, prior, num_samples, form)
+    return _kl_dirichlet(*_checked(posterior, prior, num_samples, form), form)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _kl_dirichlet(posterior: Posterior, prior: Prior, num_samples: int, form: str) -> jax.Array:
     present, log_alpha = _present(posterior)
     if form == "exact":
         log_b, count = prior_atom(present, prior, num_samples)
@@ -155,7 +165,11 @@ def vector_count(posterior: Posterior, *, num_samples: int = 1) -> jax.Array:
     """
     posterior = typed("posterior", posterior, Posterior)
     posterior.check()
-    num_samples = check_count("num_samples", num_samples)
+    return _vector_count(posterior, check_count("num_samples", num_samples))
+
+
+@partial(jax.jit, static_argnums=1)
+def _vector_count(posterior: Posterior, num_samples: int) -> jax.Array:
     present, log_alpha = _present(posterior)
     count = num_samples * jnp.sum(posterior.mask, axis=-1).astype(jnp.float32)
     used = _expected_use(log_alpha, count, present)[:, 1:]

@@ -3,6 +3,8 @@
 All return the same type, so attention need not know where a mixture comes from.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -57,7 +59,11 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
     check_key(key)
     posterior = typed("posterior", posterior, Posterior)
     posterior.check()
-    num_samples = check_count("num_samples", num_samples)
+    return _sample(key, posterior, check_count("num_samples", num_samples))
+
+
+@partial(jax.jit, static_argnums=2)
+def _sample(key: jax.Array, posterior: Posterior, num_samples: int) -> Mixture:
     weight_key, noise_key = jax.random.split(key)
     log_alpha = posterior.log_alpha.astype(jnp.float32) - jnp.log(jnp.float32(num_samples))
     log_alpha, mask = (jnp.tile(a, (1, num_samples)) for a in (log_alpha, posterior.mask))
@@ -106,7 +112,11 @@ def expected(
     [[0.3333 0.6667 0.    ]]
     """
     check_choice("log_weights", log_weights, WEIGHTS)
-    posterior = above(posterior, threshold)
+    return _expected(above(posterior, threshold), log_weights)
+
+
+@partial(jax.jit, static_argnums=1)
+def _expected(posterior: Posterior, log_weights: str) -> Mixture:
     present = posterior.present
     log_alpha = jnp.where(present, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
     if log_weights == "mean":
@@ -211,10 +221,16 @@ def sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, *, max_length
     prior = prior_of(prior)
     max_length = check_count("max_length", max_length, 0)
     lengths = listed_ints("lengths", lengths)
-    shape = (check_shapes(lengths=(lengths, "int B"))["B"], max_length + 1)
+    check_shapes(lengths=(lengths, "int B"))
     known = concrete(lengths)
     if known is not None and (bad := known[(known < 0) | (known > max_length)]).size:
         raise ValueError(f"lengths has {bad[0]}; wanted 0 to max_length, {max_length}")
+    return _sample_prior(key, prior, lengths, max_length)
+
+
+@partial(jax.jit, static_argnums=3)
+def _sample_prior(key: jax.Array, prior: Prior, lengths: jax.Array, max_length: int) -> Mixture:
+    shape = (*lengths.shape, max_length + 1)
     lengths = jnp.clip(jnp.asarray(lengths, jnp.int32), 0, max_length)
     mask = jnp.arange(shape[1], dtype=jnp.int32)[None, :] <= lengths[:, None]
     atoms = (lengths + 1).astype(jnp.float32)
@@ -266,6 +282,11 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
     check_number("t", t)
     if jnp.ndim(t) > 0:
         check_shapes(**{"a.mean": (a.mean, "B Sa D"), "t": (t, "B")})
+    return _interpolate(a, b, t, kinds.pop() if kinds else None)
+
+
+@partial(jax.jit, static_argnums=3)
+def _interpolate(a: Mixture, b: Mixture, t: jax.Array, weights_kind: str | None) -> Mixture:
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), a.mean.shape[:1])[:, None]
     log_variance = None
     if a.log_variance is not None or b.log_variance is not None:
@@ -278,7 +299,7 @@ def interpolate(a: Mixture, b: Mixture, t: float | jax.Array) -> Mixture:
             b.log_weights.astype(jnp.float32) + _log(t),
         ),
         mask=_joined(a.mask, b.mask),
-        weights_kind=kinds.pop() if kinds else None,
+        weights_kind=weights_kind,
     )
 
 

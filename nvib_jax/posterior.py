@@ -5,6 +5,7 @@ their parameters). This module holds everything that is not a plain linear map.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,13 @@ def log_pseudo_count(
         what = f"has shape {jnp.shape(bias)}" if is_array(bias) else f"is {described(bias)}"
         raise ValueError(f"bias {what}; wanted ()")
     check_kind("bias", bias, "float")
+    return _log_pseudo_count(x, linear, bias, quadratic, form)
 
+
+@partial(jax.jit, static_argnums=4)
+def _log_pseudo_count(
+    x: jax.Array, linear: jax.Array, bias: jax.Array, quadratic: jax.Array | None, form: str
+) -> jax.Array:
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
         # Log pseudo-counts reach hundreds, so full precision is asked for: by default a TPU
         # multiplies float32 in bfloat16 passes, which would lose the fraction.
@@ -130,8 +137,14 @@ def make_posterior(
         log_alpha=(log_alpha, "float B N"),
         mask=(mask, "bool B N"),
     )
-    prior = prior_of(prior, sizes["D"])
-    batch, dim = sizes["B"], sizes["D"]
+    return _make_posterior(mean, log_variance, log_alpha, mask, prior_of(prior, sizes["D"]))
+
+
+@jax.jit
+def _make_posterior(
+    mean: jax.Array, log_variance: jax.Array, log_alpha: jax.Array, mask: jax.Array, prior: Prior
+) -> Posterior:
+    batch, _, dim = mean.shape
 
     def prepend(first: jax.Array, rest: jax.Array, *shape: int) -> jax.Array:
         if rest.dtype != jnp.bool_:
@@ -207,6 +220,11 @@ def above(posterior: Posterior, threshold: float | jax.Array | None) -> Posterio
     known = concrete(threshold)
     if known is not None and np.isnan(known.astype(np.float32)).any():
         raise ValueError("threshold is nan; wanted a number")
+    return _above(posterior, threshold)
+
+
+@jax.jit
+def _above(posterior: Posterior, threshold: jax.Array) -> Posterior:
     # The limit is a column, (1, 1) or (B, 1), so that thresholds of shape (B,) broadcast over the
     # components of their row and are never taken for one threshold per component.
     limit = jnp.reshape(jnp.asarray(threshold, jnp.float32), (-1, 1))
@@ -280,8 +298,12 @@ def keep_largest(posterior: Posterior, keep: float | int | jax.Array) -> Posteri
     """
     posterior = typed("posterior", posterior, Posterior)
     posterior.check()
+    return _keep_largest(posterior, number_kept(keep, posterior.mask[:, 1:]))
+
+
+@jax.jit
+def _keep_largest(posterior: Posterior, count: jax.Array) -> Posterior:
     own = posterior.mask[:, 1:]
-    count = number_kept(keep, own)
     log_alpha = posterior.log_alpha.astype(jnp.float32)
     falling = jnp.argsort(-jnp.where(own, log_alpha[:, 1:], -jnp.inf), axis=-1, stable=True)
     rank = jnp.argsort(falling, axis=-1).astype(jnp.int32)

@@ -48,6 +48,11 @@ def loggamma(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     """
     check_key(key)
     check_number("log_alpha", log_alpha)
+    return _drawn(key, log_alpha)
+
+
+@jax.jit
+def _drawn(key: jax.Array, log_alpha: jax.Array) -> jax.Array:
     log_alpha = jnp.asarray(log_alpha, jnp.float32)
     empty = jnp.isneginf(log_alpha)
     log_alpha = jnp.maximum(jnp.where(empty, 0.0, log_alpha), LOG_TINY)
@@ -94,6 +99,11 @@ def log_normalize(log_weights: jax.Array, mask: jax.Array | None = None) -> jax.
     >>> print(jnp.exp(log_normalize(jnp.log(jnp.array([1.0, 3.0, 0.0])))))
     [0.25 0.75 0.  ]
     """
+    return _log_normalize(log_weights, mask)
+
+
+@jax.jit
+def _log_normalize(log_weights: jax.Array, mask: jax.Array | None) -> jax.Array:
     valid = ~jnp.isneginf(log_weights)
     valid = valid if mask is None else valid & mask
     filled = jnp.where(valid, log_weights, 0.0).astype(jnp.float32)

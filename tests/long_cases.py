@@ -44,12 +44,16 @@ CASES = {
     ),
     "test_collapse.py": (
         "test_equal_posteriors_tell_nothing",
+        "test_a_collapsed_dimension_is_passive",
         "test_report_of_a_run",
         "test_texts_with_other_numbers_of_vectors_are_told_apart",
     ),
     "test_contexts.py": (
         "test_outside_of_jit_on_explicit_axes*",
         "test_on_a_mesh[[]*-auto]",
+        "test_on_a_mesh[[]*-explicit]",
+        "!test_on_a_mesh[[]sample-explicit]",
+        "!test_on_a_mesh[[]cross_entropy in parts-explicit]",
     ),
     "test_cross_entropy.py": (
         "test_parts_equal_the_whole_in_value_and_gradient[[]*-11]",
@@ -137,6 +141,7 @@ CASES = {
     ),
     "test_modules.py": (
         "test_dropout_of_the_stacks*",
+        "test_steps_with_a_cache_equal_the_whole[[]1-*",
         "test_bfloat16_is_close_to_float32*",
     ),
     "test_nvae.py": (
@@ -194,6 +199,8 @@ CASES = {
     "test_prepare.py": ("test_wikitext2",),
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
     "test_protocol.py": (
+        "test_forms_by_their_own_functions",
+        "test_distances_to_the_mean_of_draws",
         "test_a_latent_that_pools_is_told_by_its_kind",
         "test_kept_are_vectors_however_often_each_is_drawn*",
         "test_what_is_switched_off_is_not_measured",
@@ -226,7 +233,6 @@ CASES = {
     ),
     "test_tpu_scripts.py": (
         "*",
-        "!test_shellcheck",
         "!test_what_is_printed_is_what_is_run",
         "!test_status",
         "!test_setup_twice",

@@ -74,9 +74,9 @@ def compiled() -> str:
 
 # A step compiles for seconds, mostly its random draws; the tests that train anew compile it once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled()  # of the processes that tests start
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", compiled())
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def config(name: str = "run", **train: Any) -> Config:

@@ -26,6 +26,7 @@ subtracted from each other, and impulses (s2 = 0) need neither term.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,13 @@ def make_memory(
             "value_kernel": (value_kernel, "float D H E"),
         }
     )
+    return _make_memory(mixture, key_kernel, value_kernel, form)
+
+
+@partial(jax.jit, static_argnums=3)
+def _make_memory(
+    mixture: Mixture, key_kernel: jax.Array, value_kernel: jax.Array, form: str
+) -> Memory:
     dtype, root = key_kernel.dtype, float(key_kernel.shape[-1]) ** 0.5
     f32 = accumulator(dtype)
     mean, variance = moments(mixture, f32)

@@ -4,6 +4,8 @@ The logits and the width-D queries of only one chunk exist at a time. That holds
 pass too, because each chunk is recomputed there.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -32,6 +34,17 @@ def attend(
     Returns:
       shape (B, T, H, E), the query's dtype, without the value bias.
     """
+    return _attend(query, memory, mask, position_bias, causal)
+
+
+@partial(jax.jit, static_argnums=4)
+def _attend(
+    query: jax.Array,
+    memory: Memory,
+    mask: jax.Array | None,
+    position_bias: jax.Array | None,
+    causal: bool,
+) -> jax.Array:
     (batch, length, heads, _), components = query.shape, memory.key.shape[2]
     chunks = max(-(-length * heads // ROWS), 1)
     width = -(-length // chunks)
@@ -87,6 +100,13 @@ def attention_weights(
     Returns:
       float32 weights, shape (B, H, T, S).
     """
+    return _weights(query, memory, mask, position_bias)
+
+
+@jax.jit
+def _weights(
+    query: jax.Array, memory: Memory, mask: jax.Array | None, position_bias: jax.Array | None
+) -> jax.Array:
     logits, _ = _logits(jnp.swapaxes(query, 1, 2), memory, mask, position_bias)
     return jax.nn.softmax(logits, axis=-1)
 

@@ -36,6 +36,11 @@ def log_likelihood(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> ja
     check_shapes(
         logits=(logits, "float B T V"), targets=(targets, "int B T"), mask=(mask, "bool B T")
     )
+    return _log_likelihood(logits, targets, mask)
+
+
+@jax.jit
+def _log_likelihood(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     token = picked - jax.nn.logsumexp(logits, axis=-1)
@@ -134,10 +139,15 @@ def log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> j
     >>> log_density_ratio(drawn, posterior, prior).shape
     (1,)
     """
-    mixture, posterior, prior, count, drawn = _drawn(mixture, posterior, prior)
+    return _log_density_ratio(*_drawn(mixture, posterior, prior))
+
+
+@jax.jit
+def _log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> jax.Array:
+    count, drawn = _impulses(mixture, posterior)
     log_alpha = jnp.where(drawn, jnp.tile(posterior.log_alpha, (1, count)), 0.0)
     present = drawn[:, : posterior.mask.shape[1]]
-    return gaussian_log_density_ratio(mixture, posterior, prior) + dirichlet.log_density_ratio(
+    return _gaussian_log_density_ratio(mixture, posterior, prior) + dirichlet.log_density_ratio(
         jnp.where(drawn, log_normalize(mixture.log_weights, drawn), 0.0),
         log_alpha.astype(jnp.float32) - jnp.log(jnp.float32(count)),
         prior_atom(present, prior, count)[0][:, None],
@@ -162,7 +172,12 @@ def gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Pr
     >>> print(gaussian_log_density_ratio(drawn, posterior, prior))  # drawn from the prior itself
     [0.]
     """
-    mixture, posterior, prior, count, drawn = _drawn(mixture, posterior, prior)
+    return _gaussian_log_density_ratio(*_drawn(mixture, posterior, prior))
+
+
+@jax.jit
+def _gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Prior) -> jax.Array:
+    count, drawn = _impulses(mixture, posterior)
     prior_mean, prior_log_variance = prior.mean[None, None], prior.log_variance[None, None]
 
     def tiled(array: jax.Array, fill: jax.Array) -> jax.Array:
@@ -179,8 +194,8 @@ def gaussian_log_density_ratio(mixture: Mixture, posterior: Posterior, prior: Pr
 
 def _drawn(
     mixture: Mixture, posterior: Posterior, prior: Prior
-) -> tuple[Mixture, Posterior, Prior, int, jax.Array]:
-    """The arguments, checked; K; and which of the K S components are in the densities, (B, K S)."""
+) -> tuple[Mixture, Posterior, Prior]:
+    """The arguments, checked."""
     mixture, posterior = (
         typed("mixture", mixture, Mixture),
         typed("posterior", posterior, Posterior),
@@ -199,8 +214,13 @@ def _drawn(
         raise ValueError(
             f"mixture has {shape[1]} components; wanted a multiple of the posterior's {sizes['S']}"
         )
-    drawn = jnp.tile(posterior.present, (1, count))
-    return mixture, posterior, prior_of(prior, sizes["D"]), count, drawn
+    return mixture, posterior, prior_of(prior, sizes["D"])
+
+
+def _impulses(mixture: Mixture, posterior: Posterior) -> tuple[int, jax.Array]:
+    """K, and which of the K S components are in the densities, bool (B, K S)."""
+    count = mixture.mask.shape[1] // posterior.mask.shape[1]
+    return count, jnp.tile(posterior.present, (1, count))
 
 
 def iwae(log_weights: jax.Array, *, axis: int = 0) -> jax.Array:

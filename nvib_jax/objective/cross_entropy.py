@@ -61,7 +61,7 @@ def cross_entropy(
     mask = jnp.asarray(mask)
 
     def total(states, kernel, targets, mask, bias=None):
-        return _cross_entropy(width, *vary_alike((states, kernel, bias, targets, mask)))
+        return _compiled(width, *vary_alike((states, kernel, bias, targets, mask)))
 
     arrays = {"states": states, "kernel": kernel, "targets": targets, "mask": mask}
     arrays |= {} if bias is None else {"bias": bias}
@@ -130,6 +130,7 @@ def _backward(width, grads, scale):
 
 
 _cross_entropy.defvjp(_forward, _backward)
+_compiled = jax.jit(_cross_entropy, static_argnums=0)
 
 
 def _part(x: tuple, kernel: jax.Array, bias: jax.Array | None) -> tuple:
