@@ -1,8 +1,16 @@
-"""Trains the causal language model of `language_model.py`, once for each corpus."""
+"""Trains the causal language model of `language_model.py`, once for each corpus.
+
+`python -m nvib_jax.evaluation.language_model_training CACHE CONFIG` is what `begin_language_model`
+runs beside an evaluation.
+"""
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,6 +34,7 @@ from nvib_jax.progress import track
 
 BUCKETS = 4  # number of padded lengths, each compiled once
 TRAINING_SENTENCES = 100_000  # most sentences of a prepared corpus that are used
+BESIDE_STEPS = 500  # shorter training ends about when another process has started
 
 
 def train_language_model(
@@ -108,8 +117,7 @@ def cached_language_model(
       progress: called with a line of text.
     """
     report = progress or (lambda line: None)
-    key = json.dumps([FORMAT, data.metadata["hash"], dataclasses.asdict(config)], sort_keys=True)
-    final = data.path.parent / f"language_model-{digest(key.encode())[:16]}.npz"
+    final = _path(data, config)
     if final.is_file():
         try:
             return LanguageModel.load(final, data.tokenizer)
@@ -122,6 +130,63 @@ def cached_language_model(
     model.save(final)
     report(f"language model: kept in {final}")
     return model
+
+
+def _path(data: PreparedData, config: LanguageModelConfig) -> Path:
+    """Where the language model of a corpus is kept."""
+    key = json.dumps([FORMAT, data.metadata["hash"], dataclasses.asdict(config)], sort_keys=True)
+    return data.path.parent / f"language_model-{digest(key.encode())[:16]}.npz"
+
+
+@contextmanager
+def begin_language_model(
+    data: PreparedData, config: LanguageModelConfig, progress: Progress
+) -> Iterator[Callable[[], LanguageModel]]:
+    """Train a corpus's language model while other things are measured.
+
+    On CPUs it trains in a process of its own: a model this small keeps one core busy, however many
+    there are, and threads of one process would wait for each other in XLA's pool.
+
+    Args:
+      data: as in `cached_language_model`.
+      config: architecture and training.
+      progress: called with a line of text.
+
+    Yields:
+      A function that waits for the training and returns the model. At the end of the `with`
+      statement a process that nobody waited for is killed.
+    """
+    process = None
+    if (
+        jax.default_backend() == "cpu"
+        and config.steps >= BESIDE_STEPS
+        and not _path(data, config).is_file()
+    ):
+        progress("language model: trained by a process beside this one")
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                __name__,
+                str(data.path),
+                json.dumps(dataclasses.asdict(config)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait() -> LanguageModel:
+        if process is not None and process.wait():
+            progress("language model: the process beside this one failed")
+        return cached_language_model(data, config, progress)  # if it failed, training says why
+
+    try:
+        yield wait
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def reverse_perplexity(
@@ -161,3 +226,12 @@ def _batches(
         for index in rng.permutation(len(plan)):
             members, width = plan[index]
             yield padded([rows[i] for i in members], width, config.batch_size)
+
+
+if __name__ == "__main__":
+    from nvib_jax.compilation_cache import use_compilation_cache
+
+    use_compilation_cache()
+    cached_language_model(
+        PreparedData.load(sys.argv[1]), LanguageModelConfig(**json.loads(sys.argv[2]))
+    )

@@ -26,7 +26,7 @@ from nvib_jax.evaluation.interpolation import (
     mirrored_pairs,
 )
 from nvib_jax.evaluation.language_model import LanguageModel
-from nvib_jax.evaluation.language_model_training import cached_language_model, reverse_perplexity
+from nvib_jax.evaluation.language_model_training import begin_language_model, reverse_perplexity
 from nvib_jax.evaluation.likelihood import (
     evidence_bound,
     held_out_terms,
@@ -147,12 +147,22 @@ def measure(
         progress(f"measuring {len(texts)} sentences of the {config.split} split")
         scores: dict[str, Any] = dict(held_out_terms(model, texts, seed=config.seed))
         return {"split": config.split, "sentences": len(texts), "scores": scores}
-    known = data.sentences("train")
-    grammar = model.config.data.source == "grammar"
-    lm = None
-    if config.language_model and (config.samples or config.pairs):
-        lm = cached_language_model(data, config.lm, progress)
+    if not (config.language_model and (config.samples or config.pairs)):
+        return _measure(model, data, config, lambda: None, texts, progress)
+    with begin_language_model(data, config.lm, progress) as trained:
+        return _measure(model, data, config, trained, texts, progress)
 
+
+def _measure(
+    model: TextModel,
+    data: PreparedData,
+    config: EvaluationConfig,
+    language_model: Callable[[], LanguageModel | None],
+    texts: list[str],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """What `measure` returns. `language_model` waits for its training, so what needs it is last."""
+    grammar = model.config.data.source == "grammar"
     progress(f"reconstructing {len(texts)} sentences of the {config.split} split")
     outputs = model.reconstruct(texts, seed=config.seed, clean=False)
     scores = {**reconstruction_scores(texts, outputs), **vector_usage(model, texts)}
@@ -188,16 +198,18 @@ def measure(
             {"text": a, "output": b} for a, b in zip(texts[:SHOWN], outputs, strict=False)
         ],
         "tokens": token_usage(model, texts[: SHOWN // 2]),
-        "choice": choice(model, texts, language_model=lm, grammar=grammar),
     }
-    if found["choice"]:
-        scores |= choice_scores(found["choice"])
     if config.forms:
         progress("comparing the forms")
         found["forms"] = compare_forms(model, texts, seed=config.seed)
         if model.architecture.kind == "NVAE":
             found["thresholds"] = compare_thresholds(model, texts)
             found["budgets"] = compare_budgets(model, texts)
+    lm = language_model()
+    found["choice"] = choice(model, texts, language_model=lm, grammar=grammar)
+    if found["choice"]:
+        scores |= choice_scores(found["choice"])
+    known = data.sentences("train")
     if config.samples:
         progress(f"drawing {config.samples} samples")
         samples = _sample_scores(model, data, config, lm, texts, known)

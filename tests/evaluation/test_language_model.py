@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import signal
+import subprocess
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -351,3 +354,44 @@ def test_an_interrupted_training_leaves_nothing(one_bucket, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         cached_language_model(data, SHORT)
     assert list(tmp_path.iterdir()) == [data.path]
+
+
+@pytest.mark.long
+def test_it_trains_in_a_process_beside_this_one(tmp_path, monkeypatch, texts):
+    """The same model as this process would train; without the process, this one trains."""
+    monkeypatch.setattr(training, "BUCKETS", 4)  # as in the other process
+    data = prepare(DataConfig(num_train=90, num_validation=5, num_test=5, cache_dir=str(tmp_path)))
+    want = train_language_model(data.sentences("train"), data.tokenizer, SHORT).log_prob(texts)
+    monkeypatch.setattr(training, "BESIDE_STEPS", 1)
+    monkeypatch.setattr(training, "train_language_model", None)
+    with training.begin_language_model(data, SHORT, lambda line: None) as trained:
+        np.testing.assert_allclose(trained().log_prob(texts), want, rtol=1e-5)
+    monkeypatch.undo()
+
+    monkeypatch.setattr(training, "BESIDE_STEPS", 1)
+    monkeypatch.setattr(training.sys, "executable", "false")
+    lines: list[str] = []
+    other = dataclasses.replace(SHORT, seed=1)
+    with training.begin_language_model(data, other, lines.append) as trained:
+        assert trained().config == other
+    assert "language model: the process beside this one failed" in lines
+
+
+def test_the_process_ends_when_nobody_waits_for_it(tmp_path, monkeypatch):
+    data = prepare(DataConfig(num_train=9, num_validation=5, num_test=5, cache_dir=str(tmp_path)))
+    begun = []
+
+    def sleeps(command, **options):
+        begun.append(subprocess.Popen(["sleep", "1000"], **options))
+        return begun[0]
+
+    monkeypatch.setattr(training, "BESIDE_STEPS", 1)
+    monkeypatch.setattr(training, "subprocess", SimpleNamespace(Popen=sleeps, DEVNULL=-3))
+
+    def leave():
+        with training.begin_language_model(data, SHORT, lambda line: None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    assert begun[0].returncode == -signal.SIGKILL

@@ -232,7 +232,7 @@ def test_attention_by_word_is_what_token_usage_averages(model, texts):
 
 def test_what_is_switched_off_is_not_measured(run, monkeypatch):
     monkeypatch.setattr(protocol, "importance_bounds", None)
-    monkeypatch.setattr(protocol, "cached_language_model", None)
+    monkeypatch.setattr(protocol, "begin_language_model", None)
     config = EvaluationConfig(sentences=4, samples=0, draws=0, pairs=0, forms=False)
     data = prepare(TextModel.load(run).config.data)
     result = protocol.measure(TextModel.load(run), data, config)
