@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from nvib_jax.config import ObjectiveConfig
-from nvib_jax.models.gate import LIMIT_UNIT
+from nvib_jax.models.gate import LIMIT_RATE
 from nvib_jax.models.nvae import NVAE, NVAEConfig
 from nvib_jax.models.params import merge, split
 from nvib_jax.models.reading import kept
@@ -21,7 +21,7 @@ GATES = ("surprise", "pace")
 def gated(rule: str, limit: float = 2.0, **options) -> NVAE:
     """A model with the limit at so many nats, for which an untrained gate finds some surprises."""
     model = tiny.model(gate=rule, **options)
-    model.gate.limit[...] = jnp.float32(limit / LIMIT_UNIT)
+    model.gate.limit[...] = jnp.float32(np.log1p(limit) / LIMIT_RATE)
     return model
 
 
@@ -142,7 +142,7 @@ def test_the_limit_finds_its_share(rule):
         return value, limit - 2e-3 * jnp.sign(slope)
 
     limit = params["limit"]
-    for _ in range(600):
+    for _ in range(150):
         value, limit = step(limit)
         assert value == 0
     gate.limit[...] = limit
