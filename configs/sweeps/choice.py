@@ -3,9 +3,9 @@
     nvib sweep configs/sweeps/choice.py
 
 `quickstart` is the preset as it is, one model for every share, and `pace-all` the same trained
-twice as long; their curves are those of "A budget at reading". `pace-SHARE` has a vector for every
-so many nats of text (`model.gate`) and is trained for that share alone, `vts-SHARE` one for every
-so many words. `configs/README.md` has what came out.
+three times as long; their curves are those of "A budget at reading". `pace-SHARE` has a vector for
+every so many nats of text (`model.gate`) and is trained for that share alone, `vts-SHARE` one for
+every so many words. `configs/README.md` has what came out.
 """
 
 from pathlib import Path
@@ -16,7 +16,10 @@ from nvib_jax.presets import load_preset
 from nvib_jax.sweep import changed, variants
 
 SHARES = (0.25, 0.35)
-LONG = {"train": {"steps": 6400, "eval_every": 3200}, "objective": {"anneal_steps": 1600}}
+LONG = {
+    "train": {"steps": 6400, "eval_every": 3200},
+    "objective": {"anneal_start": 200, "anneal_steps": 1600},
+}
 
 
 def sweep() -> dict[str, Config]:
