@@ -2,12 +2,12 @@
 
     nvib train configs/quickstart.py
 
-Measured on 2 CPU cores (shared machine, jax 0.10.2, seed 0): 232 s from a cold start with
-compilation and data, 158 s the second time. Of 512 validation sentences 95.3 % come back exactly
-(untrained 0), with .49 of the vectors, .43 by attention; of 1,000 prior samples 66.2 % are in the
-language (untrained 0). Of 512 test sentences (`nvib evaluate`) 93.6 % come back exactly, BLEU 96.8,
-ELBO -9.8 and IWAE (k = 100) -7.9 nats a token; seeds 1 and 2 gave 94.9 and 96.1 %. That is the
-posterior read without noise; one draw gives 38.1 %, BLEU 63.8. There is a vector for every so many
+Measured on 2 CPU cores (shared machine, jax 0.10.2, seed 0): 177 s from a cold start with
+compilation and data, 123 s the second time. Of 512 validation sentences 90.6 % come back exactly
+(untrained 0), with .49 of the vectors, .43 by attention; of 1,000 prior samples 59.8 % are in the
+language (untrained 0). Of 512 test sentences (`nvib evaluate`) 90.4 % come back exactly, BLEU 94.8,
+ELBO -10.3 and IWAE (k = 100) -8.2 nats a token; seeds 1 and 2 gave 91.2 and 90.4 %. That is the
+posterior read without noise; one draw gives 31.6 %, BLEU 56.6. There is a vector for every so many
 nats of text, and one model for every budget: `nvib reconstruct --keep 0.3` (`configs/README.md`,
 "Which vectors?").
 """
