@@ -6,6 +6,7 @@ primitive over a `Memory`; `xla`, `cudnn`, `pallas_tpu` and `pallas_gpu` compute
 On a mesh (`nvib_jax.mesh`) each device computes the attention of its own sentences and heads.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,8 +45,9 @@ def attend(
     mask: jax.Array | None = None,
     position_bias: jax.Array | None = None,
     causal: bool = False,
+    with_lse: bool = False,
     implementation: str | None = None,
-) -> jax.Array:
+) -> Any:
     """Attend to a `Memory` that was made before, as cached decoding does at every step.
 
         out = softmax(q k + bias) v    plus two terms of width D if the form has them (`inputs`)
@@ -57,10 +59,11 @@ def attend(
       mask: bool, shape (B, T, S), or None. At least one component a query must be visible.
       position_bias: as in `denoising_attention`.
       causal: query t sees component 0 and the components up to t + S - T, on top of the mask.
+      with_lse: as in `denoising_attention`.
       implementation: as in `denoising_attention`, except "reference", which takes no memory.
 
     Returns:
-      shape (B, T, H, E).
+      shape (B, T, H, E); with `with_lse`, a pair of it and the log-sum-exp.
 
     Raises:
       ValueError: naming the argument, what it is and what it should be.
@@ -79,7 +82,7 @@ def attend(
             "memory.key": (memory.key, "float B H S E"),
             "value_bias": (value_bias, "float H E or None"),
             "mask": (mask, "bool B T S or None"),
-            "position_bias": (position_bias, "float H T S or None"),
+            "position_bias": (position_bias, _bias_axes(position_bias)),
         }
     )
     if implementation is not None:
@@ -91,13 +94,25 @@ def attend(
         components, wide = memory.key.shape[2], memory.shared_value is not None
         name = fastest(device()[1], components, wide)
     try:
-        out = _on_mesh(_primitive(name, arrays), query, memory, arrays, causal)
+        outs = _on_mesh(_primitive(name, arrays, with_lse), query, memory, arrays, causal)
     except NotImplementedError:
         if implementation is not None:
             raise
         # "xla" can do everything, so it replaces an automatic choice that cannot do this.
-        out = _on_mesh(xla.attend, query, memory, arrays, causal)
-    return out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
+        outs = _on_mesh(partial(xla.attend, with_lse=with_lse), query, memory, arrays, causal)
+    return _finished(outs, value_bias, with_lse)
+
+
+def _finished(outs: tuple[jax.Array, ...], value_bias: jax.Array | None, with_lse: bool) -> Any:
+    """What the public functions return of (out, lse (B, T, H, 1))."""
+    out = outs[0]
+    out = out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
+    return (out, outs[1][..., 0].astype(jnp.float32)) if with_lse else out
+
+
+def _bias_axes(position_bias: Any) -> str:
+    """The shape that a position bias should have, one for all sentences or one for each."""
+    return "float B H T S" if getattr(position_bias, "ndim", 3) == 4 else "float H T S or None"
 
 
 def denoising_attention(
@@ -111,8 +126,9 @@ def denoising_attention(
     position_bias: jax.Array | None = None,
     causal: bool = False,
     form: str = "exact",
+    with_lse: bool = False,
     implementation: str | None = None,
-) -> jax.Array:
+) -> Any:
     """Attention as denoising: the mean of p(v | u), where `v ~ F` and `u = v + N(0, sqrt(E))`.
 
         DAttn(u; F) = E_{v~F}[ N(u; v, sqrt(E) I) v ] / E_{v~F}[ N(u; v, sqrt(E) I) ]
@@ -129,21 +145,25 @@ def denoising_attention(
       mask: bool, shape (B, T, S), True = visible, on top of `mixture.mask`. At least one component
         a query must be visible (component 0 always is, unless you hide it).
       position_bias: finite numbers that are added to the logits, shape (H, T, S), the same for all
-        sentences: relative positions, as T5 and ALiBi have them. None is 0.
+        sentences (relative positions, as T5 and ALiBi have them), or (B, H, T, S). None is 0.
       causal: query t sees component 0 and the components up to t + S - T, on top of the masks:
         with S = T + 1, a token's own component and those before it.
       form: "exact" is the definition; "published" drops a query term, as released code does;
         "simplified" drops the log-determinant and the interpolation; "expected_logit" averages
         the logit of a draw. For impulses all four are equal. `nvib_jax.attention.inputs` has the
         equations.
+      with_lse: return the log-sum-exp of the logits too, with which attention to two mixtures can
+        be joined: (out_1, lse_1) and (out_2, lse_2) give `out_1 + rho (out_2 - out_1)`, where
+        `rho = sigmoid(lse_2 - lse_1)`. The logits are those of `nvib_jax.attention.inputs`.
       implementation: "reference" (the equation as written), "xla" (in chunks, on any platform),
         "pallas" (the kernel for the current TPU or GPU; "pallas_tpu" and "pallas_gpu" name one),
         "cudnn" (NVIDIA's library, for the forms without terms of width D), or None for the fastest
         one that can do it (`nvib_jax.attention.choice`). Only "reference" and "xla" take a
-        `position_bias`.
+        `position_bias` and return a log-sum-exp.
 
     Returns:
-      shape (B, T, H, E), the query's dtype; softmax and biases are float32 throughout.
+      shape (B, T, H, E), the query's dtype; softmax and biases are float32 throughout. With
+      `with_lse`, a pair of it and the log-sum-exp, float32, shape (B, T, H).
 
     Raises:
       ValueError: naming the argument, what it is and what it should be.
@@ -169,7 +189,7 @@ def denoising_attention(
             "value_kernel": (value_kernel, "float D H E"),
             "value_bias": (value_bias, "float H E or None"),
             "mask": (mask, "bool B T S or None"),
-            "position_bias": (position_bias, "float H T S or None"),
+            "position_bias": (position_bias, _bias_axes(position_bias)),
         }
     )
     kernels = {"key_kernel": key_kernel, "value_kernel": value_kernel}
@@ -177,10 +197,10 @@ def denoising_attention(
         if causal:
             seen = causal_mask(query.shape[1], mixture.mean.shape[1])[None]
             mask = seen if mask is None else seen & mask
-        out = reference.attend(
+        out, lse = reference.attend(
             query, mixture, **kernels, mask=mask, position_bias=position_bias, form=form
-        ).astype(query.dtype)
-        return out if value_bias is None else out + value_bias.astype(out.dtype)[None, None]
+        )
+        return _finished((out.astype(query.dtype), lse), value_bias, with_lse)
     kernels = {name: kernel.astype(query.dtype) for name, kernel in kernels.items()}
     return attend(
         query,
@@ -189,6 +209,7 @@ def denoising_attention(
         mask=mask,
         position_bias=position_bias,
         causal=causal,
+        with_lse=with_lse,
         implementation=implementation,
     )
 
@@ -209,24 +230,28 @@ _AXES: dict[str, tuple[str | None, ...]] = {
 
 def _on_mesh(
     function: Any, query: jax.Array, memory: Memory, more: dict[str, jax.Array], causal: bool
-) -> jax.Array:
+) -> tuple[jax.Array, ...]:
     """Run an implementation; on a mesh, every device runs it on its own sentences and heads.
 
     `more` are the arrays, by name, that not every call has: mask and position_bias.
     """
     fields = {name: array for name, array in vars(memory).items() if array is not None}
 
-    def run(query: jax.Array, **arrays: jax.Array) -> jax.Array:
+    def run(query: jax.Array, **arrays: jax.Array) -> tuple[jax.Array, ...]:
         given = {name: arrays.pop(name) for name in more}
-        return function(query, Memory(**arrays), causal=causal, **given)
+        outs = function(query, Memory(**arrays), causal=causal, **given)
+        return outs if isinstance(outs, tuple) else (outs,)
 
-    return per_device(run, {"query": query, **fields, **more}, _AXES, like="query")
+    names = dict(_AXES)
+    if "position_bias" in more and more["position_bias"].ndim == 4:
+        names["position_bias"] = ("batch", *_AXES["position_bias"])
+    return per_device(run, {"query": query, **fields, **more}, names, like="query")
 
 
-def _primitive(name: str, more: dict[str, jax.Array]) -> Any:
+def _primitive(name: str, more: dict[str, jax.Array], with_lse: bool) -> Any:
     """The `attend` function that an implementation's name stands for on the current platform.
 
-    `more` as in `_on_mesh`.
+    `more` as in `_on_mesh`; the function returns the result, or a tuple of it and the log-sum-exp.
     """
     platform = device()[0]
     if name == "reference":
@@ -241,6 +266,8 @@ def _primitive(name: str, more: dict[str, jax.Array]) -> Any:
         name = f"pallas_{platform}"
     if name != "xla" and "position_bias" in more:
         raise NotImplementedError(f"implementation {name!r} takes no position_bias; use 'xla'")
+    if name != "xla" and with_lse:
+        raise NotImplementedError(f"implementation {name!r} returns no log-sum-exp; use 'xla'")
     # These are imported late, because Pallas takes a third of a second to import and a CPU never
     # needs it.
     if name == "pallas_tpu":
@@ -255,7 +282,7 @@ def _primitive(name: str, more: dict[str, jax.Array]) -> Any:
         from nvib_jax.attention import cudnn
 
         return cudnn.attend
-    return xla.attend
+    return partial(xla.attend, with_lse=with_lse)
 
 
 def _at_home(function: Any, home: str, name: str) -> Any:

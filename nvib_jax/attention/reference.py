@@ -21,8 +21,12 @@ def attend(
     mask: jax.Array | None,
     position_bias: jax.Array | None = None,
     form: str,
-) -> jax.Array:
-    """See `nvib_jax.denoising_attention`; shapes are checked there. Returns (B, T, H, E)."""
+) -> tuple[jax.Array, jax.Array]:
+    """See `nvib_jax.denoising_attention`; shapes are checked there.
+
+    Returns (B, T, H, E) and the log-sum-exp of the logits of `nvib_jax.attention.inputs`, which
+    have + 1/2 sum u^2/r + D/2 log r beside the equation's, (B, T, H, 1).
+    """
     highest = jax.lax.Precision.HIGHEST
     dtype = accumulator(query.dtype)
     query, key_kernel, value_kernel = (a.astype(dtype) for a in (query, key_kernel, value_kernel))
@@ -46,15 +50,22 @@ def attend(
         logits = logits - 0.5 * jnp.einsum("bthd,bsd->bths", u * u, 1 / t, precision=highest)
 
     if position_bias is not None:
-        logits = logits + jnp.swapaxes(position_bias.astype(dtype), 0, 1)[None]
+        bias = position_bias if position_bias.ndim == 4 else position_bias[None]
+        logits = logits + jnp.swapaxes(bias.astype(dtype), 1, 2)
     valid = mixture.present
     logits = logits + jnp.where(valid, offset, 0.0)[:, None, None, :]
     valid = valid[:, None, None, :]
     if mask is not None:
         valid = valid & mask[:, :, None, :]
-    weights = jax.nn.softmax(jnp.where(valid, logits, MASK_VALUE), axis=-1)
+    logits = jnp.where(valid, logits, MASK_VALUE)
+    weights = jax.nn.softmax(logits, axis=-1)
+    lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    if form in ("exact", "published"):
+        lse = lse + 0.5 * mu.shape[-1] * jnp.log(root)
+    if form == "exact":
+        lse = lse + 0.5 * jnp.sum(u * u, -1, keepdims=True) / root
 
     value = jnp.einsum("bths,bsd->bthd", weights, root * mu / t, precision=highest)
     if form in ("exact", "published"):
         value = value + u * jnp.einsum("bths,bsd->bthd", weights, s2 / t, precision=highest)
-    return jnp.einsum("bthd,dhe->bthe", value, value_kernel, precision=highest)
+    return jnp.einsum("bthd,dhe->bthe", value, value_kernel, precision=highest), lse

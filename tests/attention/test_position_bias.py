@@ -87,6 +87,20 @@ def test_the_gradient_is_the_difference():
     assert slope == pytest.approx(rise, rel=1e-7)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("length", [4, xla.ROWS // HEADS + 3])
+def test_each_sentence_may_have_its_own(implementation, length):
+    """One for each sentence is each sentence alone with its own, in one chunk and in several."""
+    q, mix = query(3, length), mixture()
+    b = normal(30, 3, HEADS, length, 6, scale=2.0)
+    options = {"implementation": implementation, "causal": True}
+    got = attention(q, mix, **K, **options, position_bias=b)
+    for i in range(3):
+        alone, one = jax.tree.map(lambda x, i=i: x[i : i + 1], (mix, q))
+        assert_close(got[i], attention(one, alone, **K, **options, position_bias=b[i])[0])
+    assert error(attention(q, mix, **K, **options, position_bias=b[::-1]), got) > 0.05
+
+
 def test_a_constant_of_a_head_and_query_changes_nothing():
     mix, q, b = mixture(), query(), bias()
     moved = b + normal(5, HEADS, 4, 1, scale=9.0)
@@ -161,7 +175,7 @@ def test_kernels_refuse_it_by_name_and_none_takes_xla(name, monkeypatch):
     ("wrong", "words"),
     [
         ((1, 4, 6), r"position_bias has shape \(1, 4, 6\); wanted \[H, T, S\] = \(2, 4, 6\)"),
-        ((3, 2, 4, 6), r"position_bias has shape \(3, 2, 4, 6\); wanted \[H, T, S\] = \(2, 4, 6\)"),
+        ((2, 2, 4, 6), r"has shape \(2, 2, 4, 6\); wanted \[B, H, T, S\] = \(3, 2, 4, 6\)"),
         ((2, 4, 5), r"position_bias has shape \(2, 4, 5\); wanted \[H, T, S\] = \(2, 4, 6\)"),
     ],
 )
