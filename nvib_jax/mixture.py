@@ -21,14 +21,16 @@ from nvib_jax.checks import (
 from nvib_jax.mesh import alike, along
 from nvib_jax.numerics.special import digamma_of_exp
 from nvib_jax.posterior import above
-from nvib_jax.random import log_dirichlet, log_normalize
+from nvib_jax.random import log_dirichlet, log_normalize, loggamma
 from nvib_jax.types import WEIGHTS, Mixture, Posterior, Prior, prior_of, typed
 
 READS = (*FORMS, "drawn", "average")
 DRAWS = 8  # how many draws "average" joins into one mixture
 
 
-def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mixture:
+def sample(
+    key: jax.Array, posterior: Posterior, *, num_samples: int = 1, normalize: bool = True
+) -> Mixture:
     """Draw a mixture of impulses, reparameterised so that gradients reach the posterior.
 
         z = mu + s eps          K times per component
@@ -38,6 +40,7 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
       key: PRNG key.
       posterior: S components.
       num_samples: K >= 1.
+      normalize: as in `expected`; without it `exp(log_weights)` are gamma draws.
 
     Returns:
       A `Mixture` of K S impulses, K blocks of S. (Component 0 is drawn from the prior's component.)
@@ -59,11 +62,11 @@ def sample(key: jax.Array, posterior: Posterior, *, num_samples: int = 1) -> Mix
     check_key(key)
     posterior = typed("posterior", posterior, Posterior)
     posterior.check()
-    return _sample(key, posterior, check_count("num_samples", num_samples))
+    return _sample(key, posterior, check_count("num_samples", num_samples), normalize)
 
 
-@partial(jax.jit, static_argnums=2)
-def _sample(key: jax.Array, posterior: Posterior, num_samples: int) -> Mixture:
+@partial(jax.jit, static_argnums=(2, 3))
+def _sample(key: jax.Array, posterior: Posterior, num_samples: int, normalize: bool) -> Mixture:
     weight_key, noise_key = jax.random.split(key)
     log_alpha = posterior.log_alpha.astype(jnp.float32) - jnp.log(jnp.float32(num_samples))
     log_alpha, mask = (jnp.tile(a, (1, num_samples)) for a in (log_alpha, posterior.mask))
@@ -72,10 +75,14 @@ def _sample(key: jax.Array, posterior: Posterior, num_samples: int) -> Mixture:
         for a in (posterior.mean, posterior.log_variance)
     )
     noise = jax.random.normal(noise_key, mean.shape, jnp.float32, out_sharding=along(mean))
+    if normalize:
+        log_weights = log_dirichlet(weight_key, log_alpha, mask)
+    else:
+        log_weights = jnp.where(mask, loggamma(weight_key, log_alpha), -jnp.inf)
     return Mixture(
         mean=mean + jnp.exp(0.5 * log_variance) * noise,
         log_variance=None,
-        log_weights=log_dirichlet(weight_key, log_alpha, mask),
+        log_weights=log_weights,
         mask=mask,
     )
 
@@ -85,6 +92,7 @@ def expected(
     *,
     log_weights: str = "mean",
     threshold: float | jax.Array | None = None,
+    normalize: bool = True,
 ) -> Mixture:
     """The posterior's mean mixture, whose components are Gaussians.
 
@@ -94,6 +102,9 @@ def expected(
         `E[log pi_i] = psi(alpha_i) - psi(alpha_0)`, unnormalised, for form "expected_logit".
       threshold: drop components whose pseudo-count is at most this: one number, or one for each
         row, shape (B,). A row's largest component is always kept, so that no row is left empty.
+      normalize: without it the weights are pseudo-counts, and none depends on another component:
+        what causal attention and a memory that grows need, because a total has all of them in it.
+        Attention is the same.
 
     Returns:
       A `Mixture` of S Gaussians; a dropped component has log weight -inf.
@@ -112,19 +123,21 @@ def expected(
     [[0.3333 0.6667 0.    ]]
     """
     check_choice("log_weights", log_weights, WEIGHTS)
-    return _expected(above(posterior, threshold), log_weights)
+    return _expected(above(posterior, threshold), log_weights, normalize)
 
 
-@partial(jax.jit, static_argnums=1)
-def _expected(posterior: Posterior, log_weights: str) -> Mixture:
+@partial(jax.jit, static_argnums=(1, 2))
+def _expected(posterior: Posterior, log_weights: str, normalize: bool) -> Mixture:
     present = posterior.present
     log_alpha = jnp.where(present, posterior.log_alpha.astype(jnp.float32), -jnp.inf)
     if log_weights == "mean":
-        weights = log_normalize(log_alpha)
+        weights = log_normalize(log_alpha) if normalize else log_alpha
     else:
         log_alpha = jnp.where(present, log_alpha, 0.0)
-        log_total = jax.nn.logsumexp(log_alpha, axis=-1, keepdims=True, where=present)
-        digamma = digamma_of_exp(log_alpha) - digamma_of_exp(log_total)
+        digamma = digamma_of_exp(log_alpha)
+        if normalize:
+            log_total = jax.nn.logsumexp(log_alpha, axis=-1, keepdims=True, where=present)
+            digamma = digamma - digamma_of_exp(log_total)
         weights = jnp.where(present, digamma, -jnp.inf)
     return Mixture(
         posterior.mean, posterior.log_variance, weights, posterior.mask, weights_kind=log_weights
@@ -138,6 +151,7 @@ def read(
     threshold: float | jax.Array | None = None,
     key: jax.Array | None = None,
     num_samples: int = 1,
+    normalize: bool = True,
 ) -> tuple[Mixture, str]:
     """The mixture that evaluation reads, and the form of attention to read it with.
 
@@ -156,6 +170,7 @@ def read(
         `expected`.
       key: PRNG key, needed by "drawn" and "average" only.
       num_samples: K of each draw, as in `sample`; for "drawn" and "average" only.
+      normalize: as in `expected`. "average" wants it, because its draws have totals of their own.
 
     Returns:
       (mixture, form), the arguments for `denoising_attention` and `make_memory`.
@@ -176,11 +191,14 @@ def read(
     num_samples = check_count("num_samples", num_samples)
     if form in FORMS:
         weights = "geometric" if form == "expected_logit" else "mean"
-        return expected(posterior, log_weights=weights, threshold=threshold), form
+        mean = expected(posterior, log_weights=weights, threshold=threshold, normalize=normalize)
+        return mean, form
     assert key is not None
+    if form == "average" and not normalize:
+        raise ValueError("normalize is False; form 'average' wants the draws' own totals")
     posterior = above(posterior, threshold)
     keys = [key] if form == "drawn" else jax.random.split(key, DRAWS)
-    drawn = [sample(k, posterior, num_samples=num_samples) for k in keys]
+    drawn = [sample(k, posterior, num_samples=num_samples, normalize=normalize) for k in keys]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn), "exact"
 
 

@@ -84,9 +84,11 @@ SIGNATURES = {
     "Mixture": ("mean log_variance log_weights mask", {"weights_kind": None}),
     "make_posterior": ("mean log_variance log_alpha mask prior", {}),
     "keep_largest": ("posterior keep", {}),
-    "sample": ("key posterior", {"num_samples": 1}),
-    "expected": ("posterior", {"log_weights": "mean", "threshold": None}),
-    "read": ("posterior form", {"threshold": None, "key": None, "num_samples": 1}),
+    "sample": ("key posterior", {"num_samples": 1, "normalize": True}),
+    "expected": ("posterior", {"log_weights": "mean", "threshold": None, "normalize": True}),
+    "read": (
+        "posterior form", {"threshold": None, "key": None, "num_samples": 1, "normalize": True}
+    ),
     "sample_prior": ("key prior lengths", {"max_length": REQUIRED}),
     "interpolate": ("a b t", {}),
     "kl_gaussian": ("posterior prior", {"num_samples": 1, "form": "expected_count"}),
@@ -95,7 +97,8 @@ SIGNATURES = {
         "query mixture",
         {
             "key_kernel": REQUIRED, "value_kernel": REQUIRED, "value_bias": None, "mask": None,
-            "position_bias": None, "causal": False, "form": "exact", "implementation": None,
+            "position_bias": None, "causal": False, "form": "exact", "with_lse": False,
+            "implementation": None,
         },
     ),
     "random.loggamma": ("key log_alpha", {}),

@@ -86,7 +86,7 @@ class PlainAttention(DenoisingAttention):
         """The mixture itself."""
         return mixture, form
 
-    def __call__(self, x: jax.Array, memory: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, memory: Any, *, causal: bool = False) -> jax.Array:
         """Attend from x, shape (B, T, D), to a mixture; returns (B, T, D)."""
         mixture, form = memory
         query = self.query(x).reshape(*x.shape[:2], self.heads, -1)
@@ -96,6 +96,7 @@ class PlainAttention(DenoisingAttention):
             key_kernel=self.key_kernel[...],
             value_kernel=self.value_kernel[...],
             form=form,
+            causal=causal,
             implementation="reference",
         )
         return self.out(out.reshape(x.shape))

@@ -6,6 +6,7 @@ dropout), no shared references, no state written during a call.
 
 from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
 from nvib_jax.modules.nvib import NVIB
+from nvib_jax.modules.self_attention import NVIBSelfAttention
 from nvib_jax.modules.stacks import Decoder, Encoder
 from nvib_jax.modules.transformer import DecoderLayer, EncoderLayer
 
@@ -16,5 +17,6 @@ __all__ = [
     "DenoisingAttention",
     "Encoder",
     "EncoderLayer",
+    "NVIBSelfAttention",
     "SelfAttention",
 ]

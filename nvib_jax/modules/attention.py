@@ -73,11 +73,14 @@ class DenoisingAttention(nnx.Module):
         )
         return make_memory(mixture, key_kernel=kernels[0], value_kernel=kernels[1], form=form)
 
-    def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
-        """Attend from x, shape (B, T, D), to a memory; returns (B, T, D)."""
+    def __call__(self, x: jax.Array, memory: Memory, *, causal: bool = False) -> jax.Array:
+        """Attend from x, shape (B, T, D), to a memory; returns (B, T, D).
+
+        With `causal`, query t sees component 0 and the components up to t + S - T.
+        """
         bias = None if self.value_bias is None else self.value_bias[...]
         how = self.implementation
-        out = attend(self._project(x), memory, value_bias=bias, implementation=how)
+        out = attend(self._project(x), memory, value_bias=bias, causal=causal, implementation=how)
         return self.out(out.reshape(x.shape))
 
     def weights(self, x: jax.Array, memory: Memory) -> jax.Array:
