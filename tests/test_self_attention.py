@@ -14,7 +14,7 @@ from tolerance import assert_close, error
 import nvib_jax as nvib
 from nvib_jax.attention import FORMS
 from nvib_jax.models.params import merge, split
-from nvib_jax.modules import NVIBSelfAttention
+from nvib_jax.modules import NVIBSelfAttention, linen
 
 D, H = 8, 2
 PRIOR = nvib.Prior.standard(D, alpha_delta=0.3)
@@ -172,3 +172,20 @@ def test_every_parameter_has_a_gradient():
 def test_what_is_read_depends_on_the_form():
     outs = [layer()(X, MASK, form=form)[0] for form in FORMS]
     assert all(error(a, b) > 1e-3 for a, b in itertools.pairwise(outs))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"key": jax.random.key(2)}, {"causal": True, "form": "exact"}], ids=str
+)
+def test_the_linen_module_is_the_nnx_one(options):
+    module = linen.NVIBSelfAttention(D, H, alpha_delta=0.3)
+    variables = jax.jit(module.init)(jax.random.key(0), X, MASK)
+    twin = NVIBSelfAttention(D, H, prior=module.prior, rngs=nnx.Rngs(1))
+    for name in ("nvib", "attention"):
+        nnx.update(getattr(twin, name), nnx.State(variables["params"][name]["layer"]))
+    got, posterior = module.apply(variables, X, MASK, previous=previous(), **options)
+    want, its = twin(X, MASK, previous=previous(), **options)
+    assert_close(got, want)
+    assert_close(
+        jnp.where(MASK, posterior.log_alpha[:, 1:], 0), jnp.where(MASK, its.log_alpha[:, 1:], 0)
+    )

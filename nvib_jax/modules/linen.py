@@ -1,4 +1,4 @@
-"""The two modules for Flax Linen: `NVIB` and `DenoisingAttention`, with Linen's variables.
+"""For Flax Linen: `NVIB`, `DenoisingAttention` and `NVIBSelfAttention`, with Linen's variables.
 
 They wrap the NNX modules by Flax's own bridge, so that there is only one implementation. The prior
 is given as two numbers, because a Linen module has to be hashable; it is not a variable.
@@ -13,6 +13,7 @@ from flax.nnx import bridge
 
 from nvib_jax.attention import Memory
 from nvib_jax.modules import attention, nvib
+from nvib_jax.modules.self_attention import check_causal, mixture_of
 from nvib_jax.types import Mixture, Posterior, Prior
 
 
@@ -115,13 +116,18 @@ class DenoisingAttention(linen.Module):
             attention.DenoisingAttention, args=(self.dim, self.heads), kwargs=options
         )
 
-    def __call__(self, x: jax.Array, mixture: Mixture | Memory) -> jax.Array:
-        """Queries (B, T, D) and a mixture of S components, or its `memory` -> (B, T, D)."""
-        return self.layer(x, self._memory_of(mixture))
+    def __call__(
+        self, x: jax.Array, mixture: Mixture | Memory, *, causal: bool = False
+    ) -> jax.Array:
+        """Queries (B, T, D) and a mixture of S components, or its `memory` -> (B, T, D).
 
-    def memory(self, mixture: Mixture) -> Memory:
+        With `causal`, query t sees component 0 and the components up to t + S - T.
+        """
+        return self.layer(x, self._memory_of(mixture), causal=causal)
+
+    def memory(self, mixture: Mixture, form: str | None = None) -> Memory:
         """Keys, values and biases of a mixture; compute them once for any number of calls."""
-        return self.layer(mixture, self.form, nnx_method="memory")
+        return self.layer(mixture, form or self.form, nnx_method="memory")
 
     def weights(self, x: jax.Array, mixture: Mixture | Memory) -> jax.Array:
         """The attention of every query over the components, float32, shape (B, H, T, S)."""
@@ -129,3 +135,73 @@ class DenoisingAttention(linen.Module):
 
     def _memory_of(self, mixture: Mixture | Memory) -> Memory:
         return self.memory(mixture) if isinstance(mixture, Mixture) else mixture
+
+
+class NVIBSelfAttention(linen.Module):
+    """Self-attention whose keys and values are a mixture, as `nvib_jax.modules.NVIBSelfAttention`.
+
+    Attributes:
+      dim: D.
+      heads: H, a divisor of D.
+      prior_alpha: total pseudo-count of the Dirichlet process, alpha_0^p.
+      alpha_delta: pseudo-counts that a token adds to it.
+      pseudo_count: as in `NVIB`.
+      initial_alpha: as in `NVIB`; 1 in a layer that is given `previous`.
+      num_samples: K, the draws of each component in training; causal attention takes 1 only.
+      use_bias: as in `DenoisingAttention`.
+      implementation: likewise.
+      dtype: compute dtype of attention; the posterior is float32.
+
+    >>> layer = NVIBSelfAttention(8, heads=2, alpha_delta=0.3)
+    >>> x, mask = jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)
+    >>> variables = layer.init(jax.random.key(0), x, mask)
+    >>> out, posterior = layer.apply(variables, x, mask, key=jax.random.key(1))  # in training
+    >>> out.shape, kl_gaussian(posterior, layer.prior).shape
+    ((2, 5, 8), (2,))
+    """
+
+    dim: int
+    heads: int
+    prior_alpha: float = 1.0
+    alpha_delta: float = 0.0
+    pseudo_count: str = "exp_linear"
+    initial_alpha: float | None = None
+    num_samples: int = 1
+    use_bias: bool = True
+    implementation: str | None = None
+    dtype: Any = jnp.float32
+
+    @property
+    def prior(self) -> Prior:
+        """The prior of component 0 and of the KLs. It is rebuilt each time, not a variable."""
+        return Prior.standard(self.dim, alpha=self.prior_alpha, alpha_delta=self.alpha_delta)
+
+    def setup(self) -> None:
+        """The two layers."""
+
+        def mine(*names: str) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in names}
+
+        self.nvib = NVIB(
+            self.dim, **mine("prior_alpha", "alpha_delta", "pseudo_count", "initial_alpha")
+        )
+        self.attention = DenoisingAttention(
+            self.dim, self.heads, **mine("use_bias", "implementation", "dtype")
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        *,
+        previous: Posterior | None = None,
+        key: jax.Array | None = None,
+        form: str = "expected_logit",
+        causal: bool = False,
+    ) -> tuple[jax.Array, Posterior]:
+        """(what attention adds to x, (B, N, D); the posterior); as the NNX layer."""
+        if causal:
+            check_causal(self.num_samples)
+        posterior = self.nvib(x, mask, previous)
+        mixture, form = mixture_of(posterior, key, form, self.num_samples)
+        return self.attention(x, self.attention.memory(mixture, form), causal=causal), posterior

@@ -105,9 +105,9 @@ class NVIBSelfAttention(nnx.Module):
           ValueError: shapes that do not fit, an unknown form, causal attention to K > 1 draws.
         """
         if causal:
-            self._check_causal()
+            check_causal(self.num_samples)
         posterior = self.nvib(x, mask, previous)
-        mixture, form = self._mixture(posterior, key, form)
+        mixture, form = mixture_of(posterior, key, form, self.num_samples)
         return self.attention(x, self.attention.memory(mixture, form), causal=causal), posterior
 
     def empty_cache(
@@ -119,7 +119,7 @@ class NVIBSelfAttention(nnx.Module):
         form: str = "expected_logit",
     ) -> Memory:
         """A memory for `step`: the prior's component, and places for `capacity` positions."""
-        self._check_causal()
+        check_causal(self.num_samples)
         dim = self.attention.query.kernel.shape[0]
         nothing = jnp.zeros((rows, 1, dim), jnp.float32)
         posterior = self.nvib(nothing, jnp.zeros((rows, 1), bool))
@@ -153,24 +153,6 @@ class NVIBSelfAttention(nnx.Module):
         cache = append(cache, self._component(posterior, 1, key, form), position + 1)
         return self.attention(x, cache), cache, posterior
 
-    def _check_causal(self) -> None:
-        if self.num_samples > 1:
-            raise ValueError(
-                f"num_samples is {self.num_samples}; causal attention wants 1, a component a token"
-            )
-
-    def _mixture(
-        self, posterior: Posterior, key: jax.Array | None, form: str
-    ) -> tuple[Mixture, str]:
-        """The mixture, and the form to read it with. No weight depends on another component, so
-        that later positions change nothing before them, not even a gradient's last bit.
-        """
-        if key is None:
-            return read(posterior, form, normalize=False)
-        # For impulses all forms are equal, and this one has no terms of width D.
-        drawn = sample(key, posterior, num_samples=self.num_samples, normalize=False)
-        return drawn, "simplified"
-
     def _component(
         self, posterior: Posterior, index: int, key: jax.Array | None, form: str
     ) -> Memory:
@@ -179,5 +161,26 @@ class NVIBSelfAttention(nnx.Module):
             field.name: getattr(posterior, field.name)[:, index : index + 1]
             for field in dataclasses.fields(posterior)
         }
-        mixture, form = self._mixture(Posterior(**one), key, form)
-        return self.attention.memory(mixture, form)
+        return self.attention.memory(*mixture_of(Posterior(**one), key, form))
+
+
+def mixture_of(
+    posterior: Posterior, key: jax.Array | None, form: str, num_samples: int = 1
+) -> tuple[Mixture, str]:
+    """The mixture that self-attention reads, and the form to read it with.
+
+    It is drawn if there is a key. No weight depends on another component, so that later positions
+    change nothing before them, not even a gradient's last bit.
+    """
+    if key is None:
+        return read(posterior, form, normalize=False)
+    # For impulses all forms are equal, and this one has no terms of width D.
+    return sample(key, posterior, num_samples=num_samples, normalize=False), "simplified"
+
+
+def check_causal(num_samples: int) -> None:
+    """Raise ValueError unless each token has one component, whose place says what may see it."""
+    if num_samples > 1:
+        raise ValueError(
+            f"num_samples is {num_samples}; causal attention wants 1, a component a token"
+        )
