@@ -72,7 +72,7 @@ def plain_xla(mask=None):
 
 
 def equation(mask=None):
-    return lambda q, mix, k, form: reference.attend(q, mix, **k, mask=mask, form=form)
+    return lambda q, mix, k, form: reference.attend(q, mix, **k, mask=mask, form=form)[0]
 
 
 @pytest.mark.parametrize(
