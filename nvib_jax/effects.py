@@ -13,7 +13,12 @@ from nvib_jax.config import Config
 from nvib_jax.data.config import CleanConfig
 from nvib_jax.models.config import NVAEConfig
 
-_CLEAN = " ".join(f"data.clean.{field.name}" for field in dataclasses.fields(CleanConfig))
+_LIMITS = "data.clean.min_tokens data.clean.max_tokens"
+_CLEAN = " ".join(
+    name
+    for field in dataclasses.fields(CleanConfig)
+    if (name := f"data.clean.{field.name}") not in _LIMITS.split()
+)
 
 # Kinds of latent without pseudo-counts; of a kind that is not in this library nothing is known.
 _RIVALS = ("T", "VTV", "VTP", "VTS", "VTQ")
@@ -79,6 +84,7 @@ _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         lambda c: c.data.source == "grammar",
         "another data.source than grammar",
     ),
+    (_LIMITS, lambda c: c.data.limits is None, "another data.source than grammar, or data.pieces"),
     (
         "data.num_train data.num_validation data.num_test data.seed",
         lambda c: c.data.source != "grammar",

@@ -92,14 +92,20 @@ class Engine:
         return hasattr(self.description.structure.module, "encode")
 
     @property
+    def rewrites(self) -> bool:
+        """Whether the model reads a text and writes it again."""
+        return hasattr(self.description.structure.module, "remember")
+
+    @property
     def writes(self) -> bool:
         """Whether the model has a decoder that writes texts."""
         return hasattr(self.description.structure.module, "decode_step")
 
     def check_encodes(self) -> None:
-        """Raise ValueError if the model is of a family that encodes no texts."""
+        """Raise ValueError if the model is of a family that has no posterior of a text."""
         if not self.encodes:
-            raise ValueError(f"a {family_of(self.config.model)} model encodes no texts")
+            family = family_of(self.config.model)
+            raise ValueError(f"a {family} model encodes no texts to one posterior")
 
     def check_writes(self) -> None:
         """Raise ValueError if the model is of a family that writes no texts."""

@@ -33,7 +33,8 @@ def read(model: Engine, texts: Sequence[str], clean: bool) -> list[str]:
       ValueError: not a list of texts, cleaning leaves nothing of a text, or the model is of a
         family that encodes no texts.
     """
-    model.check_encodes()
+    if not model.rewrites:
+        model.check_encodes()
     check_texts(texts)
     if not clean:
         return list(texts)
@@ -105,11 +106,7 @@ def training_lengths(config: Config) -> tuple[int, int]:
     The data's own limits. What a model counted of its training text is no limit, because that is a
     thousand sentences only, and a larger text has longer ones.
     """
-    if config.data.source == "grammar":
-        least, most = MIN_WORDS, MAX_WORDS
-    else:
-        least, most = config.data.clean.min_tokens, config.data.clean.max_tokens
-    return least, most
+    return config.data.limits or (MIN_WORDS, MAX_WORDS)
 
 
 def changed_note(texts: Sequence[str], cleaned: Sequence[str]) -> str | None:

@@ -25,7 +25,7 @@ from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import merge
-from nvib_jax.models.reading import form_of, mean_vector
+from nvib_jax.models.reading import form_of
 from nvib_jax.progress import to_standard_error, track
 from nvib_jax.text_input import UnusualText
 from nvib_jax.types import Mixture, Posterior
@@ -106,6 +106,7 @@ class TextModel(Engine):
           `Posterior`, shape (len(texts), max_length + 1, ...); component 0 is the prior's, and
           where `mask` is False the log pseudo-count is 0 and means nothing.
         """
+        self.check_encodes()
         tokens, mask = self.padded(
             self.tokenize(text_input.read(self, texts, clean)), self.max_length
         )
@@ -118,7 +119,8 @@ class TextModel(Engine):
             e = sum_i alpha_i mu_i / sum_i alpha_i
 
         over the present components without the prior's. If there are none, it is the prior's mean
-        mu^p. It is deterministic, and `model.threshold` does not apply.
+        mu^p. It is deterministic, and `model.threshold` does not apply. Of a denoising model it is
+        the mean of the encoder's last states.
 
         Returns:
           float32, shape (len(texts), D).
@@ -188,6 +190,7 @@ class TextModel(Engine):
           ValueError: `latent` is neither a posterior nor a mixture.
         """
         self.check_writes()
+        self.check_encodes()
         if isinstance(latent, Posterior):
             mixture, form = self.mixture(latent, form=form, seed=seed)
         elif isinstance(latent, Mixture):
@@ -251,6 +254,7 @@ class TextModel(Engine):
           ValueError: `count < 1`, or lengths that do not fit.
         """
         self.check_writes()
+        self.check_encodes()
         if count < 1:
             raise ValueError(f"count is {count}; wanted at least 1")
         shares = self.count_probabilities
@@ -288,6 +292,7 @@ class TextModel(Engine):
         """
         if steps < 2:
             raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
+        self.check_encodes()
         ends = self.encode(text_input.read(self, [a, b], clean), clean=False)
         mixture, form = self.mixture(ends, form=form, seed=seed)
         first, second = (
@@ -304,5 +309,5 @@ def _encode(
     return model.encode(tokens, mask, keep=keep)
 
 
-def _embed(model: NVAE, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
-    return mean_vector(model.encode(tokens, mask))
+def _embed(model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
+    return model.embed(tokens, mask)

@@ -99,7 +99,7 @@ def corpus(folder: Path, tokens: int, vocab_size: int, seed: int) -> PreparedDat
         left -= block
     np.save(folder / checksums_name("train"), writer.close())
     np.save(folder / lengths_name("train"), lengths)
-    Tokenizer.train(["a b c"], 50, whole_words=True).save(folder / TOKENIZER)
+    Tokenizer.train(["a b c"], 50, pieces="words").save(folder / TOKENIZER)
     files = {
         file.name: {
             "bytes": file.stat().st_size,

@@ -57,7 +57,7 @@ class Description:
             vocab_size=tokenizer.vocab_size,
             max_length=buckets[-1],
             seed=config.train.seed,
-            special=tokenizer.special,
+            special=tokenizer.ids,
         )
         return cls(config, tokenizer, tuple(buckets), count_probabilities, structure)
 

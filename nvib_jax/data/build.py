@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def _write_text(
         if config.source == "grammar":
             for count, sentence in enumerate(documents, start=1):  # noqa: B007
                 stream.write(f"{sentence}\n".encode())
-            return count, dropped
+            return count, Dropped(sentences=count)
         clean = functools.partial(_clean_block, config.clean, layout)
         for text, found, lost in ordered_map(clean, _blocks(documents), workers=workers):
             stream.write(text)
@@ -165,17 +166,19 @@ def _train_tokenizer(config: DataConfig, file: Path, count: int, report: Progres
     """Trains on at most `tokenizer_sentences`, spread evenly over the file."""
     of_bytes = count * _SAMPLED_BYTES // file.stat().st_size
     cap = min(config.tokenizer_sentences, max(of_bytes, 1))
-    sample = (
+    sample: Iterable[str] = (
         line[:_SAMPLED_OF_SENTENCE]
         for i, line in enumerate(_lines(file))
         if (i + 1) * cap // count > i * cap // count
     )
+    pieces = config.pieces
     if config.source == "grammar":
         # All words of the grammar are added, because a small corpus may lack a word that a held-out
         # sentence has.
-        words = sorted(default_grammar().words)
-        return Tokenizer.train([*sample, *words], config.vocab_size, whole_words=True)
-    return Tokenizer.train(sample, config.vocab_size, report=report)
+        sample = itertools.chain(sample, sorted(default_grammar().words))
+        pieces = "words" if pieces == "auto" else pieces
+    how = "subwords" if pieces == "auto" else pieces
+    return Tokenizer.train(sample, config.vocab_size, pieces=how, report=report)
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -194,9 +197,7 @@ def _write_split(
     from nvib_jax.progress import track
 
     text = _text_file(folder, split)
-    clean = config.clean
-    limits = None if config.source == "grammar" else (clean.min_tokens, clean.max_tokens)
-    encode = functools.partial(encode_block, tokenizer.to_bytes(), limits)
+    encode = functools.partial(encode_block, tokenizer.to_bytes(), config.limits)
     total = -(-text.stat().st_size // _BLOCK)
     blocks = ordered_map(encode, _text_blocks(text), workers=workers)
     lengths, dropped = io.BytesIO(), Dropped()

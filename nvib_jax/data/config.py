@@ -17,6 +17,7 @@ from nvib_jax.fields import check_fields
 
 Split = Literal["train", "validation", "test"]
 Layout = Literal["auto", "lines", "running", "wikitext"]
+Pieces = Literal["auto", "subwords", "words", "characters", "bytes"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TFDS_PREFIX = "tfds:"
@@ -30,7 +31,8 @@ PUBLISHED_CHARACTERS = "a-zA-Z0-9 ,'<>."
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
-    """The steps from raw text to sentences, in order. Sentences of the grammar skip all of them.
+    """The steps from raw text to sentences, in order. Sentences of the grammar skip all of them,
+    but for the two limits where they are spelled out in characters or bytes.
 
     >>> CleanConfig(keep_characters="a-z ").lowercase
     True
@@ -87,6 +89,9 @@ class DataConfig:
     """`tfds:` only: the feature that holds the text."""
     tfds_dir: str = ""
     """`tfds:` only: where TFDS keeps its data; empty for TFDS's own default."""
+    pieces: Pieces = "auto"
+    """What a token is: a subword, a word, a character, or a byte of its UTF-8. `auto`: words for
+    the grammar, subwords for other text."""
     vocab_size: int = 4000
     """SentencePiece vocabulary, at most; a small corpus gets fewer. For the grammar: its words."""
     tokenizer_sentences: int = 200_000
@@ -132,6 +137,13 @@ class DataConfig:
                 raise ValueError(f"data.{name} must be at least 0, got {getattr(self, name)}")
         if list(self.buckets) != sorted({b for b in self.buckets if b > 0}):
             raise ValueError(f"data.buckets must be positive and rising, got {self.buckets}")
+
+    @property
+    def limits(self) -> tuple[int, int] | None:
+        """Fewest and most tokens of a sentence; None for the grammar's words, which need none."""
+        if self.source == "grammar" and self.pieces not in ("characters", "bytes"):
+            return None
+        return self.clean.min_tokens, self.clean.max_tokens
 
     @property
     def tfds_name(self) -> str:

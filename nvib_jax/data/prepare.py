@@ -82,6 +82,8 @@ def cache_hash(config: DataConfig) -> str:
             "text_feature": config.text_feature,
             "clean": dataclasses.asdict(config.clean),
         }
+    if config.pieces != "auto":  # so that caches made before there was a choice keep their names
+        relevant |= {"pieces": config.pieces, "limits": config.limits}
     encoded = json.dumps(relevant, sort_keys=True).encode()
     return hashlib.sha256(encoded).hexdigest()[:16]
 
@@ -91,11 +93,12 @@ def _named(config: DataConfig, root: Path, report: Progress) -> PreparedData | N
     data = _open(root / config.digest, report)
     if data is None:
         return None
-    wanted, found = described(config), data.metadata["config"]
+    # A field that was not there when the data were prepared had no effect: it was at its default.
+    wanted, found = described(config), described(DataConfig()) | data.metadata["config"]
     differ = [
-        f"{name} is {wanted[name]!r} and theirs {found.get(name)!r}"
+        f"{name} is {wanted[name]!r} and theirs {found[name]!r}"
         for name in sorted(wanted.keys() - _PLACES)
-        if wanted[name] != found.get(name)
+        if wanted[name] != found[name]
     ]
     if differ:
         raise ValueError(

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nvib_jax.checks import check_choice
 from nvib_jax.models.special_ids import SpecialIds
 
 # WikiText's mark for a rare word. It is made a piece of its own, so that it is one token and
@@ -32,13 +33,14 @@ _TRAINING: dict[str, Any] = {
     "character_coverage": 1.0,
     "normalization_rule_name": "identity",
     "max_sentence_length": 1 << 20,
-    **{f"{name}_id": value for name, value in dataclasses.asdict(SpecialIds()).items()},
+    **{f"{name}_id": getattr(SpecialIds(), name) for name in ("pad", "bos", "eos", "unk")},
     "unk_piece": _UNKNOWN_PIECE,
     "unk_surface": _UNKNOWN_SURFACE,
     # One thread, because several add up in varying order and machines would get different models.
     "num_threads": 1,
     "minloglevel": 2,
 }
+_MODEL_TYPES = {"subwords": "unigram", "words": "word", "characters": "char", "bytes": "char"}
 # Stands for characters without a piece while SentencePiece trains. Of private use: no text has it.
 _UNKNOWN = "\ue000"
 _SPECIAL = 4  # padding, beginning, end, unknown
@@ -66,7 +68,7 @@ class Tokenizer:
         sentences: Iterable[str],
         vocab_size: int,
         *,
-        whole_words: bool = False,
+        pieces: str = "subwords",
         report: Callable[[str], None] | None = None,
     ) -> Tokenizer:
         """Trains on sentences; the same sentences in the same order give the same bytes.
@@ -74,23 +76,34 @@ class Tokenizer:
         Args:
           sentences: the text, a sentence each.
           vocab_size: pieces at most, the four special ones included; a corpus that has no use for
-            so many gets fewer.
-          whole_words: every word one piece (and unseen words unknown), for a closed vocabulary.
+            so many gets fewer. Bytes are always as many.
+          pieces: "subwords"; "words", each one piece and unseen ones unknown, for a closed
+            vocabulary; "characters", the most frequent of them; or "bytes", the 256 of UTF-8 and
+            the space, which write any text.
           report: called with a line of text where the corpus has more characters than the
             vocabulary has room for. The most frequent ones then fill half of it, so that words
             have room as well, and the rarest are unknown.
 
         Raises:
-          ValueError: no sentences, or a vocabulary that is too small for any text.
+          ValueError: no sentences, unknown pieces, or a vocabulary too small for any text.
         """
         import sentencepiece
 
         corpus = [sentence for sentence in sentences if sentence.strip()]
         if not corpus:
             raise ValueError("the tokenizer needs at least one sentence to train on, got none")
-        symbols = _RARE_WORD_PIECES if any(_RARE_WORD in s for s in corpus) else []
+        check_choice("pieces", pieces, tuple(_MODEL_TYPES))
+        marked = pieces in ("subwords", "words") and any(_RARE_WORD in s for s in corpus)
+        symbols = _RARE_WORD_PIECES if marked else []
         text = corpus
-        if not whole_words and (rare := _rarest_characters(corpus, vocab_size, symbols, report)):
+        options: dict[str, Any] = {}
+        if pieces == "bytes":
+            # Every character but the space is unknown, and written as the bytes of its UTF-8.
+            text, options = [f"{_UNKNOWN} {_UNKNOWN}"], {"byte_fallback": True}
+            vocab_size = _SPECIAL + 256 + 2
+        elif pieces != "words" and (
+            rare := _rarest_characters(corpus, vocab_size, symbols, report)
+        ):
             # A symbol divides the text and is in no other piece, as is fit for what is unknown.
             text = [sentence.translate(dict.fromkeys(rare, _UNKNOWN)) for sentence in corpus]
             symbols = [*symbols, _UNKNOWN]
@@ -99,11 +112,16 @@ class Tokenizer:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(text),
                 model_writer=writer,
-                model_type="word" if whole_words else "unigram",
+                model_type=_MODEL_TYPES[pieces],
                 vocab_size=vocab_size,
                 user_defined_symbols=symbols,
                 # A twentieth of the default: five times faster, no longer sentences on WikiText-2.
                 seed_sentencepiece_size=max(50_000, 10 * vocab_size),
+                # A space before the first word makes it the same piece as elsewhere; spelled out,
+                # it would be a character that is not there. Nor is one lost of several spaces.
+                add_dummy_prefix=pieces in ("subwords", "words"),
+                remove_extra_whitespaces=pieces in ("subwords", "words"),
+                **options,
                 **_TRAINING,
             )
         except (RuntimeError, OSError, ValueError) as error:
@@ -124,6 +142,12 @@ class Tokenizer:
             raise ValueError(
                 f"expected a serialised SentencePiece model, got {len(self.model)} other bytes"
             ) from error
+
+    @property
+    def ids(self) -> SpecialIds:
+        """The special ids with that of a lone space, for models that treat spaces apart."""
+        space = self._processor.piece_to_id("▁")
+        return dataclasses.replace(self.special, space=space if space != self.special.unk else -1)
 
     @property
     def vocab_size(self) -> int:

@@ -19,6 +19,7 @@ from nvib_jax.data.config import relocated
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
 from nvib_jax.evaluation.choice import choice, choice_scores
 from nvib_jax.evaluation.collapse import collapse_report
+from nvib_jax.evaluation.denoising import measure_denoising
 from nvib_jax.evaluation.forms import compare_budgets, compare_forms, compare_thresholds
 from nvib_jax.evaluation.interpolation import (
     interpolate_pairs,
@@ -43,6 +44,7 @@ from nvib_jax.fields import check_fields
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.build import family_of
+from nvib_jax.models.config import DenoisingConfig
 from nvib_jax.text_model import TextModel
 
 RESULT = "evaluation.json"
@@ -144,6 +146,9 @@ def measure(
     """
     texts = data.sentences(config.split, config.sentences or None)
     if not (model.encodes and model.writes):
+        if isinstance(model.config.model, DenoisingConfig):
+            found = measure_denoising(model, texts, seed=config.seed, progress=progress)
+            return {"split": config.split, "sentences": len(texts), **found}
         progress(f"measuring {len(texts)} sentences of the {config.split} split")
         scores: dict[str, Any] = dict(held_out_terms(model, texts, seed=config.seed))
         return {"split": config.split, "sentences": len(texts), "scores": scores}

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from nvib_jax.data import PreparedData
 from nvib_jax.engine import COUNTED
+from nvib_jax.evaluation.denoising import measure_denoising, page
 from nvib_jax.evaluation.likelihood import evidence_bound
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.samples import language_scores
 from nvib_jax.evaluation.usage import vector_usage
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.models.config import DenoisingConfig
 from nvib_jax.processes import is_first
 from nvib_jax.text_model import TextModel
 
@@ -118,6 +120,8 @@ def summarize_run(model: TextModel, data: PreparedData, say: Callable[[str], Non
     Returns:
       The metrics of `evaluate`.
     """
+    if isinstance(model.config.model, DenoisingConfig):
+        return _summarize_denoising(model, data, say)
     if not (model.encodes and model.writes):
         say("no page: the model writes no text; its figures are in metrics.jsonl")
         return {}
@@ -136,6 +140,21 @@ def summarize_run(model: TextModel, data: PreparedData, say: Callable[[str], Non
         write_summary(config.train.run_dir, page, {"trained": scores, "untrained": untrained})
     say(f"\n{page}")
     return scores
+
+
+def _summarize_denoising(
+    model: TextModel, data: PreparedData, say: Callable[[str], None]
+) -> Scores:
+    """As `summarize_run`, of a denoising autoencoder."""
+    config = model.config
+    say("measuring on held-out sentences")
+    texts = data.sentences(data.held_out, config.train.eval_sentences)
+    found = measure_denoising(model, texts, seed=config.train.seed, quick=True)
+    text = page(found)
+    if is_first():
+        write_summary(config.train.run_dir, text, {"trained": found["scores"]})
+    say(f"\n{text}")
+    return found["scores"]
 
 
 def write_summary(run_dir: str | Path, page: str, scores: dict[str, dict[str, float]]) -> None:

@@ -187,7 +187,7 @@ def write(model: NVAE, mixture: Mixture, key: jax.Array, *, form: str, **how: An
 
 
 def rewrite(
-    model: NVAE,
+    model: Any,
     tokens: jax.Array,
     mask: jax.Array,
     key: jax.Array,
@@ -196,10 +196,9 @@ def rewrite(
     form: str | None,
     **how: Any,
 ) -> jax.Array:
-    """Ids -> posterior, of which `keep` is left -> mixture -> ids (B, max_length)."""
-    posterior = model.encode(tokens, mask, keep=keep)
-    mixture, read_form = model.read(posterior, form=form, key=key)
-    return write(model, mixture, key, form=read_form, **how)
+    """Ids -> what the model keeps of them, `keep` at most -> ids (B, max_length)."""
+    memories = model.remember(tokens, mask, key, keep, form=form)
+    return generate(model, memories, token_key(key), **how)
 
 
 def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:

@@ -11,14 +11,18 @@ from typing import Any
 import jax
 from flax import nnx
 
-from nvib_jax.models.config import ModelConfig, NVAEConfig
+from nvib_jax.models.config import DenoisingConfig, ModelConfig, NVAEConfig
+from nvib_jax.models.denoising import DenoisingAutoencoder
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, split
 from nvib_jax.models.special_ids import SpecialIds
 
 # Name of a family, as JSON has it -> (its config, its module). The module is called with the
 # config and the keywords `vocab_size`, `max_length`, `special` and `rngs`.
-FAMILIES: dict[str, tuple[type[ModelConfig], Callable[..., Any]]] = {"nvae": (NVAEConfig, NVAE)}
+FAMILIES: dict[str, tuple[type[ModelConfig], Callable[..., Any]]] = {
+    "nvae": (NVAEConfig, NVAE),
+    "denoising": (DenoisingConfig, DenoisingAutoencoder),
+}
 
 
 @dataclass(frozen=True)

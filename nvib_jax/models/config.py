@@ -149,6 +149,92 @@ class NVAEConfig(ModelConfig):
         return itemsize * self.dim * (self.encoder_layers + self.decoder_layers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig(ModelConfig):
+    """Architecture and bottlenecks of a `DenoisingAutoencoder`."""
+
+    dim: int = 256
+    """Width D of the model."""
+    heads: int = 1
+    """Heads of every attention."""
+    hidden: int = 512
+    """Width of the feed-forward layers."""
+    plain_layers: int = 3
+    """Encoder layers with plain self-attention, below the others."""
+    nvib_layers: int = 3
+    """Encoder layers whose self-attention reads a mixture; 0 is a plain Transformer."""
+    decoder_layers: int = 2
+    """Decoder layers."""
+    norm: Literal["pre", "post"] = "pre"
+    """Layer norm before (pre) or after (post) each residual."""
+    dropout: float = 0.1
+    """Dropout rate in training."""
+    deletion: float = 0.1
+    """Share of the tokens that are deleted from the input in training; a lone space never is."""
+    pseudo_count: Literal["exp_linear", "exp_quadratic"] = "exp_linear"
+    """Map from states to pseudo-counts; those of the NVIB layer below are multiplied in."""
+    initial_alpha: float | None = None
+    """Mean pseudo-count before training; None is alpha_delta, or 1 where that is 0."""
+    initial_variance: float = 0.1
+    """Variance of each vector before training."""
+    prior_alpha: float = 1.0
+    """Total pseudo-count of each Dirichlet process, alpha_0^p."""
+    alpha_delta: float = 0.25
+    """Prior pseudo-counts a token adds: the knob of the bottlenecks."""
+    num_samples: int = 1
+    """Draws per component in training, K."""
+    layer_weights: Literal["depth", "uniform"] = "depth"
+    """Shares of the KLs of the NVIB layers in the loss: in proportion to depth, or all alike."""
+    evaluation_form: Literal["exact", "published", "simplified", "expected_logit"] = (
+        "expected_logit"
+    )
+    """How the posteriors are read when not training, a form of denoising attention."""
+    cross_mask: Literal["never", "evaluation", "always"] = "never"
+    """When the decoder is not given the vectors whose pseudo-count is at most `threshold`."""
+    threshold: float = 0.1
+    """The pseudo-count above which a vector counts as kept."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters, softmax, biases and KLs stay float32."""
+    remat: bool = False
+    """Recompute each layer for its gradient: less memory, a third more work."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model")
+
+        def check(right: bool, name: str, wanted: str) -> None:
+            if not right:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")
+
+        for name in ("dim", "hidden", "decoder_layers", "num_samples"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("plain_layers", "nvib_layers", "alpha_delta", "threshold"):
+            check(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("initial_variance", "prior_alpha"):
+            check(getattr(self, name) > 0, name, "more than 0")
+        check(self.initial_alpha is None or self.initial_alpha > 0, "initial_alpha", "more than 0")
+        check(
+            self.heads >= 1 and self.dim % self.heads == 0,
+            "heads",
+            f"a divisor of model.dim, {self.dim}",
+        )
+        for name in ("dropout", "deletion"):
+            check(0 <= getattr(self, name) < 1, name, f"0 <= {name} < 1")
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.dim
+
+    def head_counts(self) -> dict[str, int]:
+        """The heads of every attention, if several."""
+        return {"heads": self.heads} if self.heads > 1 else {}
+
+    def bytes_per_token(self) -> int:
+        """One state of width D for each layer."""
+        itemsize = 2 if self.dtype == "bfloat16" else 4
+        return itemsize * self.dim * (self.plain_layers + self.nvib_layers + self.decoder_layers)
+
+
 def nvae_config(config: ModelConfig) -> NVAEConfig:
     """The config, if it is an NVAE's.
 

@@ -13,11 +13,11 @@ from flax import nnx
 
 from nvib_jax.attention import Memory
 from nvib_jax.kl import vector_count
-from nvib_jax.mesh import constrain
+from nvib_jax.models.autoencoder import Autoencoder, table
 from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.gate import InformationGate
 from nvib_jax.models.latents import LATENTS, DirichletLatent
-from nvib_jax.models.reading import kept
+from nvib_jax.models.reading import kept, mean_vector
 from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.models.teacher_forcing import blanked, decoder_io
 from nvib_jax.models.terms import Batch, Terms
@@ -25,14 +25,13 @@ from nvib_jax.modules import Decoder, Encoder
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
 from nvib_jax.objective import anneal
-from nvib_jax.objective.cross_entropy import cross_entropy
 from nvib_jax.posterior import keep_largest
 from nvib_jax.types import Mixture, Posterior
 
 __all__ = ["NVAE", "NVAEConfig"]
 
 
-class NVAE(nnx.Module):
+class NVAE(Autoencoder):
     """Transformer encoder, latent, Transformer decoder with denoising cross-attention.
 
     Args:
@@ -55,12 +54,10 @@ class NVAE(nnx.Module):
         c, dtype = config, jnp.dtype(config.dtype)
         self.config, self.max_length, self.special = config, max_length, special or SpecialIds()
 
-        def table(rows: int) -> nnx.Param:
-            init = nnx.initializers.normal(c.dim**-0.5, jnp.float32)
-            return nnx.Param(init(rngs.params(), (rows, c.dim)))
-
-        self.encoder_embedding, self.decoder_embedding = table(vocab_size), table(vocab_size)
-        self.encoder_position, self.decoder_position = table(max_length), table(max_length + 1)
+        self.encoder_embedding = table(vocab_size, c.dim, rngs)
+        self.decoder_embedding = table(vocab_size, c.dim, rngs)
+        self.encoder_position = table(max_length, c.dim, rngs)
+        self.decoder_position = table(max_length + 1, c.dim, rngs)
         shared: dict[str, Any] = {
             "norm": c.norm,
             "dropout_rate": c.dropout,
@@ -84,11 +81,6 @@ class NVAE(nnx.Module):
         sizes = {"vocab_size": vocab_size, "max_length": max_length, "bos": self.special.bos}
         gated = c.gate != "none" and isinstance(self.latent, DirichletLatent)
         self.gate = InformationGate(c, **sizes, rngs=rngs) if gated else None
-
-    @property
-    def dtype(self):
-        """The compute dtype."""
-        return jnp.dtype(self.config.dtype)
 
     def terms(
         self, batch: Batch, key: jax.Array, *, step: jax.Array, train: bool, objective: Any
@@ -163,10 +155,7 @@ class NVAE(nnx.Module):
         Raises:
           ValueError: N is above `max_length`.
         """
-        _check_positions("tokens", tokens, self.max_length)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        x = self._embed(self.encoder_embedding, tokens)
-        x = x + self._embed(self.encoder_position, positions)[None]
+        x = self.encoder_input(tokens)
         if self.gate is None:
             posterior = self._posterior(x, mask, key)
             return posterior if keep is None else keep_largest(posterior, keep)
@@ -198,118 +187,29 @@ class NVAE(nnx.Module):
         """
         return self.latent.read(posterior, form or self.config.evaluation_form, key)
 
+    def remember(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        key: jax.Array | None = None,
+        keep: jax.Array | None = None,
+        *,
+        form: str | None = None,
+    ) -> tuple[Memory, ...]:
+        """What the decoder reads of a text when it writes it again: `encode`, `read`, `memories`.
+
+        `key` is for the forms "drawn" and "average".
+        """
+        posterior = self.encode(tokens, mask, keep=keep)
+        return self.memories(*self.read(posterior, form=form, key=key))
+
+    def embed(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """One vector of each text (`nvib_jax.models.reading.mean_vector`), float32 (B, D)."""
+        return mean_vector(self.encode(tokens, mask))
+
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
         """One memory of the mixture for each decoder layer's attention, computed once."""
         return self.decoder.memories(mixture, form)
-
-    def decode(
-        self, memories: tuple[Memory, ...], inputs: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Next-token logits under teacher forcing.
-
-        Args:
-          memories: from `memories`.
-          inputs: int, shape (B, T): beginning-of-sentence, then the sentence.
-          key: dropout key; None means no dropout.
-
-        Returns:
-          float32, shape (B, T, V).
-
-        Raises:
-          ValueError: T is above `max_length + 1`.
-        """
-        return self._logits(self._decode(memories, inputs, key))
-
-    def cross_entropy(
-        self,
-        memories: tuple[Memory, ...],
-        inputs: jax.Array,
-        targets: jax.Array,
-        mask: jax.Array,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Cross-entropy of `decode`'s logits, summed over the valid targets, without forming them.
-
-        Args:
-          memories: from `memories`.
-          inputs: int, shape (B, T): beginning-of-sentence, then the sentence.
-          targets: int, shape (B, T).
-          mask: bool, shape (B, T), True = counts.
-          key: dropout key; None means no dropout.
-
-        Returns:
-          float32 nats, shape ().
-        """
-        states = self._decode(memories, inputs, key)
-        return cross_entropy(states, *self._output_layer(), targets, mask)
-
-    def _output_layer(self) -> tuple[jax.Array, jax.Array | None]:
-        """Kernel (D, V) and bias (V,)."""
-        if self.output is None:
-            return self.decoder_embedding[...].T, None
-        return (self.output.kernel[...], self.output.bias[...])  # type: ignore[index]
-
-    def _decode(self, memories, inputs, key) -> jax.Array:
-        """The states that the output layer reads, (B, T, D)."""
-        _check_positions("inputs", inputs, self.max_length + 1)
-        first, rest = split_key(key, 2)
-        x = dropout(self.decoder_input(inputs), self.config.dropout, first)
-        return self.decoder(x, memories, rest)
-
-    def empty_caches(self, batch: int, length: int) -> tuple[Memory, ...]:
-        """Caches for decoding up to `length` tokens; for beams, `batch` is B*K."""
-        return self.decoder.empty_caches(batch, length)
-
-    def decode_step(
-        self,
-        memories: tuple[Memory, ...],
-        caches: tuple[Memory, ...],
-        token: jax.Array,
-        position: jax.Array,
-    ) -> tuple[jax.Array, tuple[Memory, ...]]:
-        """One step of `decode`, for one sentence per memory or for K that share each memory.
-
-        It takes token (B,) or (B, K) at `position` (), and returns logits (B, V) or (B, K, V) and
-        the caches, of B or B*K rows.
-        """
-        x = self.decoder_input(token.reshape(-1, 1), position)
-        x = x.reshape(token.shape[0], -1, self.config.dim)  # K sentences are K queries of a memory
-        x, caches = self.decoder.step(x, memories, caches, position)
-        return self._logits(x).reshape(*token.shape, -1), caches
-
-    def attention(self, memories: tuple[Memory, ...], inputs: jax.Array) -> jax.Array:
-        """Share of attention each component gets, mean over layers and heads, (B, T, S)."""
-        weights = self.decoder.weights(self.decoder_input(inputs), memories)
-        return jnp.mean(weights, axis=(0, 2))
-
-    def _embed(self, table: nnx.Param, tokens: jax.Array) -> jax.Array:
-        # On a mesh the table's parts along D are gathered, and not the rows that are looked up.
-        whole = constrain(table[...], "vocab", None)
-        # Rows start with norm 1; scaled by sqrt(D), their entries have size 1, as layer norm's do.
-        rows = (whole[tokens] * self.config.dim**0.5).astype(self.dtype)
-        return constrain(rows, "batch", None, None) if tokens.ndim > 1 else rows
-
-    def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
-        """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""
-        positions = self._embed(
-            self.decoder_position, start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        )
-        return self._embed(self.decoder_embedding, tokens) + positions[None]
-
-    def _logits(self, x: jax.Array) -> jax.Array:
-        kernel, bias = self._output_layer()
-        logits = jnp.dot(
-            x.reshape(-1, x.shape[-1]),
-            kernel.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        ).reshape(*x.shape[:-1], -1)
-        return logits if bias is None else logits + jnp.expand_dims(bias, range(logits.ndim - 1))
-
-
-def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
-    """Raise ValueError for too many positions, because jax would silently clamp their indices."""
-    if tokens.shape[1] > most:
-        raise ValueError(f"{name} has {tokens.shape[1]} positions; wanted at most {most}")
 
 
 def _alpha_delta(step: jax.Array, objective: Any, last: float) -> jax.Array | None:

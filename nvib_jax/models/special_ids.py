@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of padding, beginning and end of a sentence, and of unknown words.
+    """Ids of padding, beginning and end of a sentence, of unknown words, and of a lone space.
 
-    The defaults are those of the tokenizers that `nvib_jax` trains.
+    The defaults are those of the tokenizers that `nvib_jax` trains; `space` depends on the text,
+    and is -1 where spaces have no id of their own.
     """
 
     pad: int = 0
     bos: int = 1
     eos: int = 2
     unk: int = 3
+    space: int = -1
 
     @property
     def unwritable(self) -> tuple[int, ...]:
@@ -22,4 +24,4 @@ class SpecialIds:
         return tuple({self.pad, self.bos})
 
 
-PAD, BOS, EOS, UNK = dataclasses.astuple(SpecialIds())
+PAD, BOS, EOS, UNK, _ = dataclasses.astuple(SpecialIds())

@@ -6,7 +6,7 @@ dropout), no shared references, no state written during a call.
 
 from nvib_jax.modules.attention import DenoisingAttention, SelfAttention
 from nvib_jax.modules.nvib import NVIB
-from nvib_jax.modules.self_attention import NVIBSelfAttention
+from nvib_jax.modules.self_attention import NVIBEncoderLayer, NVIBSelfAttention
 from nvib_jax.modules.stacks import Decoder, Encoder
 from nvib_jax.modules.transformer import DecoderLayer, EncoderLayer
 
@@ -17,6 +17,7 @@ __all__ = [
     "DenoisingAttention",
     "Encoder",
     "EncoderLayer",
+    "NVIBEncoderLayer",
     "NVIBSelfAttention",
     "SelfAttention",
 ]

@@ -73,6 +73,18 @@ class DenoisingAttention(nnx.Module):
         )
         return make_memory(mixture, key_kernel=kernels[0], value_kernel=kernels[1], form=form)
 
+    def vectors(self, x: jax.Array, visible: jax.Array) -> Memory:
+        """Keys and values of vectors (B, S, D) as they are, of which some are visible (B, S).
+
+        Attention to this memory is the plain one: no prior's component, no variances, no weights.
+        """
+        keys, values = (
+            jnp.einsum("bsd,dhe->bshe", x.astype(self.dtype), kernel[...].astype(self.dtype))
+            for kernel in (self.key_kernel, self.value_kernel)
+        )
+        bias = jnp.where(visible, 0.0, MASK_VALUE).astype(accumulator(self.dtype))
+        return _plain_memory(keys * keys.shape[-1] ** -0.5, values, bias)
+
     def __call__(self, x: jax.Array, memory: Memory, *, causal: bool = False) -> jax.Array:
         """Attend from x, shape (B, T, D), to a memory; returns (B, T, D).
 
@@ -129,6 +141,12 @@ class SelfAttention(nnx.Module):
         memory = _plain_memory(k, v, bias)
         out = attend(q * q.shape[-1] ** -0.5, memory, causal=mask is None)
         return self.out(constrain(out.reshape(x.shape), "batch", None, "heads"))
+
+    def weights(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """The attention of `__call__` under a mask, float32, shape (B, H, N, N)."""
+        q, k, v = self._heads(x)
+        bias = jnp.where(mask.at[:, 0].set(True), 0.0, MASK_VALUE).astype(accumulator(x.dtype))
+        return attention_weights(q * q.shape[-1] ** -0.5, _plain_memory(k, v, bias))
 
     def empty_cache(self, rows: int, capacity: int) -> Memory:
         """A memory for `step`: places for `capacity` positions of so many rows (B*K)."""

@@ -8,6 +8,7 @@ Behjati, Fehr & Henderson (2023), arXiv 2310.17284.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from nvib_jax.attention.cache import append, empty_memory
 from nvib_jax.mixture import read, sample
 from nvib_jax.modules.attention import DenoisingAttention
 from nvib_jax.modules.nvib import NVIB
+from nvib_jax.modules.transformer import Block, split_key
 from nvib_jax.types import Mixture, Posterior, Prior
 
 
@@ -31,6 +33,7 @@ class NVIBSelfAttention(nnx.Module):
       pseudo_count: as in `NVIB`.
       initial_alpha: as in `NVIB`. In a layer that is given `previous`, 1 leaves the pseudo-counts
         of the layer below as they are; None would multiply `alpha_delta` by itself.
+      initial_variance: likewise.
       num_samples: K, the draws of each component in training; causal attention takes 1 only.
       use_bias: as in `DenoisingAttention`.
       implementation: likewise.
@@ -63,6 +66,7 @@ class NVIBSelfAttention(nnx.Module):
         prior: Prior,
         pseudo_count: str = "exp_linear",
         initial_alpha: float | None = None,
+        initial_variance: float = 0.1,
         num_samples: int = 1,
         use_bias: bool = True,
         implementation: str | None = None,
@@ -71,7 +75,12 @@ class NVIBSelfAttention(nnx.Module):
     ):
         self.num_samples = num_samples
         self.nvib = NVIB(
-            dim, prior=prior, pseudo_count=pseudo_count, initial_alpha=initial_alpha, rngs=rngs
+            dim,
+            prior=prior,
+            pseudo_count=pseudo_count,
+            initial_alpha=initial_alpha,
+            initial_variance=initial_variance,
+            rngs=rngs,
         )
         self.attention = DenoisingAttention(
             dim, heads, use_bias=use_bias, implementation=implementation, dtype=dtype, rngs=rngs
@@ -109,6 +118,18 @@ class NVIBSelfAttention(nnx.Module):
         posterior = self.nvib(x, mask, previous)
         mixture, form = mixture_of(posterior, key, form, self.num_samples)
         return self.attention(x, self.attention.memory(mixture, form), causal=causal), posterior
+
+    def weights(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        *,
+        previous: Posterior | None = None,
+        form: str = "expected_logit",
+    ) -> jax.Array:
+        """The attention of `__call__` without noise, float32, shape (B, H, N, N + 1)."""
+        mixture, form = mixture_of(self.nvib(x, mask, previous), None, form)
+        return self.attention.weights(x, self.attention.memory(mixture, form))
 
     def empty_cache(
         self,
@@ -162,6 +183,85 @@ class NVIBSelfAttention(nnx.Module):
             for field in dataclasses.fields(posterior)
         }
         return self.attention.memory(*mixture_of(Posterior(**one), key, form))
+
+
+class NVIBEncoderLayer(Block):
+    """A Transformer's encoder layer, or a decoder-only one's, with `NVIBSelfAttention`.
+
+        x <- x + NVIBSelfAttention(norm(x));    x <- x + MLP(norm(x))
+
+    Only attention passes the bottleneck; what x itself carries from layer to layer does not.
+
+    Args:
+      dim: D.
+      heads: H, a divisor of D.
+      hidden: width of the feed-forward layer.
+      norm: "pre" or "post", layer norm before or after each residual.
+      dropout_rate: of what each of the two adds.
+      dtype: compute dtype; the posterior is float32.
+      rngs: parameter RNGs.
+      options: what else `NVIBSelfAttention` takes, `prior` among them.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        *,
+        norm: str = "pre",
+        dropout_rate: float = 0.0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        super().__init__(
+            dim, hidden, 2, norm=norm, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
+        )
+        self.attention = NVIBSelfAttention(dim, heads, dtype=dtype, rngs=rngs, **options)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        previous: Posterior | None = None,
+        draw: jax.Array | None = None,
+        form: str = "expected_logit",
+        causal: bool = False,
+    ) -> tuple[jax.Array, Posterior]:
+        """x (B, N, D), mask (B, N) -> (x (B, N, D), the posterior, S = N + 1).
+
+        `key` is for dropout, `draw` for the mixture; the rest is as in `NVIBSelfAttention`.
+        """
+        how: dict[str, Any] = {"previous": previous, "key": draw, "form": form, "causal": causal}
+        return self._run(x, lambda h: self.attention(h, mask, **how), key)
+
+    def step(
+        self, x: jax.Array, cache: Memory, position: jax.Array, **how: Any
+    ) -> tuple[jax.Array, Memory, Posterior]:
+        """One position of the causal `__call__`; arguments as in `NVIBSelfAttention.step`."""
+        longer = cache
+
+        def attention(h: jax.Array) -> tuple[jax.Array, Posterior]:
+            nonlocal longer
+            out, longer, posterior = self.attention.step(h, cache, position, **how)
+            return out, posterior
+
+        x, posterior = self._run(x, attention, None)
+        return x, longer, posterior
+
+    def _run(self, x, attention, key):
+        keys, found = split_key(key, 2), []
+
+        def only_out(h: jax.Array) -> jax.Array:
+            out, posterior = attention(h)
+            found.append(posterior)
+            return out
+
+        x = self.residual(0, x, only_out, keys[0])
+        return self.residual(1, x, self.mlp, keys[1]), found[0]
 
 
 def mixture_of(

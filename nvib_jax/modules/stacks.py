@@ -80,6 +80,10 @@ class Decoder(_Stack):
         """One memory a layer, computed once for a mixture."""
         return tuple(layer.latent_attention.memory(mixture, form) for layer in self.layers)
 
+    def vectors(self, x: jax.Array, visible: jax.Array) -> tuple[Memory, ...]:
+        """One memory a layer, of the visible of the vectors (B, S, D) as they are."""
+        return tuple(layer.latent_attention.vectors(x, visible) for layer in self.layers)
+
     def __call__(
         self, x: jax.Array, memories: tuple[Memory, ...], key: jax.Array | None = None
     ) -> jax.Array:

@@ -48,7 +48,7 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x.astype(jnp.float32)).astype(self.out_dtype)
 
 
-class _Block(nnx.Module):
+class Block(nnx.Module):
     """What both layers share: the residual with its norm (before or after) and the MLP."""
 
     def __init__(
@@ -69,9 +69,11 @@ class _Block(nnx.Module):
         self.down = Linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def mlp(self, x: jax.Array) -> jax.Array:
+        """The feed-forward network, (B, N, D) -> (B, N, D)."""
         return self.down(constrain(nnx.gelu(self.up(x)), "batch", None, "mlp"))
 
     def residual(self, index: int, x: jax.Array, sublayer, key: jax.Array | None) -> jax.Array:
+        """x (B, N, D) with what a sublayer adds to it, norm number `index` before or after."""
         norm = self.norms[index]
         if self.norm == "pre":
             x = x + dropout(sublayer(norm(x)), self.dropout_rate, key)
@@ -80,7 +82,7 @@ class _Block(nnx.Module):
         return constrain(x, "batch", None, None)
 
 
-class EncoderLayer(_Block):
+class EncoderLayer(Block):
     """Self-attention and an MLP."""
 
     def __init__(
@@ -108,7 +110,7 @@ class EncoderLayer(_Block):
         return self.residual(1, x, self.mlp, keys[1])
 
 
-class DecoderLayer(_Block):
+class DecoderLayer(Block):
     """Causal self-attention, denoising attention to a mixture, and an MLP."""
 
     def __init__(

@@ -22,7 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def grammar_tokenizer():
-    return Tokenizer.train(sorted(default_grammar().words), 4000, whole_words=True)
+    return Tokenizer.train(sorted(default_grammar().words), 4000, pieces="words")
 
 
 @pytest.mark.parametrize("sentence", SENTENCES[:4])

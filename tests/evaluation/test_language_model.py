@@ -44,7 +44,7 @@ LONG = " ".join(["the dog"] * 40)
 def tokenizer() -> Tokenizer:
     grammar = default_grammar()
     words = sorted(grammar.words)
-    return Tokenizer.train([*grammar.sentences(0, 500), *words], 4000, whole_words=True)
+    return Tokenizer.train([*grammar.sentences(0, 500), *words], 4000, pieces="words")
 
 
 @functools.cache
@@ -282,7 +282,7 @@ def test_save_and_load(tmp_path, texts):
     back = LanguageModel.load(path, tokenizer())
     assert (back.config, back.buckets) == (CONFIG, model().buckets)
     np.testing.assert_array_equal(back.log_prob(texts), model().log_prob(texts))
-    other = Tokenizer.train(["some other text"], 100, whole_words=True)
+    other = Tokenizer.train(["some other text"], 100, pieces="words")
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         LanguageModel.load(path, other)
 

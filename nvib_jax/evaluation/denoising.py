@@ -1,0 +1,177 @@
+"""What a denoising autoencoder is worth: noise, segments, probes, and what its layers keep.
+
+The counterpart of `nvib_jax.evaluation.protocol` for models whose bottlenecks are in the encoder's
+self-attention. A model without NVIB layers, the plain Transformer, is measured alike.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvib_jax.data import default_grammar
+from nvib_jax.evaluation.character_noise import SHARES, noise_scores, noise_table, rewriting_nats
+from nvib_jax.evaluation.choice import correlation_at_fixed, explained
+from nvib_jax.evaluation.likelihood import held_out_terms
+from nvib_jax.evaluation.probes import probe_table
+from nvib_jax.evaluation.reconstruction import reconstruction_scores
+from nvib_jax.evaluation.segments import attended, runs, segment_scores
+from nvib_jax.mixture import expected
+from nvib_jax.models.reading import kept
+from nvib_jax.text_model import TextModel
+
+SHOWN = 12  # sentences whose segments and reconstructions are kept for a person to read
+PROBED = 1000  # most sentences for the probes
+
+
+def measure_denoising(
+    model: TextModel,
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    quick: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Scores and tables of a denoising autoencoder.
+
+    Args:
+      model: the model.
+      texts: held-out sentences; with the grammar's, probes are fitted on half of them.
+      seed: of the noise and of the random segments.
+      quick: noise of one share only, and no probes.
+      progress: called with a line of text about what is being measured.
+
+    Returns:
+      "scores": one flat dict; "reconstructions"; "noise", the rows of `noise_table`; "segments",
+      texts with the component of each character; "layers", the rows of `layer_table`; "probes", the
+      rows of `probe_table` (for sentences of the grammar). Noise, segments and probes are for
+      models whose tokens are characters.
+    """
+    grammar = model.config.data.source == "grammar"
+    characters = model.config.data.pieces == "characters"
+    progress(f"reconstructing {len(texts)} sentences")
+    outputs = model.reconstruct(texts, clean=False)
+    scores = reconstruction_scores(texts, outputs)
+    scores["nats"] = rewriting_nats(model, texts, texts)
+    terms = held_out_terms(model, texts, seed=seed)
+    scores |= {name: value for name, value in terms.items() if name.startswith("kl_")}
+    pairs = list(zip(texts, outputs, strict=True))[:SHOWN]
+    found: dict[str, Any] = {"reconstructions": [{"text": a, "output": b} for a, b in pairs]}
+    found["layers"] = layer_table(model, texts)
+    for row in found["layers"]:
+        scores |= {f"{name}_{row['layer']}": row[name] for name in ("kept", "effective")}
+    if characters:
+        progress("adding noise to characters")
+        shares = (0.0, 0.2) if quick else SHARES
+        found["noise"] = noise_table(model, texts, shares=shares, seed=seed)
+        scores |= noise_scores(found["noise"])
+        progress("comparing segments with words")
+        scores |= segment_scores(model, texts, seed=seed)
+        shown = texts[:SHOWN]
+        found["segments"] = [
+            {"text": text, "owners": owner.tolist(), "segments": runs(owner)}
+            for text, owner in zip(shown, attended(model, shown), strict=True)
+        ]
+        if grammar and not quick:
+            progress("fitting linear probes")
+            found["probes"] = probe_table(model, texts[:PROBED], seed=seed)
+            for row in found["probes"]:
+                scores[f"probe_{row['label']}"] = row["layers"][-1]
+    return {"scores": scores, **found}
+
+
+def layer_table(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """What each NVIB layer keeps, and what that depends on.
+
+    Returns:
+      A row for each NVIB layer: "layer" from 1; "kept", the share of the tokens with a pseudo-count
+      above the config's threshold; "effective", the effective number of components by expected
+      weights over their number, `exp(H) / (n + 1)`; "prior", the expected weight of the prior's
+      component; "log_alpha", the mean log pseudo-count; the R2 (`nvib_jax.evaluation.choice`) of
+      being kept and of the log pseudo-count by "position" and by "token", "space" (whether the
+      token is one); and "information", for sentences of the grammar, the correlation at fixed
+      length of the number of vectors kept with -log p.
+    """
+    if not model.config.model.nvib_layers:  # type: ignore[attr-defined]
+        return []
+    rows = model.tokenize(texts)
+    lengths = np.array([len(row) for row in rows])
+    chosen, log_alpha, effective, prior = model.measure(_layers, texts)
+    valid = np.arange(chosen.shape[-1])[None] < lengths[:, None]
+    place = np.broadcast_to(np.arange(chosen.shape[-1])[None], valid.shape)[valid]
+    tokens = np.concatenate([np.asarray(row) for row in rows])
+    groups = {"position": place, "token": tokens, "space": tokens == model.tokenizer.ids.space}
+    table = []
+    for layer in range(chosen.shape[1]):
+        here, weight = chosen[:, layer][valid].astype(float), log_alpha[:, layer][valid]
+        row: dict[str, Any] = {
+            "layer": layer + 1,
+            "kept": float(here.mean()),
+            "effective": float((effective[:, layer] / (lengths + 1)).mean()),
+            "prior": float(prior[:, layer].mean()),
+            "log_alpha": float(weight.mean()),
+        }
+        for name, group in groups.items():
+            row[f"kept_by_{name}"] = explained(group, here)
+            row[f"log_alpha_by_{name}"] = explained(group, weight.astype(float))
+        if model.config.data.source == "grammar":
+            counts = (chosen[:, layer] & valid).sum(axis=1)
+            information = -np.array([default_grammar().log_prob(text) for text in texts])
+            row["information"] = correlation_at_fixed(lengths, counts, information)
+        table.append(row)
+    return table
+
+
+def page(found: dict[str, Any]) -> str:
+    """A page of text: the scores, then sentences, then segments."""
+    scores = found["scores"]
+    lines = [
+        f"{label:<48}{form.format(scores[name]):>10}"
+        for name, label, form in _ROWS
+        if name in scores
+    ]
+    for row in found["layers"]:
+        lines.append(
+            f"{'NVIB layer ' + str(row['layer']) + ': vectors kept, effective, the prior':<48}"
+            f"{row['kept']:>10.1%}{row['effective']:>10.1%}{row['prior']:>10.1%}"
+        )
+    lines += ["", "Reconstructions of held-out sentences (= is exact)"]
+    for row in found["reconstructions"][:6]:
+        same = "=" if row["text"] == row["output"] else "~"
+        lines += [f"  in   {row['text']}", f"  {same} out {row['output']}"]
+    if "segments" in found:
+        lines += ["", "Segments: characters that attend to the same component"]
+        for row in found["segments"][:6]:
+            parts = [row["text"][a:b] for a, b in row["segments"]]
+            lines.append("  " + "|".join(parts))
+    return "\n".join(lines)
+
+
+_ROWS = (  # metric, its description on the page, format
+    ("exact", "sentences reconstructed exactly", "{:.1%}"),
+    ("chrf", "reconstruction chrF (sacrebleu)", "{:.1f}"),
+    ("nats", "cross-entropy a token, nats", "{:.3f}"),
+    ("noise_chrf_20", "chrF with noise in a fifth of the characters", "{:.1f}"),
+    ("segments_word_f1", "segments that are words, F1", "{:.2f}"),
+    ("fixed_word_f1", "  segments of the best fixed width", "{:.2f}"),
+    ("random_word_f1", "  as many at random", "{:.2f}"),
+)
+
+
+def _layers(
+    model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """By NVIB layer: kept and log pseudo-count (B, L, max_length), effective and prior (B, L)."""
+    _, posteriors = model.states(tokens, mask)
+    missing = model.max_length - tokens.shape[1]
+    chosen, log_alpha, effective, prior = [], [], [], []
+    for posterior in posteriors:
+        weights = jnp.where(posterior.mask, jnp.exp(expected(posterior).log_weights), 0.0)
+        entropy = -jnp.sum(weights * jnp.log(jnp.maximum(weights, 1e-30)), axis=-1)
+        chosen.append(jnp.pad(kept(posterior, model.config.threshold), ((0, 0), (0, missing))))
+        log_alpha.append(jnp.pad(posterior.log_alpha[:, 1:], ((0, 0), (0, missing))))
+        effective.append(jnp.exp(entropy))
+        prior.append(weights[:, 0])
+    return tuple(jnp.stack(x, axis=1) for x in (chosen, log_alpha, effective, prior))  # type: ignore
