@@ -144,6 +144,13 @@ def concrete(array: Any) -> np.ndarray | None:
     return np.asarray(array)
 
 
+def check_some(name: str, mask: Any) -> None:
+    """Check that a mask shows something, if its values are known."""
+    values = concrete(mask)
+    if values is not None and not values.any():
+        raise ValueError(f"{name} is False everywhere; wanted at least one valid token")
+
+
 def varying(tree: Any) -> frozenset[str]:
     """Mesh axes of an enclosing `shard_map` along which any of the arrays differs."""
     leaves = jax.tree.leaves(tree)

@@ -81,8 +81,8 @@ class Tokenizer:
             vocabulary; "characters", the most frequent of them; or "bytes", the 256 of UTF-8 and
             the space, which write any text.
           report: called with a line of text where the corpus has more characters than the
-            vocabulary has room for. The most frequent ones then fill half of it, so that words
-            have room as well, and the rarest are unknown.
+            vocabulary has room for. The most frequent ones then fill it (of subwords half of it,
+            so that words have room as well), and the rarest are unknown.
 
         Raises:
           ValueError: no sentences, unknown pieces, or a vocabulary too small for any text.
@@ -101,12 +101,14 @@ class Tokenizer:
             # Every character but the space is unknown, and written as the bytes of its UTF-8.
             text, options = [f"{_UNKNOWN} {_UNKNOWN}"], {"byte_fallback": True}
             vocab_size = _SPECIAL + 256 + 2
-        elif pieces != "words" and (
-            rare := _rarest_characters(corpus, vocab_size, symbols, report)
-        ):
-            # A symbol divides the text and is in no other piece, as is fit for what is unknown.
-            text = [sentence.translate(dict.fromkeys(rare, _UNKNOWN)) for sentence in corpus]
-            symbols = [*symbols, _UNKNOWN]
+        elif pieces != "words":
+            # Characters fill half of the vocabulary, so that subwords have room, or all of it.
+            room = vocab_size // 2 if pieces == "subwords" else vocab_size - _SPECIAL - 2
+            rare = _rarest_characters(corpus, vocab_size, room, symbols, report)
+            if rare:
+                # A symbol divides the text and is in no other piece, as is fit for what is unknown.
+                text = [sentence.translate(dict.fromkeys(rare, _UNKNOWN)) for sentence in corpus]
+                symbols = [*symbols, _UNKNOWN]
         writer = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -210,10 +212,11 @@ class Tokenizer:
 def _rarest_characters(
     corpus: Sequence[str],
     vocab_size: int,
+    room: int,
     symbols: Sequence[str],
     report: Callable[[str], None] | None,
 ) -> list[int]:
-    """Codes of the characters for which the vocabulary has no room; none where all fit.
+    """Codes of all characters but the `room` most frequent; none if the vocabulary has all.
 
     SentencePiece can leave characters out itself, but no more than 2 % of the text.
     """
@@ -225,7 +228,7 @@ def _rarest_characters(
     for text in texts:
         found.update(text)
     total = found.total() - found.pop(" ", 0)
-    rare = found.most_common()[vocab_size // 2 :]
+    rare = found.most_common()[room:]
     if report:
         share = sum(n for _, n in rare) / total
         report(

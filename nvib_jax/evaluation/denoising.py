@@ -22,8 +22,8 @@ from nvib_jax.mixture import expected
 from nvib_jax.models.reading import kept
 from nvib_jax.text_model import TextModel
 
+NOISED = 256  # most sentences that noise is added to, each in twenty ways
 SHOWN = 12  # sentences whose segments and reconstructions are kept for a person to read
-PROBED = 1000  # most sentences for the probes
 
 
 def measure_denoising(
@@ -38,7 +38,7 @@ def measure_denoising(
 
     Args:
       model: the model.
-      texts: held-out sentences; with the grammar's, probes are fitted on half of them.
+      texts: held-out sentences.
       seed: of the noise and of the random segments.
       quick: noise of one share only, and no probes.
       progress: called with a line of text about what is being measured.
@@ -46,7 +46,7 @@ def measure_denoising(
     Returns:
       "scores": one flat dict; "reconstructions"; "noise", the rows of `noise_table`; "segments",
       texts with the component of each character; "layers", the rows of `layer_table`; "probes", the
-      rows of `probe_table` (for sentences of the grammar). Noise, segments and probes are for
+      rows of `probe_table` (if the texts are the grammar's). Noise, segments and probes are for
       models whose tokens are characters.
     """
     grammar = model.config.data.source == "grammar"
@@ -65,7 +65,7 @@ def measure_denoising(
     if characters:
         progress("adding noise to characters")
         shares = (0.0, 0.2) if quick else SHARES
-        found["noise"] = noise_table(model, texts, shares=shares, seed=seed)
+        found["noise"] = noise_table(model, texts[:NOISED], shares=shares, seed=seed)
         scores |= noise_scores(found["noise"])
         progress("comparing segments with words")
         scores |= segment_scores(model, texts, seed=seed)
@@ -76,7 +76,7 @@ def measure_denoising(
         ]
         if grammar and not quick:
             progress("fitting linear probes")
-            found["probes"] = probe_table(model, texts[:PROBED], seed=seed)
+            found["probes"] = probe_table(model)
             for row in found["probes"]:
                 scores[f"probe_{row['label']}"] = row["layers"][-1]
     return {"scores": scores, **found}

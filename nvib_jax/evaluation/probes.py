@@ -18,21 +18,24 @@ from nvib_jax.models.denoising import masked_mean
 from nvib_jax.text_model import TextModel
 
 RIDGE = 1e-3  # weight of the squared weights, per example
-ITERATIONS = 200  # of L-BFGS
+ITERATIONS = 100  # of L-BFGS
 
 
-def probe_table(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Accuracies of linear probes on half of the texts, fitted on the other half.
+def probe_table(model: TextModel, *, count: int = 3000, seed: int = 987654) -> list[dict[str, Any]]:
+    """Accuracies of linear probes on half of some sentences, fitted on the other half.
 
     Args:
-      model: a denoising autoencoder whose tokens are characters.
-      texts: sentences of the grammar.
-      seed: chooses the character of each text whose word is asked for.
+      model: a denoising autoencoder whose tokens are the characters of the grammar's sentences.
+      count: sentences that are drawn; those too long for the model are left out.
+      seed: names the corpus that they are drawn from, and chooses the character of each whose word
+        is asked for.
 
     Returns:
       A row for each label: "label", "classes", "majority" (the accuracy of the commonest class) and
       "layers", the accuracy by layer, the embedding first.
     """
+    drawn = default_grammar().sentences(seed, count)
+    texts = [text for text in drawn if len(text) <= model.max_length]
     rng = np.random.default_rng(seed)
     places = [int(rng.choice([i for i, c in enumerate(t) if c != " "])) for t in texts]
     means, states = _read(model, texts, places)
@@ -100,9 +103,9 @@ def sentence_labels(text: str, grammar: Grammar | None = None) -> dict[str, str]
     ('singular', 'present', 'animal', 'yes')
     """
     grammar = grammar or default_grammar()
-    tokens = grammar.tokens(text)
-    if tokens is None:
+    if not grammar.contains(text):
         raise ValueError(f"{text!r} is not in the grammar's language; wanted one of its sentences")
+    tokens = grammar.tokens(text) or []
     tree = _parser(grammar).parse(tokens)
     rules = [node.data for node in tree.iter_subtrees_topdown()]
     clause = next(node for node in tree.iter_subtrees_topdown() if _rule(node) == "clause")

@@ -16,6 +16,7 @@ from flax import nnx
 
 from nvib_jax.attention import Memory
 from nvib_jax.attention.cache import append, empty_memory
+from nvib_jax.checks import check_some
 from nvib_jax.mixture import read, sample
 from nvib_jax.modules.attention import DenoisingAttention
 from nvib_jax.modules.nvib import NVIB
@@ -111,10 +112,12 @@ class NVIBSelfAttention(nnx.Module):
           the NVIB layer above).
 
         Raises:
-          ValueError: shapes that do not fit, an unknown form, causal attention to K > 1 draws.
+          ValueError: shapes that do not fit, a mask that hides everything, an unknown form, causal
+            attention to K > 1 draws.
         """
         if causal:
             check_causal(self.num_samples)
+        check_some("mask", mask)
         posterior = self.nvib(x, mask, previous)
         mixture, form = mixture_of(posterior, key, form, self.num_samples)
         return self.attention(x, self.attention.memory(mixture, form), causal=causal), posterior

@@ -41,6 +41,7 @@ def test_batches_encode_as_singles(tokenizer):
 
 def test_special_ids(tokenizer):
     special = list(dataclasses.astuple(tokenizer.special))
+    assert special.pop() == -1
     assert special == [0, 1, 2, 3]
     assert tokenizer.pieces(special) == ["<pad>", "<s>", "</s>", "<unknown>"]
     ids = tokenizer.encode("the old town")
@@ -122,3 +123,26 @@ def test_every_word_of_the_grammar_is_one_piece(grammar_tokenizer):
         ids = grammar_tokenizer.encode(sentence)
         assert len(ids) == len(sentence.split())
         assert grammar_tokenizer.decode(ids) == sentence
+
+
+def test_characters_and_bytes_are_themselves():
+    """Every space counts, at the ends too, and bytes write what no training text has."""
+    characters = Tokenizer.train(["the dog sees", "a cat"], 100, pieces="characters")
+    text = " the  cat "
+    assert "".join(characters.pieces(characters.encode(text))) == text.replace(" ", "▁")
+    assert characters.ids.space == characters.encode(" ")[0]
+    assert characters.vocab_size == 4 + len(set("the dog sees a cat"))
+    octets = Tokenizer.train(["the dog"], 5, pieces="bytes")
+    for text in ("the dog", "Grüße – 猫 🐶"):
+        assert octets.decode(octets.encode(text)) == text
+        assert len(octets.encode(text)) == len(text.encode())
+    assert octets.special.unk not in octets.encode("Ω")
+    with pytest.raises(ValueError, match="pieces is 'letters'; wanted one of 'subwords'"):
+        Tokenizer.train(["the dog"], 100, pieces="letters")
+
+
+def test_a_vocabulary_too_small_keeps_the_commonest_characters():
+    said = []
+    found = Tokenizer.train(["aaaa bbb cc d"], 8, pieces="characters", report=said.append)
+    assert found.decode(found.encode("abc d")) == "ab⁇ ⁇"
+    assert "no piece for the 2 rarest of 4 characters" in said[0]
