@@ -52,7 +52,7 @@ def test_tables_are_what_was_measured(path, printed):
 
 
 def test_tables_were_found():
-    assert len(TABLES) == 6
+    assert len(TABLES) == 7
     assert len(SLICES) == len(COMMANDS) == 1
 
 

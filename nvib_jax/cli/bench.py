@@ -17,6 +17,7 @@ from nvib_jax.bench.device import Peak, machine
 from nvib_jax.bench.generate import Generate
 from nvib_jax.bench.sampler import Sampler
 from nvib_jax.bench.scaling import Scaling
+from nvib_jax.bench.self_attention import SelfAttentionSuite
 from nvib_jax.bench.timing import Case, Row, measure
 from nvib_jax.bench.train import Train
 from nvib_jax.cli.options import parse
@@ -33,6 +34,7 @@ class Suite(Protocol):
 
 SUITES: dict[str, type[Suite]] = {
     "attention": Attention,
+    "self-attention": SelfAttentionSuite,
     "train": Train,
     "generate": Generate,
     "sampler": Sampler,

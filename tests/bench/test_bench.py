@@ -178,9 +178,12 @@ def test_the_command_writes_json_and_its_table(tmp_path, capsys, monkeypatch):
     [
         (
             [],
-            "no suite was given; wanted one of attention, train, generate, sampler, scaling, data",
+            "no suite was given; wanted one of attention, self-attention, train, generate, sampler",
         ),
-        (["atention"], "there is no suite 'atention'; wanted one of attention, train, generate"),
+        (
+            ["atention"],
+            "there is no suite 'atention'; wanted one of attention, self-attention, train",
+        ),
         (["table"], "wanted one file, as in: nvib bench table bench.json"),
         (["sampler", "--seconds", "-1"], "wanted at least 0"),
     ],

@@ -11,7 +11,7 @@ import tiny
 from tolerance import assert_close
 
 import nvib_jax as nvib
-from nvib_jax.bench import attention, data, generate, plain, sampler, train
+from nvib_jax.bench import attention, data, generate, plain, sampler, self_attention, train
 from nvib_jax.bench.timing import Row, measure
 from nvib_jax.cli import bench
 from nvib_jax.config import ObjectiveConfig
@@ -244,6 +244,22 @@ def test_generate_rows_write_the_same_tokens():
     assert written[0].shape == (3, 5)
     assert all(np.array_equal(written[0], other) for other in written[1:])
     assert not np.isin(written[0], [PAD, EOS]).any()
+
+
+# ---- self-attention
+
+
+def test_self_attention_rows():
+    """The plain layer, and NVIB's that draws, with gradients."""
+    options = self_attention.SelfAttentionSuite(
+        implementation=("plain", "drawn"), batch=1, length=(4,), dim=8, heads=2, causal=True,
+        passes=("gradient",),
+    )  # fmt: skip
+    (group,) = options.groups()
+    check_rows(measure(group, **QUICK), count=2)
+    by_params, by_x = group[1].prepare()()
+    assert by_x.shape == (1, 4, 8)
+    assert float(jnp.abs(by_params["nvib.alpha_linear"]).max()) > 0
 
 
 # ---- sampler
