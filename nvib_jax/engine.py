@@ -33,6 +33,17 @@ COUNTED = 1024  # training sentences from which `count_probabilities` is measure
 FEW = 1024  # up to this many sentences all use the widest bucket, because compiling costs more
 
 
+# Method of a module -> what a model lacks without it.
+_ABILITIES = {
+    "encode": "encodes no texts to one posterior",
+    "remember": "rewrites no texts",
+    "decode_step": "writes no texts",
+    "prior_memories": "has no prior to draw texts from",
+    "embed": "has no one vector of a text",
+    "log_probs": "has no log-probability of a text",
+}
+
+
 @dataclass(frozen=True, repr=False)
 class Engine:
     """Parameters and description of one model, and the functions compiled for it.
@@ -58,7 +69,7 @@ class Engine:
         Raises:
           ValueError: the model is of another family.
         """
-        self.check_encodes()
+        self.check_can("encode")
         return nvae_config(self.config.model)
 
     @property
@@ -86,31 +97,24 @@ class Engine:
         """p(m), the share of training sentences with m present vectors, (max_length + 1,)."""
         return self.description.count_probabilities
 
+    def can(self, method: str) -> bool:
+        """Whether the model's module has a method; which ones a family has says what it can do."""
+        return hasattr(self.description.structure.module, method)
+
+    def check_can(self, method: str) -> None:
+        """Raise ValueError if the model's module lacks one of the methods of `_ABILITIES`."""
+        if not self.can(method):
+            raise ValueError(f"a {family_of(self.config.model)} model {_ABILITIES[method]}")
+
     @property
     def encodes(self) -> bool:
         """Whether the model gives texts a posterior."""
-        return hasattr(self.description.structure.module, "encode")
-
-    @property
-    def rewrites(self) -> bool:
-        """Whether the model reads a text and writes it again."""
-        return hasattr(self.description.structure.module, "remember")
+        return self.can("encode")
 
     @property
     def writes(self) -> bool:
         """Whether the model has a decoder that writes texts."""
-        return hasattr(self.description.structure.module, "decode_step")
-
-    def check_encodes(self) -> None:
-        """Raise ValueError if the model is of a family that has no posterior of a text."""
-        if not self.encodes:
-            family = family_of(self.config.model)
-            raise ValueError(f"a {family} model encodes no texts to one posterior")
-
-    def check_writes(self) -> None:
-        """Raise ValueError if the model is of a family that writes no texts."""
-        if not self.writes:
-            raise ValueError(f"a {family_of(self.config.model)} model writes no texts")
+        return self.can("decode_step")
 
     def described(self, **changes: Any) -> Self:
         """This model with some fields of its description changed."""

@@ -33,8 +33,8 @@ def read(model: Engine, texts: Sequence[str], clean: bool) -> list[str]:
       ValueError: not a list of texts, cleaning leaves nothing of a text, or the model is of a
         family that encodes no texts.
     """
-    if not model.rewrites:
-        model.check_encodes()
+    if not any(map(model.can, ("encode", "remember", "log_probs"))):
+        model.check_can("encode")
     check_texts(texts)
     if not clean:
         return list(texts)

@@ -106,7 +106,7 @@ class TextModel(Engine):
           `Posterior`, shape (len(texts), max_length + 1, ...); component 0 is the prior's, and
           where `mask` is False the log pseudo-count is 0 and means nothing.
         """
-        self.check_encodes()
+        self.check_can("encode")
         tokens, mask = self.padded(
             self.tokenize(text_input.read(self, texts, clean)), self.max_length
         )
@@ -125,7 +125,9 @@ class TextModel(Engine):
         Returns:
           float32, shape (len(texts), D).
         """
-        return self.measure(_embed, text_input.read(self, texts, clean))
+        texts = text_input.read(self, texts, clean)
+        self.check_can("embed")
+        return self.measure(_embed, texts)
 
     def score(self, texts: Sequence[str], *, seed: int = 0, clean: bool = True) -> np.ndarray:
         """A lower bound on log p(x) of each text in nats: the evidence lower bound (ELBO).
@@ -133,7 +135,8 @@ class TextModel(Engine):
             log p(m) + log p(x | F) - KL_G - KL_D        F drawn once from q(F | x)
 
         with exact KLs; `nvib_jax.evaluation.evidence_bound` averages it over texts. It is a bound
-        in expectation over `seed`; end-of-sentence counts as a token.
+        in expectation over `seed`; end-of-sentence counts as a token. Of a causal language model it
+        is log p(x) itself.
 
         Args:
           texts: sentences.
@@ -146,6 +149,9 @@ class TextModel(Engine):
         Raises:
           ValueError: the latent has no density (kind T), so there is no bound.
         """
+        if self.can("log_probs"):
+            found = self.measure(_log_prob, text_input.read(self, texts, clean))
+            return found.astype(np.float64)
         kind = self.architecture.kind
         if not LATENTS[kind].variational:
             raise ValueError(f"a {kind} has no density; wanted a variational latent")
@@ -189,8 +195,8 @@ class TextModel(Engine):
         Raises:
           ValueError: `latent` is neither a posterior nor a mixture.
         """
-        self.check_writes()
-        self.check_encodes()
+        self.check_can("encode")
+        self.check_can("decode_step")
         if isinstance(latent, Posterior):
             mixture, form = self.mixture(latent, form=form, seed=seed)
         elif isinstance(latent, Mixture):
@@ -228,7 +234,7 @@ class TextModel(Engine):
           One text for each, in order.
         """
         texts = text_input.read(self, texts, clean)
-        self.check_writes()
+        self.check_can("remember")
         how: dict[str, Any] = {"form": form, "max_length": self.max_length, "config": decoding}
         given = () if keep is None else (text_input.amount(keep),)
         return self.texts(self.measure(rewrite, texts, seed, arrays=given, **how))
@@ -253,8 +259,10 @@ class TextModel(Engine):
         Raises:
           ValueError: `count < 1`, or lengths that do not fit.
         """
-        self.check_writes()
-        self.check_encodes()
+        self.check_can("decode_step")
+        self.check_can("prior_memories")
+        if lengths is not None:
+            self.check_can("encode")
         if count < 1:
             raise ValueError(f"count is {count}; wanted at least 1")
         shares = self.count_probabilities
@@ -292,7 +300,7 @@ class TextModel(Engine):
         """
         if steps < 2:
             raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
-        self.check_encodes()
+        self.check_can("encode")
         ends = self.encode(text_input.read(self, [a, b], clean), clean=False)
         mixture, form = self.mixture(ends, form=form, seed=seed)
         first, second = (
@@ -307,6 +315,10 @@ def _encode(
     model: NVAE, tokens: jax.Array, mask: jax.Array, keep: jax.Array | None = None
 ) -> Posterior:
     return model.encode(tokens, mask, keep=keep)
+
+
+def _log_prob(model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
+    return jnp.sum(model.log_probs(tokens, mask), axis=-1)
 
 
 def _embed(model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:

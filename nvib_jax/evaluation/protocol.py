@@ -16,6 +16,7 @@ import numpy as np
 from nvib_jax.checkpoint.load import load
 from nvib_jax.data import PreparedData, default_grammar, prepare
 from nvib_jax.data.config import relocated
+from nvib_jax.evaluation.causal import measure_causal
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
 from nvib_jax.evaluation.choice import choice, choice_scores
 from nvib_jax.evaluation.collapse import collapse_report
@@ -44,7 +45,7 @@ from nvib_jax.fields import check_fields
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.build import family_of
-from nvib_jax.models.config import DenoisingConfig
+from nvib_jax.models.config import CausalConfig, DenoisingConfig
 from nvib_jax.text_model import TextModel
 
 RESULT = "evaluation.json"
@@ -148,6 +149,11 @@ def measure(
     if not (model.encodes and model.writes):
         if isinstance(model.config.model, DenoisingConfig):
             found = measure_denoising(model, texts, seed=config.seed, progress=progress)
+            return {"split": config.split, "sentences": len(texts), **found}
+        if isinstance(model.config.model, CausalConfig):
+            found = measure_causal(
+                model, data, texts, samples=config.samples, seed=config.seed, progress=progress
+            )
             return {"split": config.split, "sentences": len(texts), **found}
         progress(f"measuring {len(texts)} sentences of the {config.split} split")
         scores: dict[str, Any] = dict(held_out_terms(model, texts, seed=config.seed))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from nvib_jax.data import PreparedData
 from nvib_jax.engine import COUNTED
-from nvib_jax.evaluation.denoising import measure_denoising, page
+from nvib_jax.evaluation import causal, denoising
 from nvib_jax.evaluation.likelihood import evidence_bound
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.samples import language_scores
 from nvib_jax.evaluation.usage import vector_usage
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
-from nvib_jax.models.config import DenoisingConfig
+from nvib_jax.models.config import CausalConfig, DenoisingConfig
 from nvib_jax.processes import is_first
 from nvib_jax.text_model import TextModel
 
@@ -120,8 +120,8 @@ def summarize_run(model: TextModel, data: PreparedData, say: Callable[[str], Non
     Returns:
       The metrics of `evaluate`.
     """
-    if isinstance(model.config.model, DenoisingConfig):
-        return _summarize_denoising(model, data, say)
+    if isinstance(model.config.model, DenoisingConfig | CausalConfig):
+        return _summarize_stack(model, data, say)
     if not (model.encodes and model.writes):
         say("no page: the model writes no text; its figures are in metrics.jsonl")
         return {}
@@ -142,15 +142,18 @@ def summarize_run(model: TextModel, data: PreparedData, say: Callable[[str], Non
     return scores
 
 
-def _summarize_denoising(
-    model: TextModel, data: PreparedData, say: Callable[[str], None]
-) -> Scores:
-    """As `summarize_run`, of a denoising autoencoder."""
+def _summarize_stack(model: TextModel, data: PreparedData, say: Callable[[str], None]) -> Scores:
+    """As `summarize_run`, of a model with NVIB in its layers."""
     config = model.config
     say("measuring on held-out sentences")
     texts = data.sentences(data.held_out, config.train.eval_sentences)
-    found = measure_denoising(model, texts, seed=config.train.seed, quick=True)
-    text = page(found)
+    seed = config.train.seed
+    if isinstance(config.model, CausalConfig):
+        found = causal.measure_causal(model, data, texts, samples=SUMMARY_SAMPLES, seed=seed)
+        text = causal.page(found)
+    else:
+        found = denoising.measure_denoising(model, texts, seed=seed, quick=True)
+        text = denoising.page(found)
     if is_first():
         write_summary(config.train.run_dir, text, {"trained": found["scores"]})
     say(f"\n{text}")

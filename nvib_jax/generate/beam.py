@@ -77,6 +77,7 @@ def beam_search(
     beams: int,
     length_penalty: float = 0.0,
     kept: int | None = None,
+    rows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The best hypotheses of every row of a batch of memories.
 
@@ -88,6 +89,7 @@ def beam_search(
       length_penalty: 0 or more; 0 ranks by log p.
       kept: P, how many hypotheses to return; None is K. The best one is the same for every P, but
         a larger P takes more steps, because a sentence is done only when all P are final.
+      rows: B, for a model that has no memories; None is that of the memories.
 
     Returns:
       (int32 ids, shape (B, P, max_length): the sentence, then PAD; float32 scores in nats over the
@@ -96,7 +98,7 @@ def beam_search(
     Raises:
       ValueError: more beams than tokens to choose from.
     """
-    batch = memories[0].bias.shape[0]
+    batch = memories[0].bias.shape[0] if rows is None else rows
 
     def unfinished(state: _State) -> jax.Array:
         return (state.position < max_length) & ~jnp.all(state.done)

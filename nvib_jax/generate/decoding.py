@@ -105,6 +105,7 @@ def generate(
     *,
     max_length: int,
     config: DecodingConfig | None = None,
+    rows: int | None = None,
 ) -> jax.Array:
     """Decode every row of a batch of memories.
 
@@ -114,6 +115,7 @@ def generate(
       key: PRNG key, used by sampling only.
       max_length: most tokens of a sentence without end-of-sentence; at most `model.max_length`.
       config: how tokens are chosen; None is greedy.
+      rows: B, for a model that has no memories; None is that of the memories.
 
     Returns:
       int32 ids, shape (B, max_length): the sentence, then padding; no end-of-sentence.
@@ -125,6 +127,7 @@ def generate(
     if not 1 <= max_length <= model.max_length:
         raise ValueError(f"max_length is {max_length}; wanted 1 to {model.max_length}")
     chosen = config or DecodingConfig()
+    rows = memories[0].bias.shape[0] if rows is None else rows
     if chosen.method == "beam":
         ids, _ = beam_search(
             model,
@@ -133,9 +136,10 @@ def generate(
             beams=chosen.beams,
             length_penalty=chosen.length_penalty,
             kept=1,
+            rows=rows,
         )
         return ids[:, 0]
-    return _one_by_one(model, memories, key, max_length, chosen)
+    return _one_by_one(model, memories, key, max_length, chosen, rows)
 
 
 def _one_by_one(
@@ -144,9 +148,10 @@ def _one_by_one(
     key: jax.Array,
     max_length: int,
     config: DecodingConfig,
+    batch: int,
 ) -> jax.Array:
     """Greedy decoding and sampling, where a chosen token is never changed."""
-    batch, special = memories[0].bias.shape[0], model.special
+    special = model.special
 
     def unfinished(carry) -> jax.Array:
         position, _, _, _, done = carry
@@ -201,8 +206,8 @@ def rewrite(
     return generate(model, memories, token_key(key), **how)
 
 
-def write_prior(model: NVAE, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
+def write_prior(model: Any, lengths: jax.Array, key: jax.Array, **how: Any) -> jax.Array:
     """Numbers of vectors (B,) -> mixtures drawn from the prior -> ids (B, max_length)."""
     mixture_key, tokens_key = jax.random.split(key)
-    mixture = model.latent.sample_prior(mixture_key, lengths, most=model.max_length)
-    return generate(model, model.memories(mixture, "exact"), tokens_key, **how)
+    memories = model.prior_memories(lengths, mixture_key)
+    return generate(model, memories, tokens_key, rows=lengths.shape[0], **how)

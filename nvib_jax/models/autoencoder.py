@@ -52,7 +52,7 @@ class Autoencoder(nnx.Module):
         Raises:
           ValueError: N is above `max_length`.
         """
-        _check_positions("tokens", tokens, self.max_length)
+        check_positions("tokens", tokens, self.max_length)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         x = self._embed(self.encoder_embedding, tokens)
         return x + self._embed(self.encoder_position, positions)[None]
@@ -106,7 +106,7 @@ class Autoencoder(nnx.Module):
 
     def _decode(self, memories, inputs, key) -> jax.Array:
         """The states that the output layer reads, (B, T, D)."""
-        _check_positions("inputs", inputs, self.max_length + 1)
+        check_positions("inputs", inputs, self.max_length + 1)
         first, rest = split_key(key, 2)
         x = dropout(self.decoder_input(inputs), self.config.dropout, first)
         return self.decoder(x, memories, rest)
@@ -167,7 +167,7 @@ def table(rows: int, dim: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(init(rngs.params(), (rows, dim)))
 
 
-def _check_positions(name: str, tokens: jax.Array, most: int) -> None:
+def check_positions(name: str, tokens: jax.Array, most: int) -> None:
     """Raise ValueError for too many positions, because jax would silently clamp their indices."""
     if tokens.shape[1] > most:
         raise ValueError(f"{name} has {tokens.shape[1]} positions; wanted at most {most}")

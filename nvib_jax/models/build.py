@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from nvib_jax.models.config import DenoisingConfig, ModelConfig, NVAEConfig
+from nvib_jax.models.causal_lm import CausalLM
+from nvib_jax.models.config import CausalConfig, DenoisingConfig, ModelConfig, NVAEConfig
 from nvib_jax.models.denoising import DenoisingAutoencoder
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import Params, split
@@ -22,6 +23,7 @@ from nvib_jax.models.special_ids import SpecialIds
 FAMILIES: dict[str, tuple[type[ModelConfig], Callable[..., Any]]] = {
     "nvae": (NVAEConfig, NVAE),
     "denoising": (DenoisingConfig, DenoisingAutoencoder),
+    "causal_lm": (CausalConfig, CausalLM),
 }
 
 

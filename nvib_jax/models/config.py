@@ -150,8 +150,8 @@ class NVAEConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingConfig(ModelConfig):
-    """Architecture and bottlenecks of a `DenoisingAutoencoder`."""
+class StackConfig(ModelConfig):
+    """Architecture of a stack of plain layers with NVIB layers above them (`models.stack`)."""
 
     dim: int = 256
     """Width D of the model."""
@@ -160,17 +160,13 @@ class DenoisingConfig(ModelConfig):
     hidden: int = 512
     """Width of the feed-forward layers."""
     plain_layers: int = 3
-    """Encoder layers with plain self-attention, below the others."""
+    """Layers with plain self-attention, below the others."""
     nvib_layers: int = 3
-    """Encoder layers whose self-attention reads a mixture; 0 is a plain Transformer."""
-    decoder_layers: int = 2
-    """Decoder layers."""
+    """Layers whose self-attention reads a mixture; 0 is a plain Transformer."""
     norm: Literal["pre", "post"] = "pre"
     """Layer norm before (pre) or after (post) each residual."""
     dropout: float = 0.1
     """Dropout rate in training."""
-    deletion: float = 0.1
-    """Share of the tokens that are deleted from the input in training; a lone space never is."""
     pseudo_count: Literal["exp_linear", "exp_quadratic"] = "exp_linear"
     """Map from states to pseudo-counts; those of the NVIB layer below are multiplied in."""
     initial_alpha: float | None = None
@@ -181,16 +177,12 @@ class DenoisingConfig(ModelConfig):
     """Total pseudo-count of each Dirichlet process, alpha_0^p."""
     alpha_delta: float = 0.25
     """Prior pseudo-counts a token adds: the knob of the bottlenecks."""
-    num_samples: int = 1
-    """Draws per component in training, K."""
     layer_weights: Literal["depth", "uniform"] = "depth"
     """Shares of the KLs of the NVIB layers in the loss: in proportion to depth, or all alike."""
     evaluation_form: Literal["exact", "published", "simplified", "expected_logit"] = (
         "expected_logit"
     )
     """How the posteriors are read when not training, a form of denoising attention."""
-    cross_mask: Literal["never", "evaluation", "always"] = "never"
-    """When the decoder is not given the vectors whose pseudo-count is at most `threshold`."""
     threshold: float = 0.1
     """The pseudo-count above which a vector counts as kept."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -200,25 +192,22 @@ class DenoisingConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
-
-        def check(right: bool, name: str, wanted: str) -> None:
-            if not right:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")
-
-        for name in ("dim", "hidden", "decoder_layers", "num_samples"):
-            check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("dim", "hidden"):
+            self._check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("plain_layers", "nvib_layers", "alpha_delta", "threshold"):
-            check(getattr(self, name) >= 0, name, "at least 0")
+            self._check(getattr(self, name) >= 0, name, "at least 0")
+        self._check(self.plain_layers + self.nvib_layers >= 1, "plain_layers", "at least 1 layer")
         for name in ("initial_variance", "prior_alpha"):
-            check(getattr(self, name) > 0, name, "more than 0")
-        check(self.initial_alpha is None or self.initial_alpha > 0, "initial_alpha", "more than 0")
-        check(
-            self.heads >= 1 and self.dim % self.heads == 0,
-            "heads",
-            f"a divisor of model.dim, {self.dim}",
-        )
-        for name in ("dropout", "deletion"):
-            check(0 <= getattr(self, name) < 1, name, f"0 <= {name} < 1")
+            self._check(getattr(self, name) > 0, name, "more than 0")
+        start = self.initial_alpha
+        self._check(start is None or start > 0, "initial_alpha", "more than 0")
+        fits = self.heads >= 1 and self.dim % self.heads == 0
+        self._check(fits, "heads", f"a divisor of model.dim, {self.dim}")
+        self._check(0 <= self.dropout < 1, "dropout", "0 <= dropout < 1")
+
+    def _check(self, right: bool, name: str, wanted: str) -> None:
+        if not right:
+            raise ValueError(f"model.{name} is {getattr(self, name)}; wanted {wanted}")
 
     @property
     def width(self) -> int:
@@ -232,7 +221,37 @@ class DenoisingConfig(ModelConfig):
     def bytes_per_token(self) -> int:
         """One state of width D for each layer."""
         itemsize = 2 if self.dtype == "bfloat16" else 4
-        return itemsize * self.dim * (self.plain_layers + self.nvib_layers + self.decoder_layers)
+        return itemsize * self.dim * (self.plain_layers + self.nvib_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig(StackConfig):
+    """Architecture of a `DenoisingAutoencoder`: its encoder is the stack."""
+
+    decoder_layers: int = 2
+    """Decoder layers."""
+    deletion: float = 0.1
+    """Share of the tokens that are deleted from the input in training; a lone space never is."""
+    num_samples: int = 1
+    """Draws per component in training, K."""
+    cross_mask: Literal["never", "evaluation", "always"] = "never"
+    """When the decoder is not given the vectors whose pseudo-count is at most `threshold`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("decoder_layers", "num_samples"):
+            self._check(getattr(self, name) >= 1, name, "at least 1")
+        self._check(0 <= self.deletion < 1, "deletion", "0 <= deletion < 1")
+
+    def bytes_per_token(self) -> int:
+        """One state of width D for each layer, the decoder's too."""
+        layers = self.plain_layers + self.nvib_layers
+        return super().bytes_per_token() * (layers + self.decoder_layers) // layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConfig(StackConfig):
+    """Architecture of a `CausalLM`: the stack, in which a token sees only those before it."""
 
 
 def nvae_config(config: ModelConfig) -> NVAEConfig:

@@ -2,9 +2,8 @@
 
     characters -> plain layers -> NVIB layers -> decoder -> characters
 
-Each NVIB layer has a posterior of its own, whose pseudo-counts multiply those of the layer below
-(`nvib_jax.posterior.add_skip`). The decoder attends plainly to the last layer's states: what the
-KLs can change is what self-attention reads. Source: Behjati, Fehr & Henderson, Findings of EMNLP
+The encoder is an `NVIBStack`. The decoder attends plainly to its last states: what the KLs can
+change is what self-attention reads. Source: Behjati, Fehr & Henderson, Findings of EMNLP
 2023, arXiv 2310.17284.
 """
 
@@ -15,17 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
-from nvib_jax.kl import kl_dirichlet, kl_gaussian
 from nvib_jax.models.autoencoder import Autoencoder, table
 from nvib_jax.models.config import DenoisingConfig
 from nvib_jax.models.reading import kept
 from nvib_jax.models.special_ids import SpecialIds
+from nvib_jax.models.stack import NVIBStack
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.models.terms import Batch, Terms
-from nvib_jax.modules import Decoder, EncoderLayer, NVIBEncoderLayer
+from nvib_jax.modules import Decoder
 from nvib_jax.modules.linear import Linear
-from nvib_jax.modules.transformer import LayerNorm, dropout, split_key
-from nvib_jax.types import Posterior, Prior
+from nvib_jax.modules.transformer import dropout, split_key
+from nvib_jax.types import Posterior
 
 
 class DenoisingAutoencoder(Autoencoder):
@@ -54,34 +53,18 @@ class DenoisingAutoencoder(Autoencoder):
         self.decoder_embedding = table(vocab_size, c.dim, rngs)
         self.encoder_position = table(max_length, c.dim, rngs)
         self.decoder_position = table(max_length + 1, c.dim, rngs)
-        shared: dict[str, Any] = {
-            "norm": c.norm,
-            "dropout_rate": c.dropout,
-            "dtype": dtype,
-            "rngs": rngs,
-        }
-        self.plain_layers = nnx.List(
-            EncoderLayer(c.dim, c.heads, c.hidden, **shared) for _ in range(c.plain_layers)
-        )
-        prior = Prior.standard(c.dim, alpha=c.prior_alpha, alpha_delta=c.alpha_delta)
-        self.nvib_layers = nnx.List(
-            NVIBEncoderLayer(
-                c.dim,
-                c.heads,
-                c.hidden,
-                prior=prior,
-                pseudo_count=c.pseudo_count,
-                # Only the first has the pseudo-counts to make; the others multiply those by 1.
-                initial_alpha=1.0 if layer else c.initial_alpha or c.alpha_delta or 1.0,
-                initial_variance=c.initial_variance,
-                num_samples=c.num_samples,
-                **shared,
-            )
-            for layer in range(c.nvib_layers)
-        )
-        self.norm = LayerNorm(c.dim, dtype=dtype, rngs=rngs) if c.norm == "pre" else None
+        self.encoder = NVIBStack(c, num_samples=c.num_samples, rngs=rngs)
         self.decoder = Decoder(
-            c.decoder_layers, c.dim, c.heads, c.hidden, latent_bias=True, remat=c.remat, **shared
+            c.decoder_layers,
+            c.dim,
+            c.heads,
+            c.hidden,
+            latent_bias=True,
+            norm=c.norm,
+            dropout_rate=c.dropout,
+            dtype=dtype,
+            remat=c.remat,
+            rngs=rngs,
         )
         self.output = Linear(c.dim, vocab_size, dtype=dtype, rngs=rngs)
 
@@ -105,40 +88,8 @@ class DenoisingAutoencoder(Autoencoder):
         memories = self.memories(x, self.visible(posteriors, seen, train=train))
         nll = self.cross_entropy(memories, inputs, targets, counted, decode)
 
-        real = jnp.any(mask, axis=-1)
-        costs, metrics = {}, {}
-        for layer, (posterior, weight) in enumerate(
-            zip(posteriors, self.layer_weights, strict=True), start=1
-        ):
-            for name, cost in self._costs(layer, posterior, objective).items():
-                cost = jnp.where(real, cost, 0.0)
-                costs[f"{name}/{layer}"] = weight * cost
-                metrics[f"kl_{name}/{layer}"] = jnp.sum(cost), jnp.sum(real)
-            metrics[f"share_kept/{layer}"] = (
-                jnp.sum(kept(posterior, self.config.threshold)),
-                jnp.sum(seen),
-            )
+        costs, metrics = self.encoder.costs(posteriors, seen, objective)
         return Terms(nll, jnp.sum(counted), costs, metrics, width=self.config.dim)
-
-    def _costs(self, layer: int, posterior: Posterior, objective: Any) -> dict[str, jax.Array]:
-        """The KLs of an NVIB layer, from 1, each (B,)."""
-        prior = self.nvib_layers[layer - 1].attention.nvib.prior
-        count = self.config.num_samples
-        return {
-            "gaussian": kl_gaussian(
-                posterior, prior, num_samples=count, form=objective.gaussian_form
-            ),
-            "dirichlet": kl_dirichlet(
-                posterior, prior, num_samples=count, form=objective.dirichlet_form
-            ),
-        }
-
-    @property
-    def layer_weights(self) -> list[float]:
-        """The share of each NVIB layer's KLs in the loss; they add up to 1."""
-        layers = range(1, self.config.nvib_layers + 1)
-        sizes = [layer if self.config.layer_weights == "depth" else 1 for layer in layers]
-        return [size / sum(sizes) for size in sizes]
 
     def states(
         self,
@@ -164,64 +115,21 @@ class DenoisingAutoencoder(Autoencoder):
         Raises:
           ValueError: N is above `max_length`.
         """
-        *_, x, posteriors = self._layers(tokens, mask, key, draw, form)
-        return (x if self.norm is None else self.norm(x)), posteriors
+        first, rest = split_key(key, 2)
+        x = dropout(self.encoder_input(tokens), self.config.dropout, first)
+        return self.encoder(x, mask, rest, draw=draw, form=form)
 
     def states_by_layer(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """The input and every layer's output without noise, before the last norm: (L, B, N, D)."""
-        *states, _ = self._layers(tokens, mask, None, None, None)
-        return jnp.stack(states)
+        return jnp.stack(self.encoder.layers(self.encoder_input(tokens), mask)[0])
+
+    def posteriors(self, tokens: jax.Array, mask: jax.Array) -> tuple[Posterior, ...]:
+        """The posteriors of the NVIB layers, S = N + 1, without noise."""
+        return self.states(tokens, mask)[1]
 
     def last_attention(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """What each token attends to in the encoder's last layer, mean over heads, without noise.
-
-        Returns:
-          float32, shape (B, N, N + 1): over the prior's component and the tokens. The prior's share
-          is 0 where the last layer is a plain one.
-        """
-        *states, posteriors = self._layers(tokens, mask, None, None, None)
-        if not posteriors:
-            weights = self.plain_layers[-1].attention.weights(
-                self._normed(self.plain_layers[-1], states[-2]), mask
-            )
-            return jnp.pad(jnp.mean(weights, axis=1), ((0, 0), (0, 0), (1, 0)))
-        layer = self.nvib_layers[-1]
-        below = posteriors[-2] if len(posteriors) > 1 else None
-        form = self.config.evaluation_form
-        weights = layer.attention.weights(
-            self._normed(layer, states[-2]), mask, previous=below, form=form
-        )
-        return jnp.mean(weights, axis=1)
-
-    def _normed(self, layer: Any, x: jax.Array) -> jax.Array:
-        """What a layer's attention reads."""
-        return layer.norms[0](x) if self.config.norm == "pre" else x
-
-    def _layers(self, tokens, mask, key, draw, form) -> list[Any]:
-        """The input of the first layer, the output of each, and the posteriors."""
-        c = self.config
-        first, *keys = split_key(key, 1 + c.plain_layers + c.nvib_layers)
-        draws = split_key(draw, c.nvib_layers) if c.nvib_layers else []
-        x = dropout(self.encoder_input(tokens), c.dropout, first)
-        found: list[Any] = [x]
-        for layer, layer_key in zip(self.plain_layers, keys[: c.plain_layers], strict=True):
-            x = (jax.checkpoint(layer.__call__) if c.remat else layer)(x, mask, layer_key)
-            found.append(x)
-        posteriors: list[Posterior] = []
-        how = form or c.evaluation_form
-        for bottleneck, layer_key, layer_draw in zip(
-            self.nvib_layers, keys[c.plain_layers :], draws, strict=True
-        ):
-
-            def run(x, mask, key, previous, draw, layer=bottleneck):
-                return layer(x, mask, key, previous=previous, draw=draw, form=how)
-
-            below = posteriors[-1] if posteriors else None
-            once = jax.checkpoint(run) if c.remat else run
-            x, posterior = once(x, mask, layer_key, below, layer_draw)
-            found.append(x)
-            posteriors.append(posterior)
-        return [*found, tuple(posteriors)]
+        """`NVIBStack.last_attention` of tokens, float32 (B, N, N + 1)."""
+        return self.encoder.last_attention(self.encoder_input(tokens), mask)
 
     def visible(
         self, posteriors: tuple[Posterior, ...], mask: jax.Array, *, train: bool = False

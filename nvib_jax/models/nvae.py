@@ -207,6 +207,11 @@ class NVAE(Autoencoder):
         """One vector of each text (`nvib_jax.models.reading.mean_vector`), float32 (B, D)."""
         return mean_vector(self.encode(tokens, mask))
 
+    def prior_memories(self, lengths: jax.Array, key: jax.Array) -> tuple[Memory, ...]:
+        """What the decoder reads of draws of the prior with these numbers of vectors, (B,)."""
+        mixture = self.latent.sample_prior(key, lengths, most=self.max_length)
+        return self.memories(mixture, "exact")
+
     def memories(self, mixture: Mixture, form: str) -> tuple[Memory, ...]:
         """One memory of the mixture for each decoder layer's attention, computed once."""
         return self.decoder.memories(mixture, form)

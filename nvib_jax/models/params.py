@@ -21,6 +21,7 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "decoder_embedding": ("vocab", "embed"),
     "embedding": ("vocab", "embed"),
     "part": (None, "embed"),
+    "position": (None, "embed"),
     "encoder_position": (None, "embed"),
     "decoder_position": (None, "embed"),
     "qkv.kernel": ("embed", None, "heads"),

@@ -109,6 +109,18 @@ class EncoderLayer(Block):
         x = self.residual(0, x, lambda h: self.attention(h, mask), keys[0])
         return self.residual(1, x, self.mlp, keys[1])
 
+    def step(self, x: jax.Array, cache: Memory, position: jax.Array) -> tuple[jax.Array, Memory]:
+        """One position of the causal `__call__`, x (B, 1, D), and the cache with it."""
+        longer = cache
+
+        def attention(h: jax.Array) -> jax.Array:
+            nonlocal longer
+            out, longer = self.attention.step(h, cache, position)
+            return out
+
+        x = self.residual(0, x, attention, None)
+        return self.residual(1, x, self.mlp, None), longer
+
 
 class DecoderLayer(Block):
     """Causal self-attention, denoising attention to a mixture, and an MLP."""

@@ -95,7 +95,7 @@ def test_the_share_is_what_is_deleted():
 def test_pseudo_counts_multiply_those_of_the_layer_below():
     """A second layer whose own are all 1 has those of the first, but for the prior's component."""
     model, batch = module(), tiny.batch()
-    second = model.nvib_layers[1].attention.nvib
+    second = model.encoder.nvib_layers[1].attention.nvib
     second.alpha_linear[...] = jnp.zeros_like(second.alpha_linear[...])
     _, (below, above) = jax.jit(model.states)(batch["tokens"], batch["mask"])
     np.testing.assert_array_equal(above.log_alpha, below.log_alpha)
@@ -194,7 +194,7 @@ def test_layers_and_their_mean():
     assert layers.shape == (4, *mask.shape, 16)
     np.testing.assert_array_equal(layers[0], model.encoder_input(tokens))
     last, _ = model.states(tokens, mask)
-    assert_close(model.norm(layers[-1]), last, 1e-6)
+    assert_close(model.encoder.norm(layers[-1]), last, 1e-6)
     assert_close(masked_mean(layers, mask)[:, 2], layers[:, 2, 0], 1e-6)  # a row of one token
     assert_close(model.embed(tokens, mask)[1], jnp.mean(last[1, :3], axis=0), 1e-6)
     for found in (model, module(nvib_layers=0, plain_layers=2)):
@@ -254,7 +254,7 @@ def test_wrong_configs_and_arguments():
     model, batch = module(), tiny.batch()
     with pytest.raises(ValueError, match="tokens has 9 positions; wanted at most 6"):
         model.states(jnp.zeros((1, 9), jnp.int32), jnp.ones((1, 9), bool))
-    layer = model.nvib_layers[1]
+    layer = model.encoder.nvib_layers[1]
     x = model.encoder_input(batch["tokens"])
     _, below = layer(x[:, :4], batch["mask"][:, :4])
     with pytest.raises(ValueError, match=r"previous.log_alpha\[:, 1:\]"):
