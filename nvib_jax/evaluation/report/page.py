@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvib_jax.evaluation.report import figures, html, texts
+from nvib_jax.evaluation.report import figures, html, stack, texts
 from nvib_jax.evaluation.report.choice import choice
 from nvib_jax.evaluation.report.runs import Setting, group, read_run
 from nvib_jax.files import write_whole
@@ -20,6 +20,10 @@ _SECTIONS = (  # id, heading, settings -> html
     ("thresholds", "Dropping small pseudo-counts", figures.thresholds),
     ("budgets", "A budget at reading", figures.budgets),
     ("dimensions", "KL per latent dimension", figures.dimensions),
+    ("layers", "What the NVIB layers keep", stack.layers),
+    ("noise", "Noise in characters", stack.noise),
+    ("segments", "Segments", stack.segments),
+    ("probes", "Linear probes", stack.probes),
     ("interpolations", "Interpolations", texts.interpolations),
     ("samples", "Samples from the prior", texts.samples),
 )

@@ -22,6 +22,8 @@ _COLUMNS: tuple[tuple[str, str, float, int, Callable | None], ...] = (
     ("kept_soft", "kept, %\nattention", 100, 1, None),
     ("bleu", "BLEU\n0 to 100", 1, 1, max),
     ("exact", "exact\n%", 100, 1, max),
+    ("chrf", "chrF\n0 to 100", 1, 1, max),
+    ("nats", "nats\na token", 1, 3, min),
     ("elbo_token", "ELBO\nnats/token", 1, 2, max),
     ("iwae_token", "IWAE\nnats/token", 1, 2, max),
     ("in_language", "in language\nsamples, %", 100, 1, max),
