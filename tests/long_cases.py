@@ -38,7 +38,7 @@ CASES = {
         "test_attention_rows*",
     ),
     "test_causal_lm.py": ("test_it_trains*",),
-    "test_denoising.py": ("test_it_trains*", "test_a_run_in_two_parts*"),
+    "test_denoising.py": ("test_it_*", "test_a_run_in_two_parts*"),
     "test_clean.py": ("test_cleaning_takes_time_in_proportion_to_the_text*",),
     "test_cli.py": (
         "test_doctor_tries_every_implementation",

@@ -15,6 +15,8 @@ from nvib_jax.checkpoint.exported import export
 from nvib_jax.config import MeshConfig, ObjectiveConfig
 from nvib_jax.data import DataConfig, default_grammar
 from nvib_jax.data.config import CleanConfig
+from nvib_jax.evaluation import protocol
+from nvib_jax.evaluation.report import write_report
 from nvib_jax.models.config import DenoisingConfig
 from nvib_jax.models.denoising import DenoisingAutoencoder, deleted, masked_mean
 from nvib_jax.models.params import merge, split
@@ -240,6 +242,34 @@ def test_a_run_in_two_parts_is_the_whole_one(trained, tmp_path):
     export(done.description, done.params, tmp_path / "out")
     for name, value in TextModel.load(tmp_path / "out").params.items():
         np.testing.assert_array_equal(value, trained.params[name], err_msg=name)
+
+
+def test_it_is_evaluated_and_reported(trained, tmp_path):
+    """Every part of the page, from a run's folder; noise of a fifth costs what it says."""
+    run = trained.config.train.run_dir
+    found = protocol.evaluate_run(
+        run, protocol.EvaluationConfig(sentences=8), progress=lambda line: None
+    )
+    assert found["kind"] == "denoising"
+    assert {"reconstructions", "layers", "noise", "segments", "probes"} <= found.keys()
+    assert [(row["kind"], row["share"]) for row in found["noise"][:2]] == [
+        ("delete", 0.0),
+        ("delete", 0.2),
+    ]
+    clean = found["noise"][0]
+    assert clean["nats"] == pytest.approx(found["scores"]["nats"], rel=1e-5)
+    assert [row["layer"] for row in found["layers"]] == [1, 2]
+    assert all(len(row["layers"]) == 4 for row in found["probes"])  # the embedding and three layers
+    for row in found["segments"]:
+        assert len(row["owners"]) == len(row["text"])
+    page = write_report([run], tmp_path / "report.html").read_text()
+    for heading in (
+        "What the NVIB layers keep",
+        "Noise in characters",
+        "Segments",
+        "Linear probes",
+    ):
+        assert f">{heading}</h2>" in page
 
 
 def test_wrong_configs_and_arguments():
