@@ -11,7 +11,7 @@ from typing import Any
 
 from nvib_jax.config import Config
 from nvib_jax.data.config import CleanConfig
-from nvib_jax.models.config import NVAEConfig
+from nvib_jax.models.config import NVAEConfig, StackConfig
 
 _LIMITS = "data.clean.min_tokens data.clean.max_tokens"
 _CLEAN = " ".join(
@@ -59,6 +59,26 @@ _LATENT_RULES: tuple[tuple[str, Callable[[NVAEConfig], bool], str], ...] = (
         "model.kind NVAE with model.pseudo_count relu",
     ),
 )
+# the same of a model made of an `NVIBStack`
+_STACK_RULES: tuple[tuple[str, Callable[[StackConfig], bool], str], ...] = (
+    (
+        "objective.vector_price objective.free_vectors objective.alpha_delta_start "
+        "objective.alpha_delta_steps objective.encoder_noise objective.word_dropout",
+        lambda m: True,
+        "an NVAE",
+    ),
+    (
+        "model.pseudo_count model.initial_alpha model.initial_variance model.prior_alpha "
+        "model.alpha_delta model.layer_weights model.evaluation_form model.threshold "
+        "model.num_samples model.cross_mask objective.lambda_gaussian objective.lambda_dirichlet "
+        "objective.gaussian_form objective.dirichlet_form objective.free_gaussian "
+        "objective.free_dirichlet objective.capacity_gaussian objective.capacity_dirichlet "
+        "objective.capacity_steps objective.anneal objective.anneal_start objective.anneal_steps "
+        "objective.anneal_cycle objective.dirichlet_from_start",
+        lambda m: not m.nvib_layers,
+        "model.nvib_layers",
+    ),
+)
 # the same of every model
 _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("train.weight_decay", lambda c: c.train.optimizer != "adamw", "train.optimizer adamw"),
@@ -104,7 +124,15 @@ def without_effect(config: Config) -> dict[str, str]:
     model = config.model
     if isinstance(model, NVAEConfig):
         found = [(names, why) for names, idle, why in _LATENT_RULES if idle(model)] + found
-    return {name: reason for names, reason in found for name in names.split()}
+    if isinstance(model, StackConfig):
+        found = [(names, why) for names, idle, why in _STACK_RULES if idle(model)] + found
+    there = {f"model.{field.name}" for field in dataclasses.fields(model)}
+    return {
+        name: reason
+        for names, reason in found
+        for name in names.split()
+        if name in there or not name.startswith("model.")
+    }
 
 
 def check_typed(arguments: Sequence[str], config: Config) -> None:

@@ -14,6 +14,7 @@ import nvib_jax
 from nvib_jax import cli
 from nvib_jax.config import Config, ObjectiveConfig
 from nvib_jax.effects import check_typed, remarks, without_effect
+from nvib_jax.models.config import CausalConfig, DenoisingConfig
 from nvib_jax.presets import load_preset
 from nvib_jax.sweep import changed
 from nvib_jax.training import loop
@@ -65,6 +66,20 @@ def test_every_name_in_the_table_is_a_field():
         *sections, field = name.split(".")
         part = functools.reduce(getattr, sections, Config())
         assert field in {f.name for f in dataclasses.fields(part)}, name
+
+
+@pytest.mark.parametrize("model", [DenoisingConfig, CausalConfig])
+def test_a_stack_without_bottlenecks_has_nothing_to_weigh(model):
+    idle = without_effect(Config(model=model(nvib_layers=0)))
+    some = without_effect(Config(model=model()))
+    assert idle["model.alpha_delta"] == idle["objective.lambda_gaussian"] == "model.nvib_layers"
+    assert "model.alpha_delta" not in some
+    assert some["objective.vector_price"] == "an NVAE"
+    fields = {f"model.{field.name}" for field in dataclasses.fields(model)}
+    assert {name for name in idle if name.startswith("model.")} <= fields
+    assert remarks(Config(model=model(nvib_layers=0, alpha_delta=0.5))) == [
+        "without effect here: model.alpha_delta"
+    ]
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
