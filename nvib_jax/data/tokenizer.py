@@ -54,7 +54,7 @@ class Tokenizer:
       model: the serialised model, which is all that needs to be saved.
       special: the ids of padding, beginning and end of a sentence, and unknown words.
 
-    >>> tokenizer = Tokenizer.train(["the dog", "the cat"], 50, whole_words=True)
+    >>> tokenizer = Tokenizer.train(["the dog", "the cat"], 50, pieces="words")
     >>> tokenizer.decode(tokenizer.encode("the cat"))
     'the cat'
     """
@@ -97,9 +97,14 @@ class Tokenizer:
         symbols = _RARE_WORD_PIECES if marked else []
         text = corpus
         options: dict[str, Any] = {}
+        if pieces in ("characters", "bytes"):
+            # A space before the first word makes it the same piece as elsewhere; spelled out, it
+            # would be a character that is not there. Nor is one lost of several spaces.
+            options = {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
         if pieces == "bytes":
             # Every character but the space is unknown, and written as the bytes of its UTF-8.
-            text, options = [f"{_UNKNOWN} {_UNKNOWN}"], {"byte_fallback": True}
+            text = [f"{_UNKNOWN} {_UNKNOWN}"]
+            options["byte_fallback"] = True
             vocab_size = _SPECIAL + 256 + 2
         elif pieces != "words":
             # Characters fill half of the vocabulary, so that subwords have room, or all of it.
@@ -119,10 +124,6 @@ class Tokenizer:
                 user_defined_symbols=symbols,
                 # A twentieth of the default: five times faster, no longer sentences on WikiText-2.
                 seed_sentencepiece_size=max(50_000, 10 * vocab_size),
-                # A space before the first word makes it the same piece as elsewhere; spelled out,
-                # it would be a character that is not there. Nor is one lost of several spaces.
-                add_dummy_prefix=pieces in ("subwords", "words"),
-                remove_extra_whitespaces=pieces in ("subwords", "words"),
                 **options,
                 **_TRAINING,
             )

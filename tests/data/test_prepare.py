@@ -124,11 +124,13 @@ CHANGES = {
         **ELSEWHERE,
         "layout": "running",
         "vocab_size": 51,
+        "pieces": "bytes",
         "tokenizer_sentences": 9,
         "clean": CleanConfig(min_tokens=4),
     },
     "grammar": {
         "vocab_size": 51,
+        "pieces": "characters",
         "tokenizer_sentences": 9,
         "num_train": 9,
         "num_validation": 9,

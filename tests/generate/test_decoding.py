@@ -225,11 +225,11 @@ class Uniform:
     def __init__(self, posterior):
         self.posterior, self.seen = posterior, []
 
-    def encode(self, tokens, mask, key=None, *, keep=None):
-        return self.posterior
-
     def read(self, posterior, *, form, key):
         return nvib.sample(key, posterior), "exact"
+
+    def remember(self, tokens, mask, key, keep=None, *, form):
+        return self.memories(*self.read(self.posterior, form=form, key=key))
 
     def memories(self, mixture, form):
         self.seen.append(mixture.log_weights)

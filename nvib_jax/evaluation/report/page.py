@@ -29,6 +29,11 @@ _SECTIONS = (  # id, heading, settings -> html
 )
 
 
+STACKS = ("denoising", "causal_lm")  # families of models with NVIB in their layers
+_OF_STACKS = ("layers", "noise", "segments", "probes")  # sections that only those have
+_OF_ALL = ("runs", "curves")  # sections that every model has; the others are of latents
+
+
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     """Compare runs in one page that needs no network.
 
@@ -49,7 +54,14 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     settings = group([read_run(folder) for folder in folders])
     labels = [setting.label for setting in settings]
     sections = [(name, heading, section(settings)) for name, heading, section in _SECTIONS]
-    header = _header(settings, [heading for _, heading, shown in sections if not shown])
+    stacked = {setting.kind in STACKS for setting in settings}
+    # A part is wanting where there is a model that could have it.
+    empty = [
+        heading
+        for name, heading, shown in sections
+        if not shown and (name in _OF_ALL or (name in _OF_STACKS) in stacked)
+    ]
+    header = _header(settings, empty)
     title = "NVIB runs: " + ", ".join(labels[:4]) + (", ..." if len(labels) > 4 else "")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
