@@ -138,11 +138,7 @@ class Autoencoder(nnx.Module):
         return jnp.mean(weights, axis=(0, 2))
 
     def _embed(self, table: nnx.Param, tokens: jax.Array) -> jax.Array:
-        # On a mesh the table's parts along D are gathered, and not the rows that are looked up.
-        whole = constrain(table[...], "vocab", None)
-        # Rows start with norm 1; scaled by sqrt(D), their entries have size 1, as layer norm's do.
-        rows = (whole[tokens] * self.config.dim**0.5).astype(self.dtype)
-        return constrain(rows, "batch", None, None) if tokens.ndim > 1 else rows
+        return embedded(table, tokens, self.dtype)
 
     def decoder_input(self, tokens: jax.Array, start: int | jax.Array = 0) -> jax.Array:
         """Embedded tokens (B, T) at positions from `start`, (B, T, D)."""
@@ -159,6 +155,15 @@ class Autoencoder(nnx.Module):
             preferred_element_type=jnp.float32,
         ).reshape(*x.shape[:-1], -1)
         return logits if bias is None else logits + jnp.expand_dims(bias, range(logits.ndim - 1))
+
+
+def embedded(table: nnx.Param, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The rows of a table (V, D) for tokens (B, N) or positions (N,), times sqrt(D)."""
+    # On a mesh the table's parts along D are gathered, and not the rows that are looked up.
+    whole = constrain(table[...], "vocab", None)
+    # Rows start with norm 1; scaled by sqrt(D), their entries have size 1, as layer norm's do.
+    rows = (whole[tokens] * whole.shape[-1] ** 0.5).astype(dtype)
+    return constrain(rows, "batch", None, None) if tokens.ndim > 1 else rows
 
 
 def table(rows: int, dim: int, rngs: nnx.Rngs) -> nnx.Param:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
-from nvib_jax.models.autoencoder import check_positions, table
+from nvib_jax.models.autoencoder import check_positions, embedded, table
 from nvib_jax.models.config import CausalConfig
 from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.models.stack import NVIBStack
@@ -137,9 +137,9 @@ class CausalLM(nnx.Module):
         return self._logits(x).reshape(*token.shape, -1), caches
 
     def _embedded(self, tokens: jax.Array, start: int | jax.Array) -> jax.Array:
-        positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        rows = self.embedding[...][tokens] + self.position[...][positions][None]
-        return (rows * self.config.dim**0.5).astype(self.config.dtype)
+        positions, dtype = start + jnp.arange(tokens.shape[1], dtype=jnp.int32), self.config.dtype
+        places = embedded(self.position, positions, jnp.dtype(dtype))
+        return embedded(self.embedding, tokens, jnp.dtype(dtype)) + places[None]
 
     def _logits(self, x: jax.Array) -> jax.Array:
         kernel = self.embedding[...].T.astype(x.dtype)

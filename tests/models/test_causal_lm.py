@@ -10,7 +10,7 @@ import tiny
 from flax import nnx
 from tolerance import assert_close
 
-from nvib_jax.config import ObjectiveConfig
+from nvib_jax.config import MeshConfig, ObjectiveConfig
 from nvib_jax.generate import beam_search, generate
 from nvib_jax.models.causal_lm import CausalLM
 from nvib_jax.models.config import CausalConfig
@@ -91,7 +91,8 @@ def test_what_is_written_is_likeliest_by_its_own_log_probability():
 
 
 def test_it_trains_scores_and_writes():
-    config = dataclasses.replace(tiny.config("causal"), model=CausalConfig(**SIZES))
+    mesh = MeshConfig(fsdp=2, tensor=2)
+    config = dataclasses.replace(tiny.config("causal"), model=CausalConfig(**SIZES), mesh=mesh)
     model = loop.train(tiny.with_train(config, steps=20)).model
     texts = ["the dog sees a cat", "a cat sees the dog that runs"]
     scores = model.score(texts)
