@@ -1,6 +1,12 @@
 """Sentences of the grammar, spelled out, through NVIB self-attention (Behjati et al. 2023).
 
-nvib train configs/characters.py
+    nvib train configs/characters.py
+
+Measured on one of 2 shared CPU cores, beside other work (jax 0.10.2): 20 to 30 minutes. Of 512 test
+sentences 70, 76 and 72 % come back exactly (seeds 0 to 2), chrF 98.0 to 98.6, .05 nats a character;
+the upper NVIB layer keeps .74 to .99 of its vectors. `configs/README.md` ("NVIB in self-attention")
+has it beside the plain Transformer, with noise in the characters and the segments that attention
+makes.
 """
 
 from nvib_jax.config import Config, ObjectiveConfig, TrainConfig

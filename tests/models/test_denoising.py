@@ -222,7 +222,7 @@ def test_it_trains_rewrites_and_says_what_it_cannot(trained, tmp_path):
     for ask in (trained.encode, trained.score):
         with pytest.raises(ValueError, match="a denoising model encodes no texts to one posterior"):
             ask(texts)
-    with pytest.raises(ValueError, match="a denoising model encodes no texts to one posterior"):
+    with pytest.raises(ValueError, match="a denoising model has no prior to draw texts from"):
         trained.sample(2)
     with pytest.raises(ValueError, match="a denoising model has no budget of vectors"):
         trained.reconstruct(texts, keep=0.5)
