@@ -93,7 +93,7 @@ def test_scores_are_what_was_measured(path, columns, printed):
 
 
 def test_scores_were_found():
-    assert len(SWEEPS) == 2
+    assert len(SWEEPS) == 3
 
 
 def test_the_first_screen_says_what_it_is():

@@ -15,7 +15,7 @@ from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.segments import attended, runs, segment_scores
 from nvib_jax.text_model import TextModel
 
-NOISED = 256  # most sentences that noise is added to, each in twenty ways
+NOISED = 512  # most sentences that noise is added to, each in twenty ways
 SHOWN = 12  # sentences whose segments and reconstructions are kept for a person to read
 
 
