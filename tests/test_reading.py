@@ -89,7 +89,7 @@ def test_without_the_prior_it_is_the_plain_attention(form):
 
 
 def test_golden_values():
-    """PRETRAINED 3.11: expected_logit and published with sigma .5, alpha one standard deviation."""
+    """The values of `test_golden_reading`, of every form, with variances and without."""
     from attention.test_golden_reading import B_V, CASES, CORPUS, W_K, W_Q, W_V, X, Y
 
     corpus = jnp.asarray(CORPUS, jnp.float32)[None]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from nvib_jax.data import PreparedData
-from nvib_jax.evaluation.layers import layer_table
+from nvib_jax.evaluation.layers import layer_table, page_head
 from nvib_jax.evaluation.likelihood import held_out_terms, ratio, token_counts
 from nvib_jax.evaluation.samples import language_scores, sample_scores
 from nvib_jax.generate import DecodingConfig
@@ -61,17 +61,7 @@ def measure_causal(
 
 def page(found: dict[str, Any]) -> str:
     """A page of text: perplexity, what the layers keep, samples."""
-    scores = found["scores"]
-    lines = [
-        f"{label:<48}{form.format(scores[name]):>10}"
-        for name, label, form in _ROWS
-        if name in scores
-    ]
-    for row in found["layers"]:
-        lines.append(
-            f"{'NVIB layer ' + str(row['layer']) + ': vectors kept, effective, the prior':<48}"
-            f"{row['kept']:>10.1%}{row['effective']:>10.1%}{row['prior']:>10.1%}"
-        )
+    lines = page_head(found, _ROWS)
     lines += ["", "Samples"] + [f"  {text}" for text in found.get("samples", [])]
     return "\n".join(lines)
 

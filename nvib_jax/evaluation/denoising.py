@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvib_jax.evaluation.character_noise import SHARES, noise_scores, noise_table, rewriting_nats
-from nvib_jax.evaluation.layers import layer_table
+from nvib_jax.evaluation.layers import layer_table, page_head
 from nvib_jax.evaluation.likelihood import held_out_terms
 from nvib_jax.evaluation.probes import probe_table
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
@@ -77,17 +77,7 @@ def measure_denoising(
 
 def page(found: dict[str, Any]) -> str:
     """A page of text: the scores, then sentences, then segments."""
-    scores = found["scores"]
-    lines = [
-        f"{label:<48}{form.format(scores[name]):>10}"
-        for name, label, form in _ROWS
-        if name in scores
-    ]
-    for row in found["layers"]:
-        lines.append(
-            f"{'NVIB layer ' + str(row['layer']) + ': vectors kept, effective, the prior':<48}"
-            f"{row['kept']:>10.1%}{row['effective']:>10.1%}{row['prior']:>10.1%}"
-        )
+    lines = page_head(found, _ROWS)
     lines += ["", "Reconstructions of held-out sentences (= is exact)"]
     for row in found["reconstructions"][:6]:
         same = "=" if row["text"] == row["output"] else "~"

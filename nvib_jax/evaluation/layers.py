@@ -56,6 +56,27 @@ def layer_table(model: TextModel, texts: Sequence[str]) -> list[dict[str, Any]]:
     return table
 
 
+def page_head(found: dict[str, Any], rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """The first lines of a page of text: scores, and what each NVIB layer keeps.
+
+    Args:
+      found: "scores" and "layers", the rows of `layer_table`.
+      rows: (score, its description, format); scores that are not there are left out.
+    """
+    scores = found["scores"]
+    lines = [
+        f"{label:<48}{form.format(scores[name]):>10}"
+        for name, label, form in rows
+        if name in scores
+    ]
+    for row in found["layers"]:
+        lines.append(
+            f"{'NVIB layer ' + str(row['layer']) + ': vectors kept, effective, the prior':<48}"
+            f"{row['kept']:>10.1%}{row['effective']:>10.1%}{row['prior']:>10.1%}"
+        )
+    return lines
+
+
 def _layers(
     model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
