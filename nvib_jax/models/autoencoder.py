@@ -18,7 +18,7 @@ from nvib_jax.objective.cross_entropy import cross_entropy
 class Autoencoder(nnx.Module):
     """Embedded tokens in, and a decoder that reads one memory a layer and writes tokens.
 
-    A subclass makes the parameters, encodes, and makes the memories; `table` makes an embedding.
+    A subclass makes the parameters (`make_tables` some of them), encodes, and makes the memories.
 
     Attributes:
       config: with `dim` D, `dropout` and `dtype`.
@@ -40,6 +40,14 @@ class Autoencoder(nnx.Module):
     decoder_position: nnx.Param
     decoder: Decoder
     output: Linear | None
+
+    def make_tables(self, vocab_size: int, rngs: nnx.Rngs) -> None:
+        """Make the embeddings and positions of encoder and decoder."""
+        dim = self.config.dim
+        self.encoder_embedding = table(vocab_size, dim, rngs)
+        self.decoder_embedding = table(vocab_size, dim, rngs)
+        self.encoder_position = table(self.max_length, dim, rngs)
+        self.decoder_position = table(self.max_length + 1, dim, rngs)
 
     @property
     def dtype(self):

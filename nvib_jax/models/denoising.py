@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nvib_jax.attention import Memory
-from nvib_jax.models.autoencoder import Autoencoder, table
+from nvib_jax.models.autoencoder import Autoencoder
 from nvib_jax.models.config import DenoisingConfig
 from nvib_jax.models.reading import kept
 from nvib_jax.models.special_ids import SpecialIds
@@ -49,10 +49,7 @@ class DenoisingAutoencoder(Autoencoder):
     ):
         c, dtype = config, jnp.dtype(config.dtype)
         self.config, self.max_length, self.special = config, max_length, special or SpecialIds()
-        self.encoder_embedding = table(vocab_size, c.dim, rngs)
-        self.decoder_embedding = table(vocab_size, c.dim, rngs)
-        self.encoder_position = table(max_length, c.dim, rngs)
-        self.decoder_position = table(max_length + 1, c.dim, rngs)
+        self.make_tables(vocab_size, rngs)
         self.encoder = NVIBStack(c, num_samples=c.num_samples, rngs=rngs)
         self.decoder = Decoder(
             c.decoder_layers,

@@ -13,7 +13,7 @@ from flax import nnx
 
 from nvib_jax.attention import Memory
 from nvib_jax.kl import vector_count
-from nvib_jax.models.autoencoder import Autoencoder, table
+from nvib_jax.models.autoencoder import Autoencoder
 from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.gate import InformationGate
 from nvib_jax.models.latents import LATENTS, DirichletLatent
@@ -54,10 +54,7 @@ class NVAE(Autoencoder):
         c, dtype = config, jnp.dtype(config.dtype)
         self.config, self.max_length, self.special = config, max_length, special or SpecialIds()
 
-        self.encoder_embedding = table(vocab_size, c.dim, rngs)
-        self.decoder_embedding = table(vocab_size, c.dim, rngs)
-        self.encoder_position = table(max_length, c.dim, rngs)
-        self.decoder_position = table(max_length + 1, c.dim, rngs)
+        self.make_tables(vocab_size, rngs)
         shared: dict[str, Any] = {
             "norm": c.norm,
             "dropout_rate": c.dropout,
