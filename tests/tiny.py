@@ -75,6 +75,8 @@ def compiled() -> str:
 # A step compiles for seconds, mostly its random draws; the tests that train anew compile it once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled()  # of the processes that tests start
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# An entry is written in place: who reads it meanwhile compiles for itself, and need not warn.
+os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry:UserWarning"
 jax.config.update("jax_compilation_cache_dir", compiled())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
