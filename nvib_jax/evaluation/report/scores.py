@@ -96,6 +96,25 @@ GROUPS: tuple[tuple[str, _Group], ...] = (
 )
 _PHRASES = {name: known for _, group in GROUPS for name, known in group.items()}
 _DRAWS = re.compile(r"iwae_(\d+)_(sentence|token)")
+# Names that count: a pattern, and what its groups are told in, with the factor. These are of models
+# with NVIB in their layers, and stand under a heading of their own.
+LAYERS = "NVIB in the layers, and what noise does"
+_COUNTED: tuple[tuple[str, str, float], ...] = (
+    (r"nats", "cross-entropy without noise, nats a token", 1),
+    (r"kl_(gaussian|dirichlet)/(\d+)", "KL ({0}) of NVIB layer {1}, nats a sentence", 1),
+    (r"kept_(\d+)", "vectors of NVIB layer {0} above the threshold, %", 100),
+    (r"effective_(\d+)", "those that attention of layer {0} reads, effective number, %", 100),
+    (r"noise_chrf_(\d+)", "chrF with noise in {0} % of the characters", 1),
+    (r"noise_nats_(\d+)", "cross-entropy with noise in {0} % of the characters, nats", 1),
+    (
+        r"(segments|fixed|random)_(boundary|word)_(precision|recall|f1)",
+        "{0}: {2} by {1}, %",
+        100,
+    ),
+    (r"segments_per_word", "segments for each word", 1),
+    (r"segments_prior", "characters that read the prior most, %", 100),
+    (r"probe_(\w+)", "linear probe: {0}, %", 100),
+)
 
 
 def explained(name: str) -> tuple[str, float] | None:
@@ -107,7 +126,14 @@ def explained(name: str) -> tuple[str, float] | None:
     if found := _DRAWS.fullmatch(name):
         draws = "1 draw" if found[1] == "1" else f"{found[1]} draws"
         return f"importance-weighted bound, {draws}, nats a {found[2]}", 1.0
-    return _PHRASES.get(name)
+    return _PHRASES.get(name) or _of_layers(name)
+
+
+def _of_layers(name: str) -> tuple[str, float] | None:
+    for pattern, phrase, factor in _COUNTED:
+        if found := re.fullmatch(pattern, name):
+            return phrase.format(*found.groups()), factor
+    return None
 
 
 def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
@@ -125,6 +151,8 @@ def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
         here = [name for name in group if name in left]
         here += [n for n in left if _DRAWS.fullmatch(n) and "elbo_token" in group]
         groups += [(heading, here)] if here else []
+    if here := [name for name in left if name not in _PHRASES and _of_layers(name)]:
+        groups += [(LAYERS, here)]
     known = {name for _, here in groups for name in here}
     others = [name for name in left if name not in known]
     return groups + ([("Others", others)] if others else [])
