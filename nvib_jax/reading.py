@@ -227,11 +227,8 @@ def token_terms(
     z = _means(x, reading)
     # |x|^2 / 2r - |z|^2 / 2t, written so that two large numbers are never formed and subtracted.
     bias = _row((total - r) / (r * total), x) * x * x + (x - z) * (x + z) / _row(total, x)
-    return (
-        z / _row(total, x),
-        r * z / _row(total, x),
-        jnp.sum(bias, axis=-1) / 2 + _f(s, r, reading),
-    )
+    x_value = z * _row(r / total, x)  # at sigma 0 the factor is 1, and z to the last bit
+    return x_value / r, x_value, jnp.sum(bias, axis=-1) / 2 + _f(s, r, reading)
 
 
 def prior_terms(

@@ -11,7 +11,7 @@ CASES = {
     "test_attention.py": (
         "test_bfloat16_errs_at_most_twice_the_plain_formulation[[]published-*",
         "test_causal_is_the_mask_that_it_says[[]4-6-[pr]*",
-        "test_implementations_agree[[]published-8-*",
+        "test_implementations_agree[[]published-[28]-*",
         "test_implementations_agree[[]exact-[128]-*",
         "test_bfloat16_errs_at_most_twice_the_plain_formulation[[]simplified-*",
         "test_causal_is_the_mask_that_it_says[[]6-4-*",
@@ -37,8 +37,15 @@ CASES = {
         "test_the_plain_loss_is_the_library_s",
         "test_attention_rows*",
     ),
-    "test_causal_lm.py": ("test_it_trains*",),
-    "test_denoising.py": ("test_it_*", "test_a_run_in_two_parts*"),
+    "test_causal_lm.py": (
+        "test_it_trains*",
+        "test_what_is_written_is_likeliest_by_its_own_log_probability",
+    ),
+    "test_denoising.py": (
+        "test_it_*",
+        "test_a_run_in_two_parts*",
+        "test_training_draws_and_evaluation_does_not",
+    ),
     "test_clean.py": ("test_cleaning_takes_time_in_proportion_to_the_text*",),
     "test_cli.py": (
         "test_doctor_tries_every_implementation",
@@ -89,6 +96,7 @@ CASES = {
         "test_every_parameter_of_a_linen_model_learns",
         "test_in_an_equinox_module[[]False]",
     ),
+    "test_gate.py": ("test_a_model_for_every_budget_is_trained_at_many*",),
     "test_guards.py": (
         "test_a_bad_step_may_be_skipped",
         "test_a_bad_step_stops_the_run_and_names_its_batch",
@@ -101,6 +109,7 @@ CASES = {
     "test_interrupted_prepare.py": (
         "test_processes_that_start_together_prepare_once",
         "test_a_workers_error_is_told_though_pickle_does_not_take_it*",
+        "test_a_worker_that_dies_is_named",
     ),
     "test_kl.py": (
         "test_exact_against_mpmath[[]7*",
@@ -122,12 +131,14 @@ CASES = {
         "test_no_sentence_is_too_long",
         "test_an_interrupted_training_leaves_nothing",
         "test_shuffled_words_are_less_likely_than_a_sentence",
+        "test_padding_and_company_change_nothing",
     ),
     "test_likelihood.py": (
         "test_the_bound_rises_to_the_likelihood_of_a_linear_gaussian_decoder[[]0.3]",
         "test_one_draw_of_many_is_the_elbo",
         "test_the_bound_rises_to_the_likelihood_of_a_linear_gaussian_decoder*",
     ),
+    "test_like_transformers.py": ("*",),
     "test_loop.py": (
         "test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on",
         "test_training_beats_no_training",
@@ -136,6 +147,7 @@ CASES = {
     "test_loss.py": (
         "test_noise_is_for_training_only",
         "test_alpha_delta_goes_from_one_value_to_another",
+        "test_a_vector_has_its_price",
     ),
     "test_lse.py": (
         "test_it_is_that_of_the_logits[[]*-simplified]",
@@ -167,6 +179,7 @@ CASES = {
         "test_bfloat16_loss_is_close_to_float32",
         "test_one_at_a_time_equals_batched",
         "test_padding_and_filler_rows_change_nothing[[]published*",
+        "test_padding_and_filler_rows_change_nothing[[]elbo-post]",
     ),
     "test_objective.py": (
         "test_mean_log_density_ratio_is_minus_the_exact_kls[[]3]",
@@ -210,7 +223,10 @@ CASES = {
     ),
     "test_penalty.py": ("test_some_vectors_are_free",),
     "test_play.py": ("test_a_pipe_gets_texts_alone",),
-    "test_prepare.py": ("test_wikitext2",),
+    "test_prepare.py": (
+        "test_wikitext2",
+        "test_text_is_kept_in_order_by_any_number_of_processes[[]3]",
+    ),
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
     "test_protocol.py": (
         "test_forms_by_their_own_functions",
@@ -221,6 +237,21 @@ CASES = {
         "test_a_single_sentence_has_no_way_to_another",
         "test_everything_is_there_and_is_what_was_written",
     ),
+    "test_readings.py": (
+        "test_alpha_infinity_is_the_model*",
+        "!test_alpha_infinity_is_the_model[[]bart-expected_logit]",
+        "test_the_gate_is_the_librarys_attention*",
+        "!test_the_gate_is_the_librarys_attention[[]bart-exact-0.5]",
+        "test_step_by_step_is_the_whole*",
+        "!test_step_by_step_is_the_whole[[]gpt2-exact]",
+        "test_moments_are_those_of_what_is_read*",
+        "!test_moments_are_those_of_what_is_read[[]gpt2]",
+        "test_texts_are_written_alike_alone_and_in_a_batch*",
+        "test_a_constant_in_the_bias_table_changes_nothing",
+        "test_scores_are_log_probabilities",
+        "test_other_taus_compile_nothing",
+    ),
+    "test_report.py": ("test_the_ramp_is_shaded_and_said",),
     "test_rivals.py": (
         "test_every_parameter_but_the_priors_is_trained[[]VT[VP]*",
         "test_all_train_write_and_draw[[]VT[VS]]",
@@ -244,6 +275,8 @@ CASES = {
         "test_the_prior_and_vectors_are_left_alone_by_decay*",
         "test_parts_of_a_batch_give_its_gradient",
         "test_both_units_by_hand",
+        "test_one_trace_a_bucket_and_no_wait_for_the_device",
+        "test_training_learns_and_leaves_the_prior_alone",
     ),
     "test_store.py": ("test_a_run_cut_off_goes_on_as_if_it_had_not_been",),
     "test_survival.py": ("test_processes_train_as_one[[]2-1-*",),

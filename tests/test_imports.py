@@ -134,7 +134,7 @@ FLOORS = (
     *("mixture", "reading", "objective", "__init__", "modules"),
     *("fields", "files", "heartbeat", "progress", "processes", "compilation_cache", "plots"),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),
-    *("engine", "text_input", "text_model"),
+    *("engine", "text_input", "text_model", "pretrained"),
     *("training", "evaluation", "sweep", "bench", "cli", "__main__"),
 )
 

@@ -24,18 +24,22 @@ USAGE = """usage: nvib COMMAND ...
   nvib evaluate RUN [RUN ...]                              every figure, on text not seen
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
+  nvib regularise MODEL --prior A --dev B --test C --out D a pretrained Transformer, re-read
+  nvib generate|score|inspect MODEL                        what it writes, its figures, what it is
   nvib bench attention|train|generate|sampler|scaling      time, memory and error, beside plain
   nvib doctor                                              versions, devices, what runs here
 
-RUN is a folder that train or export wrote. `nvib COMMAND --help` shows every option with its
-default, `--debug` where an error comes from, `nvib --version` the version.
+RUN is a folder that train or export wrote; MODEL one in Hugging Face's format, or a name of its
+Hub. `nvib COMMAND --help` shows every option with its default, `--debug` where an error comes
+from, `nvib --version` the version.
 Prepared data and compiled code lie in $NVIB_CACHE, else ~/.cache/nvib_jax; with
 NVIB_COMPILATION_CACHE=off compiled code is not kept.
 Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
-    *("export", "evaluate", "sweep", "report", "bench", "doctor"),
+    *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
+    *("bench", "doctor"),
 )
 # Errors that are printed as one line. RuntimeError is among them, because libraries for files and
 # devices raise it.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nvib_jax.cli import launch, options, studies, text_commands
+from nvib_jax.cli import launch, options, pretrained, studies, text_commands
 from nvib_jax.cli.options import Run, Which
 
 T = TypeVar("T")
@@ -69,6 +69,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _command(studies.Evaluate, studies.evaluate),
     "sweep": _command(studies.Sweep, studies.sweep),
     "report": _command(studies.Report, studies.report),
+    "inspect": _command(pretrained.Inspect, pretrained.inspect),
+    "generate": _command(pretrained.Generate, pretrained.generate),
+    "score": _command(pretrained.Score, pretrained.score),
+    "regularise": _command(pretrained.Regularise, pretrained.regularise),
     "bench": _bench,
     "doctor": _command(Doctor, _doctor),
 }

@@ -103,7 +103,7 @@ class Play:
 
 def reconstruct(options: Reconstruct) -> None:
     """Print the reconstruction of each sentence, in order."""
-    texts = _texts(options.text, options.inputs)
+    texts = texts_of(options.text, options.inputs)
     model = load(options.run, options.checkpoint)
     with notes_as_lines():
         outputs = model.reconstruct(
@@ -114,7 +114,7 @@ def reconstruct(options: Reconstruct) -> None:
             seed=options.seed,
         )
     for text, output in zip(texts, outputs, strict=True):
-        _show(output, {"text": text, "reconstruction": output}, options.inputs.jsonl)
+        show(output, {"text": text, "reconstruction": output}, options.inputs.jsonl)
 
 
 def sample(options: Sample) -> None:
@@ -125,12 +125,12 @@ def sample(options: Sample) -> None:
         options.count, lengths=lengths, decoding=options.decoding, seed=options.seed
     )
     for output in outputs:
-        _show(output, {"sample": output}, options.jsonl)
+        show(output, {"sample": output}, options.jsonl)
 
 
 def interpolate(options: Interpolate) -> None:
     """Print the path between the two sentences of each pair."""
-    texts = _texts(options.text, options.inputs)
+    texts = texts_of(options.text, options.inputs)
     if len(texts) % 2:
         raise ValueError(f"there are {len(texts)} sentences; wanted pairs")
     model = load(options.run, options.checkpoint)
@@ -146,7 +146,7 @@ def interpolate(options: Interpolate) -> None:
             )
         for i, output in enumerate(path):
             t = i / (options.steps - 1)
-            _show(
+            show(
                 f"{t:.2f} {output}", {"a": a, "b": b, "t": t, "text": output}, options.inputs.jsonl
             )
 
@@ -158,7 +158,7 @@ def play(options: Play) -> None:
     play(load(options.run, options.checkpoint), form=options.form, seed=options.seed)
 
 
-def _texts(given: Sequence[str], inputs: Inputs) -> list[str]:
+def texts_of(given: Sequence[str], inputs: Inputs) -> list[str]:
     """The sentences in arguments, files and standard input, without blank lines."""
     for place, text in enumerate(given, 1):
         if not text.strip():
@@ -177,5 +177,6 @@ def _texts(given: Sequence[str], inputs: Inputs) -> list[str]:
     return texts
 
 
-def _show(text: str, record: dict[str, Any], jsonl: bool) -> None:
+def show(text: str, record: dict[str, Any], jsonl: bool) -> None:
+    """Print a text, or its record as a line of JSON."""
     print(json.dumps(record, ensure_ascii=False) if jsonl else text, flush=True)

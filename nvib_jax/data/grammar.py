@@ -85,7 +85,7 @@ class Grammar:
         while True:
             words = self._expand(uniforms)
             if MIN_WORDS <= len(words) <= MAX_WORDS:
-                return " ".join(_articles(words))
+                return " ".join(with_articles(words))
 
     def _expand(self, uniforms: Iterator[float]) -> list[str]:
         """The words of one random derivation; it stops early once there are more than 24."""
@@ -175,7 +175,7 @@ class Grammar:
         written = sentence.split(" ")
         words = ["a" if word == "an" else word for word in written]
         known = all(word in self._class_of for word in words)
-        if not (known and MIN_WORDS <= len(words) <= MAX_WORDS and _articles(words) == written):
+        if not (known and MIN_WORDS <= len(words) <= MAX_WORDS and with_articles(words) == written):
             return None
         return [Token(self._class_of[word].upper(), word) for word in words]
 
@@ -270,7 +270,7 @@ def _convolve(lengths: dict[str, Any], symbols: tuple[str, ...]) -> np.ndarray:
     return result
 
 
-def _articles(words: list[str]) -> list[str]:
+def with_articles(words: list[str]) -> list[str]:
     """Write `a` as `an` before a vowel, so that the rules need not distinguish them."""
     following = [*words[1:], ""]
     return [

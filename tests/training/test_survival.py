@@ -34,7 +34,7 @@ from nvib_jax.evaluation import summary
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
 
-KILLS = 30
+KILLS = 12
 ONE = MeshConfig(data=1)
 
 
@@ -65,7 +65,6 @@ def alone():
     ("count", "devices", "mesh"),
     [
         (2, 1, MeshConfig()),
-        pytest.param(4, 1, MeshConfig(fsdp=2), marks=pytest.mark.long),
         pytest.param(2, 2, MeshConfig(tensor=2, fsdp=2), marks=pytest.mark.long),
     ],
 )
@@ -192,9 +191,9 @@ def test_sigterm_saves_and_says_so(tmp_path):
 
 
 @pytest.mark.long
-def test_thirty_kills_cost_nothing():
+def test_kills_cost_nothing():
     """kill -9 at random moments, half of them inside a save: the final parameters are bit-equal."""
-    settings = config("killed", ONE, steps=1500, eval_every=15, log_every=15)
+    settings = config("killed", ONE, steps=700, eval_every=15, log_every=15)
     whole = dataclasses.replace(
         settings, train=dataclasses.replace(settings.train, run_dir=str(tiny.folder() / "unhurt"))
     )

@@ -1,0 +1,158 @@
+"""Does re-reading a model, without training it, help it in another domain? With its rivals.
+
+Models that translate short sentences of the embedded grammar (`nvib_jax.data.translation`) are
+trained here, with a few seeds, and treated for shifts of the sentences: longer ones, words dropped,
+words unknown. Every treatment is searched for with the same number of passes, on texts of the
+target's domain ("target") or of the source's ("source", all that one has without data); figures are
+of other texts. What a treatment costs in the source's domain stands beside it.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvib_jax.data.translation import sentence_pairs, vocabulary
+from nvib_jax.files import write_whole
+from nvib_jax.pretrained.evaluate import as_row, figures, untreated, written
+from nvib_jax.pretrained.model import PretrainedModel, fresh
+from nvib_jax.pretrained.search import Search, search
+from nvib_jax.pretrained.train import TrainingConfig, train
+
+SHIFTS = ("noise", "typos", "long")
+# Name -> what is searched for.
+TREATMENTS: dict[str, dict[str, Any]] = {
+    "temperature": {"kinds": ("temperature",), "method": "random"},
+    "attention temperature": {"kinds": ("scale",), "method": "random"},
+    "expected_logit": {"kinds": ("alpha",), "method": "random"},
+    "published": {"kinds": ("alpha", "sigma"), "method": "random", "form": "published"},
+    "exact": {"kinds": ("alpha", "sigma"), "method": "random", "form": "exact"},
+    "simplified": {"kinds": ("alpha", "sigma"), "method": "random", "form": "simplified"},
+    "expected_logit, gradient": {"kinds": ("alpha",)},
+    "expected_logit, gradient, per layer": {"kinds": ("alpha",), "per": "layer"},
+    "temperature + expected_logit": {"kinds": ("temperature", "alpha")},
+    "temperature + attention temperature": {"kinds": ("temperature", "scale")},
+}
+CONFIG = {
+    "model_type": "marian",
+    "d_model": 128,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 512,
+    "decoder_ffn_dim": 512,
+    "activation_function": "swish",
+    "max_position_embeddings": 64,
+    "scale_embedding": True,
+    "dropout": 0.1,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "max_length": 64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much of everything."""
+
+    training: int = 4000
+    """Sentences to train on."""
+    steps: int = 2000
+    """Steps of training."""
+    develop: int = 400
+    """Sentences to search on."""
+    test: int = 400
+    """Sentences to measure on."""
+    trials: int = 48
+    """Passes of every search."""
+
+
+def word_tokenizer(folder: Path) -> None:
+    """A tokenizer.json of whole words, for both languages."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
+    ids = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<pad>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def translator(seed: int, sizes: Sizes, say: Callable[[str], None]) -> PretrainedModel:
+    """A model of Marian's architecture, trained on short sentences."""
+    with tempfile.TemporaryDirectory() as folder:
+        word_tokenizer(Path(folder))
+        model = fresh({**CONFIG, "vocab_size": len(vocabulary()) + 3}, folder, seed=seed)
+    texts, targets = sentence_pairs("in", sizes.training, seed=1000 + seed)
+    config = TrainingConfig(steps=sizes.steps, seed=seed)
+    return train(model, texts, targets, config, say=say)
+
+
+def measure(
+    seed: int,
+    sizes: Sizes,
+    folder: Path,
+    *,
+    shifts: Sequence[str] = SHIFTS,
+    treatments: Sequence[str] = tuple(TREATMENTS),
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """All rows of one model: every shift, every treatment, both choices of texts to search on.
+
+    The rows are kept in `folder` as they are made, and those that are there are not made again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"seed-{seed}.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    done = {(row["shift"], row["searched_on"], row["name"]) for row in rows}
+    model = translator(seed, sizes, say)
+    texts, targets = sentence_pairs("in", 1000, seed=1000 + seed)  # of the training sentences
+    prior = model.empirical_prior(texts, targets)
+    develop = {
+        name: sentence_pairs(name, sizes.develop, seed=2000 + seed) for name in ("in", *shifts)
+    }
+    test = {name: sentence_pairs(name, sizes.test, seed=3000 + seed) for name in ("in", *shifts)}
+    base = {name: figures(model, prior, untreated(), *test[name]) for name in test}
+
+    def keep(shift: str, searched_on: str, name: str, found: Search, passes: int = 0) -> None:
+        out = figures(model, prior, found, *test[shift], passes=passes)
+        inside = figures(model, prior, found, *test["in"], passes=passes)
+        text = written(model, prior, found, *test[shift])
+        row = as_row(name, out, base[shift], in_domain_nats=inside.summary()["nats"], **text)
+        about = {"shift": shift, "searched_on": searched_on, "seed": seed, "knobs": found.knobs}
+        rows.append({**about, **row})
+        write_whole(path, json.dumps(rows, indent=1) + "\n")
+        figure = f"{row['nats']:.3f} nats, {row['exact']:.3f} exact"
+        say(f"seed {seed}, {shift}, {searched_on}, {name}: {figure}")
+
+    for shift in shifts:
+        if (shift, "-", "identity") not in done:
+            keep(shift, "-", "identity", untreated())
+        if (shift, "-", "dropout, 8 passes") not in done:
+            keep(shift, "-", "dropout, 8 passes", untreated(), passes=8)
+    for searched_on in ("target", "source"):
+        for shift in shifts if searched_on == "target" else ("in",):
+            for name in treatments:
+                here = [shift] if searched_on == "target" else list(shifts)
+                if all((each, searched_on, name) in done for each in here):
+                    continue
+                found = search(
+                    model,
+                    prior,
+                    *develop[shift],
+                    trials=sizes.trials,
+                    seed=seed,
+                    **TREATMENTS[name],
+                )
+                for each in here:
+                    if (each, searched_on, name) not in done:
+                        keep(each, searched_on, name, found)
+    return rows
