@@ -96,11 +96,11 @@ CASES = {
         "test_every_parameter_of_a_linen_model_learns",
         "test_in_an_equinox_module[[]False]",
     ),
-    "test_gate.py": ("test_a_model_for_every_budget_is_trained_at_many*",),
     "test_guards.py": (
         "test_a_bad_step_may_be_skipped",
         "test_a_bad_step_stops_the_run_and_names_its_batch",
     ),
+    "test_input.py": ("test_the_commands",),
     "test_interpolation.py": (
         "test_batches_do_not_matter",
         "test_steps",
@@ -263,6 +263,11 @@ CASES = {
         "test_the_kl_is_the_mean_log_ratio_of_draws*",
         "test_the_ratio_of_the_vectors_is_a_part_of_the_mixtures",
     ),
+    "test_search.py": (
+        "*",
+        "!test_it_is_never_worse_than_nothing_and_goes_on_where_it_stopped[[]random]",
+        "!test_the_interval_is_that_of_the_same_texts",
+    ),
     "test_self_attention.py": (
         "test_it_is_the_plain_layer_in_the_limit[[]False-[ps]*",
         "test_it_is_the_plain_layer_in_the_limit[[]True-[ps]*",
@@ -306,9 +311,15 @@ CASES = {
         "test_a_run_builds_its_model_once",
     ),
     "test_gate.py": (
+        "test_a_model_for_every_budget_is_trained_at_many*",
         "test_gate_and_autoencoder_take_no_gradient_from_each_other[[]surprise]",
         "test_padding_changes_nothing[[]surprise]",
         "test_a_model_for_every_budget_is_trained_at_many[[]none]",
     ),
     "test_grammar.py": ("test_small_language_by_brute_force",),
+    "test_writing.py": (
+        "*",
+        "!test_which_forms_see_how_a_function_is_written[[]expected_logit-along_the_normal]",
+        "!test_which_forms_see_how_a_function_is_written[[]published-along_the_normal]",
+    ),
 }

@@ -118,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compile all cases for a topology; return 1 if the memory of one is not linear."""
     parser = argparse.ArgumentParser(prog="python -m nvib_jax.bench.compile", description=__doc__)
     parser.add_argument("topology", help="as v5e:2x2")
-    parser.add_argument("--quick", action="store_true", help="fewer corners, and memory is not compared")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer corners, and memory is not compared"
+    )
     options = parser.parse_args(arguments)
     topology = topologies.get_topology_desc(platform="tpu", topology_name=options.topology)
     device: Any = topology.devices[0]

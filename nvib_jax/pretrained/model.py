@@ -1,6 +1,7 @@
 """A pretrained Transformer as a person uses it: texts in, texts and figures out."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +69,7 @@ class PretrainedModel:
       tokenizer: texts to ids and back.
       config: the content of its config.json.
       name: what it was loaded as.
-      digest: SHA-256 of its config and weights.
+      digest: SHA-256 of its config and weights, which readings are bound to.
       decoding: how it writes unless told otherwise.
       readings: of the attentions that are not read as they are.
     """
@@ -417,9 +418,17 @@ def fresh(config: Mapping[str, Any], tokenizer: str | Path, *, seed: int = 0) ->
         tokenizer=load_tokenizer(tokenizer, about),
         config=config,
         name=f"a new {about.family}",
-        digest=f"new, seed {seed}",
+        digest=digest_of(params),
         decoding=decoding,
     )
+
+
+def digest_of(params: Params) -> str:
+    """SHA-256 of parameters, for models that are no files."""
+    digest = hashlib.sha256()
+    for name, param in sorted(params.items()):
+        digest.update(name.encode() + np.asarray(param).tobytes())
+    return digest.hexdigest()
 
 
 # ---- functions of a module, for jit

@@ -303,7 +303,10 @@ class _Log:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            text = path.read_text(encoding="utf-8")
+            if not text.endswith("\n"):  # what follows is no part of a line that was cut off
+                path.write_text(text + "\n", encoding="utf-8")
+            for line in text.splitlines():
                 try:
                     trial = json.loads(line)
                     self._known[json.dumps([trial["search"], trial["trial"]])] = trial

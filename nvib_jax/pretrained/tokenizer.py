@@ -86,10 +86,11 @@ def _from_byte_pairs(
     found = ByteLevelBPETokenizer(
         str(folder / "vocab.json"), str(folder / "merges.txt"), add_prefix_space=spaced
     )
-    special = ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|endoftext|>"]
+    gpt2 = about.family == "gpt2"
+    special = ["<|endoftext|>"] if gpt2 else ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
     there = [token for token in special if found.token_to_id(token) is not None]
     found.add_special_tokens([AddedToken(t, lstrip=t == "<mask>", normalized=False) for t in there])
-    if about.family != "gpt2":
+    if not gpt2:
         end, start = ((token, found.token_to_id(token) or 0) for token in ("</s>", "<s>"))
         found._tokenizer.post_processor = RobertaProcessing(end, start, add_prefix_space=spaced)
     return _of_tokenizers(found._tokenizer, files)
@@ -132,7 +133,7 @@ def _from_pair(folder: Path, about: Architecture, files: dict[str, bytes]) -> Pr
     pieces = {i: piece for piece, i in ids.items()}
     source, target = (_sentence_pieces(folder / f"{name}.spm") for name in ("source", "target"))
     end = [] if about.eos is None else [about.eos]
-    left_out = {about.pad, about.eos}
+    left_out = {about.pad, about.eos, ids["<unk>"]}
 
     def encoder(model: Any) -> Encode:
         def encode(text: str) -> list[int]:
@@ -146,7 +147,8 @@ def _from_pair(folder: Path, about: Architecture, files: dict[str, bytes]) -> Pr
         return encode
 
     def decode(tokens: Sequence[int]) -> str:
-        return target.decode([pieces[i] for i in map(int, tokens) if i not in left_out])
+        text = target.decode([pieces[i] for i in map(int, tokens) if i not in left_out])
+        return text.replace("\u2581", " ").strip()  # of pieces that are the source's alone
 
     return PretrainedTokenizer(encoder(source), encoder(target), decode, None, files)
 

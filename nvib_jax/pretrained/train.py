@@ -17,7 +17,7 @@ from nvib_jax.fields import check_fields
 from nvib_jax.models.params import Params, merge
 from nvib_jax.pretrained.attention import View
 from nvib_jax.pretrained.batches import Batch, padded
-from nvib_jax.pretrained.model import PretrainedModel, states_of
+from nvib_jax.pretrained.model import PretrainedModel, digest_of, states_of
 from nvib_jax.progress import track
 
 
@@ -108,7 +108,7 @@ def train(
             mean = np.mean(jax.device_get(losses))
             report(f"step {index + 1:,}: {mean:.4f} nats a token in training")
             losses.clear()
-    return dataclasses.replace(model, params=params, digest=f"trained from {model.digest}")
+    return dataclasses.replace(model, params=params, digest=digest_of(params))
 
 
 def _is_matrix(params: Params) -> dict[str, bool]:

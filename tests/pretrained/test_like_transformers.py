@@ -188,3 +188,47 @@ def test_what_is_written(family, rules):
     left_out = (about.pad, about.eos)
     for ours, theirs in zip(found, wanted, strict=True):
         assert [i for i in ours if i not in left_out] == [i for i in theirs if i not in left_out]
+
+
+def their_tokenizer(family):
+    """`transformers`' own class for the same files."""
+    files = {name: str(saved(family) / name) for name in TABLES[family].values()}
+    arguments = dict(zip(TABLES[family], files.values(), strict=True))
+    return getattr(transformers, TOKENIZERS[family])(**arguments)
+
+
+TOKENIZERS = {
+    "bert": "BertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "bart": "BartTokenizer",
+    "marian": "MarianTokenizer",
+    "t5": "PreTrainedTokenizerFast",
+}
+_PAIRS = {"vocab": "vocab.json", "merges": "merges.txt"}
+TABLES = {
+    "bert": {"vocab": "vocab.txt"},
+    "roberta": _PAIRS,
+    "gpt2": _PAIRS,
+    "bart": _PAIRS,
+    "marian": {"source_spm": "source.spm", "target_spm": "target.spm", "vocab": "vocab.json"},
+    "t5": {"tokenizer_file": "tokenizer.json"},
+}
+TEXTS = ["the dog sees a cat", "Two  old women, it seems!", "ab<mask>c 12 \u00e9t\u00e9", " x"]
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_ids(family):
+    """The same ids of the same files, and the same text from them."""
+    ours, theirs = pretrained.load(saved(family)).tokenizer, their_tokenizer(family)
+    for text in TEXTS:
+        wanted = theirs(text)["input_ids"]
+        assert ours.encode_source(text) == wanted, text
+        assert ours.decode(wanted) == theirs.decode(wanted, skip_special_tokens=True), text
+    if family == "marian":
+        wanted = theirs(text_target=TEXTS[0])["input_ids"]
+        assert ours.encode_target(TEXTS[0]) == wanted
+        assert (
+            ours.encode_source(f">>fra<< {TEXTS[0]}") == theirs(f">>fra<< {TEXTS[0]}")["input_ids"]
+        )
