@@ -1,6 +1,6 @@
 """Run the notebooks of `colab/` and keep what they show, so that the web shows it too.
 
-    python .ci/execute_notebooks.py                  # all four; README.md says how long
+    python .ci/execute_notebooks.py                  # all five; README.md says how long
     python .ci/execute_notebooks.py colab/01_*.ipynb
 
 Each runs from top to bottom in a kernel of this Python, in an empty folder. Stored are pictures of

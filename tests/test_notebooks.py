@@ -35,8 +35,8 @@ def outputs_of(path: Path) -> list[dict]:
     return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
 
 
-def test_there_are_four():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+def test_there_are_five():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -77,7 +77,9 @@ class TestAsItIsKept:
     def test_install_cell_names_this_version_and_keeps_jax(self, path):
         (install,) = [code for code in cells(path, "code") if "%pip" in code]
         last = install.splitlines()[-1]
-        assert last == f'%pip install -q "nvib-jax[train]=={nvib_jax.__version__}" "{{jax_there}}"'
+        extra = "pretrained" if path.name.startswith("05") else "train"
+        wanted = f'"nvib-jax[{extra}]=={nvib_jax.__version__}" "{{jax_there}}"'
+        assert last == f"%pip install -q {wanted}"
         names: dict[str, str] = {}
         exec(install.removesuffix(last), names)
         assert names["jax_there"] == f"jax=={jax.__version__}"
@@ -93,7 +95,9 @@ class TestAsItIsKept:
         colab = "https://colab.research.google.com/github"
         badge = f"{BADGE}({colab}/{repository}/blob/main/colab/{path.name})"
         assert badge in cells(path, "markdown")[0]
-        assert badge in (ROOT / "README.md").read_text(encoding="utf-8")
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        assert badge.replace(BADGE, "[![Open in Colab][badge]]") in readme
+        assert BADGE.split("(")[1].rstrip(")]") in readme
 
     def test_smoke_shortens_training_and_nothing_else(self, path):
         """What depends on it is a number, nowhere a cell or a plot."""

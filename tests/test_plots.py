@@ -310,3 +310,6 @@ def test_every_figure_shows_all_of_a_percentage():
     assert axes_of(plane).get_xlim() == (0, 100)
     score = plots.curves([("a", [1, 2], [98, 99])], xlabel="x", ylabel="BLEU, 0 to 100")
     assert axes_of(score).get_ylim() == (0, 100)
+    shares = plots.curves([("a", [1, 2], [0.1, 90])], xlabel="x", ylabel="share, %")
+    assert axes_of(shares).get_ylim() == (0, 100)
+    assert axes_of(shares).get_yscale() == "linear"

@@ -15,6 +15,7 @@ from nvib_jax.bench.choose import Choose, choose
 from nvib_jax.bench.data import Data
 from nvib_jax.bench.device import Peak, machine
 from nvib_jax.bench.generate import Generate
+from nvib_jax.bench.pretrained import PretrainedSuite
 from nvib_jax.bench.sampler import Sampler
 from nvib_jax.bench.scaling import Scaling
 from nvib_jax.bench.self_attention import SelfAttentionSuite
@@ -35,6 +36,7 @@ class Suite(Protocol):
 SUITES: dict[str, type[Suite]] = {
     "attention": Attention,
     "self-attention": SelfAttentionSuite,
+    "pretrained": PretrainedSuite,
     "train": Train,
     "generate": Generate,
     "sampler": Sampler,

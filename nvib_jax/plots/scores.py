@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from nvib_jax.plots.style import (
     GRID,
     MUTED,
+    PERCENTS,
     add_legend,
     finite,
     floats,
@@ -53,8 +54,8 @@ def curves(
         loss is another one.
       marks: (label, x), a dashed vertical line in the label's colour, say at the step whose
         parameters were scored.
-      log: a logarithmic vertical axis; None takes one where values are positive and span more
-        than a factor of 30.
+      log: a logarithmic vertical axis; None takes one where values are positive, no percents, and
+        span more than a factor of 30.
       order: labels in order of colour; by default as they come.
       legend: name the labels, where there are several.
 
@@ -76,7 +77,8 @@ def curves(
     values = np.concatenate([np.zeros(0), *heights])
     axes.xaxis.set_major_locator(_ticks(whole=_whole(series)))
     if log is None:
-        log = len(values) > 0 and values.min() > 0 and values.max() > 30 * values.min()
+        spans = len(values) > 0 and values.min() > 0 and values.max() > 30 * values.min()
+        log = spans and not ylabel.endswith(PERCENTS)
     whole_percents(axes)
     if log:
         axes.set_yscale("log")

@@ -158,12 +158,13 @@ def heat_map(
     return mesh
 
 
+PERCENTS = ("%", "0 to 100")  # what the label of an axis that shows all of 0 to 100 ends with
+
+
 def whole_percents(axes: Axes) -> None:
-    """Show all of 0 to 100 on axes whose label ends with "%" or "0 to 100", without cutting off
-    markers at the ends.
-    """
+    """Show all of 0 to 100 on axes of `PERCENTS`, without cutting off markers at the ends."""
     for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
-        if axis.get_label_text().endswith(("%", "0 to 100")):
+        if axis.get_label_text().endswith(PERCENTS):
             limits(0, max(100, axis.get_data_interval()[1]))  # a share may be above 100 %
             for line in axes.lines:
                 line.set_clip_on(False)

@@ -178,11 +178,11 @@ def test_the_command_writes_json_and_its_table(tmp_path, capsys, monkeypatch):
     [
         (
             [],
-            "no suite was given; wanted one of attention, self-attention, train, generate, sampler",
+            "no suite was given; wanted one of attention, self-attention, pretrained, ",
         ),
         (
             ["atention"],
-            "there is no suite 'atention'; wanted one of attention, self-attention, train",
+            "there is no suite 'atention'; wanted one of attention, self-attention, pretrained",
         ),
         (["table"], "wanted one file, as in: nvib bench table bench.json"),
         (["sampler", "--seconds", "-1"], "wanted at least 0"),

@@ -268,3 +268,44 @@ def test_the_commands(folder, tmp_path, capsys):
     assert (status, out) == (1, "")
     assert err.startswith("nvib score: no/such/model is no folder, and cannot be the name")
     assert tokenizer_folder().is_dir()
+
+
+# ---- size
+
+
+@pytest.mark.long
+def test_a_large_file_is_read_within_its_size(tmp_path):
+    """One tensor at a time: the peak of memory grows by at most 1.3 times the file."""
+    import subprocess
+    import sys
+
+    base = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6}
+    config = {**CONFIGS["bert"], **base, "vocab_size": 15_000}  # BERT's own share of embeddings
+    make = (
+        "import sys, json\n"
+        "from flax import nnx\n"
+        "from nvib_jax.models.params import split\n"
+        "from nvib_jax.pretrained.architecture import architecture\n"
+        "from nvib_jax.pretrained.files import write\n"
+        "from nvib_jax.pretrained.transformer import Transformer\n"
+        "config = json.loads(sys.argv[2])\n"
+        "about = architecture(config)\n"
+        "write(sys.argv[1], about, split(Transformer(about, rngs=nnx.Rngs(0)))[1], config)\n"
+    )
+    load = (
+        "import sys, resource, jax\n"
+        "from nvib_jax.pretrained.files import find, read\n"
+        "jax.numpy.zeros(3).block_until_ready()\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "found = read(find(sys.argv[1]))\n"
+        "print(peak() - before)\n"
+    )
+    arguments = [str(tmp_path / "model"), json.dumps(config)]
+    subprocess.run([sys.executable, "-c", make, *arguments], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", load, *arguments], check=True, capture_output=True, text=True
+    )
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert size > 200e6
+    assert int(done.stdout) < 1.3 * size
