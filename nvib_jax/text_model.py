@@ -25,7 +25,7 @@ from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import merge
-from nvib_jax.models.reading import form_of
+from nvib_jax.models.summaries import form_of
 from nvib_jax.progress import to_standard_error, track
 from nvib_jax.text_input import UnusualText
 from nvib_jax.types import Mixture, Posterior

@@ -222,4 +222,4 @@ def test_files_that_are_named_exist(page):
 def test_pages_were_found():
     names = {str(page.relative_to(ROOT)) for page in PAGES}
     assert {"README.md", "CHANGELOG.md", "tpu_scripts/README.md"} <= names
-    assert len([name for name in names if name.endswith(".ipynb")]) == 4
+    assert len([name for name in names if name.endswith(".ipynb")]) == 5

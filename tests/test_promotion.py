@@ -12,7 +12,7 @@ from nvib_jax.generate import DecodingConfig, rewrite
 from nvib_jax.mixture import READS
 from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.params import merge, split
-from nvib_jax.models.reading import mean_vector
+from nvib_jax.models.summaries import mean_vector
 from nvib_jax.models.teacher_forcing import decoder_io
 
 CASES = [{"kind": kind, "latent_queries": 2} for kind in LATENTS]

@@ -15,7 +15,7 @@ from nvib_jax import engine
 from nvib_jax.evaluation import evidence_bound
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.models.reading import form_of, mean_vector
+from nvib_jax.models.summaries import form_of, mean_vector
 from nvib_jax.text_model import TextModel
 
 # What is said of unusual texts has tests of its own, in test_text_input.py.

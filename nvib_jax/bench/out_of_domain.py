@@ -156,3 +156,44 @@ def measure(
                     if (each, searched_on, name) not in done:
                         keep(each, searched_on, name, found)
     return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]], shift: str) -> str:
+    """The table of one shift: means over seeds, +- their standard deviation where there are more.
+
+    Columns: nats a token less those of the model as it is, searched on the target's texts and on
+    the source's; exact sentences, BLEU, calibration error, and nats a token in the source's domain,
+    for the former.
+    """
+    names = list(dict.fromkeys(row["name"] for row in rows if row["shift"] == shift))
+    lines = [
+        "| | nats a token | searched on the source | exact, % | BLEU | ECE | in domain, nats |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in names:
+        here = [row for row in rows if row["shift"] == shift and row["name"] == name]
+        target = [row for row in here if row["searched_on"] != "source"]
+        source = [row for row in here if row["searched_on"] == "source"]
+        first = "nats" if name == "identity" else "difference"
+        cells = [
+            _over_seeds(target, first, 1, 3),
+            _over_seeds(source, "difference", 1, 3),
+            _over_seeds(target, "exact", 100, 1),
+            _over_seeds(target, "bleu", 1, 1),
+            _over_seeds(target, "calibration", 1, 3),
+            _over_seeds(target, "in_domain_nats", 1, 3),
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _over_seeds(rows: Sequence[dict[str, Any]], name: str, factor: float, digits: int) -> str:
+    values = [factor * row[name] for row in rows]
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    text = f"{mean:{'+' if name == 'difference' else ''}.{digits}f}"
+    if len(values) > 1:
+        spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+        text += f" ± {spread:.{digits}f}"
+    return text.replace("-", "−")

@@ -69,10 +69,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _command(studies.Evaluate, studies.evaluate),
     "sweep": _command(studies.Sweep, studies.sweep),
     "report": _command(studies.Report, studies.report),
-    "inspect": _command(pretrained.Inspect, pretrained.inspect),
+    "regularise": _command(pretrained.Regularise, pretrained.regularise),
     "generate": _command(pretrained.Generate, pretrained.generate),
     "score": _command(pretrained.Score, pretrained.score),
-    "regularise": _command(pretrained.Regularise, pretrained.regularise),
+    "inspect": _command(pretrained.Inspect, pretrained.inspect),
     "bench": _bench,
     "doctor": _command(Doctor, _doctor),
 }

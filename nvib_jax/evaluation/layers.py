@@ -10,7 +10,7 @@ import numpy as np
 from nvib_jax.data import default_grammar
 from nvib_jax.evaluation.choice import correlation_at_fixed, explained
 from nvib_jax.mixture import expected
-from nvib_jax.models.reading import kept
+from nvib_jax.models.summaries import kept
 from nvib_jax.text_model import TextModel
 
 

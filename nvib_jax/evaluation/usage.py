@@ -13,7 +13,7 @@ import numpy as np
 
 from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE
-from nvib_jax.models.reading import KEPT_ABOVE, kept
+from nvib_jax.models.summaries import KEPT_ABOVE, kept
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture, Posterior

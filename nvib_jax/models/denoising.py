@@ -16,9 +16,9 @@ from flax import nnx
 from nvib_jax.attention import Memory
 from nvib_jax.models.autoencoder import Autoencoder
 from nvib_jax.models.config import DenoisingConfig
-from nvib_jax.models.reading import kept
 from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.models.stack import NVIBStack
+from nvib_jax.models.summaries import kept
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.models.terms import Batch, Terms
 from nvib_jax.modules import Decoder

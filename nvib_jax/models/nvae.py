@@ -17,8 +17,8 @@ from nvib_jax.models.autoencoder import Autoencoder
 from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.gate import InformationGate
 from nvib_jax.models.latents import LATENTS, DirichletLatent
-from nvib_jax.models.reading import kept, mean_vector
 from nvib_jax.models.special_ids import SpecialIds
+from nvib_jax.models.summaries import kept, mean_vector
 from nvib_jax.models.teacher_forcing import blanked, decoder_io
 from nvib_jax.models.terms import Batch, Terms
 from nvib_jax.modules import Decoder, Encoder
@@ -201,7 +201,7 @@ class NVAE(Autoencoder):
         return self.memories(*self.read(posterior, form=form, key=key))
 
     def embed(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """One vector of each text (`nvib_jax.models.reading.mean_vector`), float32 (B, D)."""
+        """One vector of each text (`nvib_jax.models.summaries.mean_vector`), float32 (B, D)."""
         return mean_vector(self.encode(tokens, mask))
 
     def prior_memories(self, lengths: jax.Array, key: jax.Array) -> tuple[Memory, ...]:

@@ -16,7 +16,7 @@ from flax import nnx
 from nvib_jax.attention import Memory
 from nvib_jax.kl import kl_dirichlet, kl_gaussian
 from nvib_jax.models.config import StackConfig
-from nvib_jax.models.reading import kept
+from nvib_jax.models.summaries import kept
 from nvib_jax.models.terms import Metrics
 from nvib_jax.modules import EncoderLayer, NVIBEncoderLayer
 from nvib_jax.modules.transformer import LayerNorm, split_key

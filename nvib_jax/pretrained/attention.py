@@ -6,6 +6,7 @@ ordinary attention, which a reading at alpha = infinity is equal to.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +18,9 @@ from nvib_jax.attention.inputs import MASK_VALUE
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout
 from nvib_jax.pretrained.architecture import Architecture
-from nvib_jax.reading import Reading, gate, prior_terms, root, token_terms
+from nvib_jax.pretrained.bottleneck import Bottleneck
+from nvib_jax.reading import PriorTerms, Reading, gate, prior_terms, root, token_terms
+from nvib_jax.types import Posterior
 
 
 @dataclasses.dataclass
@@ -26,18 +29,29 @@ class View:
 
     Attributes:
       readings: of attentions by name; those that are not there are read as they are.
+      draw: key of what bottlenecks draw; None reads them without noise.
       read: what each attention reads is noted here, name -> (x (B, S, D), mask (B, S)).
       key: of dropout; None is none.
       rate: of dropout.
       shares: what the prior's component takes is noted here, name -> [(B, T, H) of each layer].
+      posteriors: of bottlenecks, name -> `Posterior`.
+      first: the prior's component of bottlenecks, name -> (vector (B, D), bias (B,)).
     """
 
-    readings: Mapping[str, Reading] = dataclasses.field(default_factory=dict)
+    readings: Mapping[str, Reading | Bottleneck] = dataclasses.field(default_factory=dict)
+    draw: jax.Array | None = None
     key: jax.Array | None = None
     rate: float = 0.0
     read: dict[str, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
     shares: dict[str, list[jax.Array]] = dataclasses.field(default_factory=dict)
+    posteriors: dict[str, Posterior] = dataclasses.field(default_factory=dict)
+    first: dict[str, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
     _draws: int = 0
+
+    def again(self) -> "View":
+        """The view of a step more; it knows the prior's component of the cross-attentions."""
+        cross = {name: part for name, part in self.first.items() if name == "cross"}
+        return View(self.readings, draw=self.draw, first=cross)
 
     def dropout(self, x: jax.Array) -> jax.Array:
         """x with a share of it zeroed, by a key of its own each time; x itself without a key."""
@@ -71,7 +85,9 @@ class Attention(nnx.Module):
         view.read[self.name] = (x, mask)
         reading = view.readings.get(self.name)
         bias = jnp.zeros(mask.shape, jnp.float32)
-        if reading is not None:
+        if isinstance(reading, Bottleneck):
+            x, bias = self._components(reading, x, mask, view)
+        elif reading is not None:
             # `nvib_jax.reading` has keys of the values' vectors over r; r is in the query here, so
             # that the identity's keys are the pretrained ones.
             _, read, bias = token_terms(x, reading, head_dim=self.head_dim)
@@ -114,13 +130,7 @@ class Attention(nnx.Module):
             out = attend(query, memory, mask=mask, position_bias=position_bias)
         else:
             out, lse = attend(query, memory, mask=mask, position_bias=position_bias, with_lse=True)
-            terms = prior_terms(
-                query * jnp.asarray(root(self.head_dim), query.dtype),
-                reading,
-                key_kernel=self._kernel(self.key),
-                value_kernel=self._kernel(self.value),
-            )
-            terms = self._with_biases(terms, query)
+            terms = self._with_biases(self._prior_terms(reading, query, view), query)
             if position_bias is not None:
                 terms = dataclasses.replace(
                     terms, logit=terms.logit + _mean_bias(position_bias, memory, mask)
@@ -128,6 +138,37 @@ class Attention(nnx.Module):
             view.shares.setdefault(self.name, []).append(jax.nn.sigmoid(terms.logit - lse))
             out = gate(out, lse, terms)
         return self.out(out.reshape(batch, length, -1))
+
+    def _components(
+        self, bottleneck: Bottleneck, x: jax.Array, mask: jax.Array, view: View
+    ) -> tuple[jax.Array, jax.Array]:
+        """The tokens' vectors (B, S, D) and biases (B, S); the prior's component is noted."""
+        posterior = bottleneck.posterior(x, mask)
+        key = None
+        if view.draw is not None:  # cross-attentions have one name and so one draw
+            key = jax.random.fold_in(view.draw, zlib.crc32(self.name.encode()))
+        z, bias = bottleneck.components(posterior, head_dim=self.head_dim, key=key)
+        view.posteriors[self.name] = posterior
+        view.first[self.name] = z[:, 0], bias[:, 0]
+        return z[:, 1:].astype(x.dtype), bias[:, 1:]
+
+    def _prior_terms(
+        self, reading: Reading | Bottleneck, query: jax.Array, view: View
+    ) -> PriorTerms:
+        """Logit and value of the prior's component for each query (B, T, H, E), without biases."""
+        kernels = {
+            "key_kernel": self._kernel(self.key),
+            "value_kernel": self._kernel(self.value),
+        }
+        if isinstance(reading, Reading):
+            r = jnp.asarray(root(self.head_dim), query.dtype)
+            return prior_terms(query * r, reading, **kernels)
+        z, bias = view.first[self.name]
+        q, w_k, w_v = (a.astype(jnp.float32) for a in (query, *kernels.values()))
+        key, value = (jnp.einsum("bd,dhe->bhe", z.astype(jnp.float32), w) for w in (w_k, w_v))
+        logit = jnp.einsum("bthe,bhe->bth", q, key) + bias[:, None, None]
+        value = jnp.broadcast_to(value[:, None], q.shape)
+        return PriorTerms(logit, value, jnp.zeros_like(q))
 
     def _with_biases(self, terms, query: jax.Array):
         """The prior's key and value have the biases of the projections, as the tokens' have."""

@@ -23,6 +23,7 @@ from nvib_jax.pretrained.architecture import Architecture
 from nvib_jax.pretrained.attention import View
 from nvib_jax.pretrained.batches import Batch
 from nvib_jax.pretrained.batches import batches as in_batches
+from nvib_jax.pretrained.bottleneck import Bottleneck
 from nvib_jax.pretrained.decoding import Decoding, decoding_of, generate
 from nvib_jax.pretrained.readings import Priors
 from nvib_jax.pretrained.tokenizer import PretrainedTokenizer, load_tokenizer
@@ -32,7 +33,7 @@ from nvib_jax.reading import EmpiricalPrior, Moments, Reading, Tau
 from nvib_jax.reading import merge as merge_moments
 from nvib_jax.reading import moments as moments_of
 
-Readings = dict[str, Reading]
+Readings = dict[str, Reading | Bottleneck]
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class PretrainedModel:
         found = read_how.readings(prior, taus, form, self.attentions)
         return self.with_readings(found)
 
-    def with_readings(self, found: Mapping[str, Reading]) -> "PretrainedModel":
+    def with_readings(self, found: Mapping[str, Reading | Bottleneck]) -> "PretrainedModel":
         """The same weights and compiled functions, with these readings."""
         return dataclasses.replace(self, readings=read_how.traced(found))
 
@@ -524,19 +525,19 @@ def _generate(
 ) -> jax.Array:
     """Ids that are written, (R, max_new_tokens)."""
     memories: tuple[Any, ...] = ()
-    prompt, mask = batch.tokens, batch.mask
+    prompt, mask, view = batch.tokens, batch.mask, View(readings)
     if about.kind == "seq2seq":
-        states = module.encode(batch.tokens, batch.mask, View(readings))
-        memories = module.memories(states, batch.mask, View(readings))
+        states = module.encode(batch.tokens, batch.mask, view)
+        memories = module.memories(states, batch.mask, view)
         prompt = jnp.full((batch.tokens.shape[0], 1), _there(about.start), jnp.int32)
         mask = jnp.ones(prompt.shape, bool)
     rows, length = prompt.shape
     caches = module.empty_caches(rows, length + rules.max_new_tokens)
-    x, caches = module.decode(prompt, mask, memories, caches, 0, View(readings))
+    x, caches = module.decode(prompt, mask, memories, caches, 0, view.again())
 
     def step(caches: Any, tokens: jax.Array, place: jax.Array) -> tuple[jax.Array, Any]:
         real = jnp.ones(tokens.shape, bool)
-        x, caches = module.decode(tokens, real, memories, caches, place, View(readings))
+        x, caches = module.decode(tokens, real, memories, caches, place, view.again())
         return module.logits(x)[:, 0], caches
 
     logits = module.logits(x[:, -1:])[:, 0]

@@ -15,6 +15,7 @@ import numpy as np
 from nvib_jax.attention.inputs import FORMS
 from nvib_jax.checks import check_choice
 from nvib_jax.files import draft_of, write_whole
+from nvib_jax.pretrained.bottleneck import MAPS, Bottleneck
 from nvib_jax.reading import EmpiricalPrior, Reading, Tau
 from nvib_jax.types import Prior
 
@@ -83,8 +84,10 @@ def _check(name: str, tau: Tau) -> None:
             raise ValueError(f"tau of {name}: {field} is {value}; wanted {wanted}")
 
 
-def save(folder: str | Path, found: Mapping[str, Reading], about: Mapping[str, Any]) -> None:
-    """Write readings as `reading.safetensors` and `reading.json`.
+def save(
+    folder: str | Path, found: Mapping[str, Reading | Bottleneck], about: Mapping[str, Any]
+) -> None:
+    """Write readings, given or learned, as `reading.safetensors` and `reading.json`.
 
     Args:
       folder: made if missing.
@@ -99,33 +102,44 @@ def save(folder: str | Path, found: Mapping[str, Reading], about: Mapping[str, A
     for name, reading in found.items():
         for field in ("mean", "log_variance", "log_alpha", "alpha_delta"):
             arrays[f"{name}.{field}"] = np.asarray(getattr(reading.prior, field), order="C")
-        tau = reading.tau
-        taus[name] = {n: float(getattr(tau, n)) for n in ("alpha", "sigma", "mean")}
+        if isinstance(reading, Bottleneck):
+            for field in MAPS:
+                arrays[f"{name}.{field}"] = np.asarray(getattr(reading, field), order="C")
+        else:
+            taus[name] = {n: float(getattr(reading.tau, n)) for n in ("alpha", "sigma", "mean")}
     with draft_of(folder / ARRAYS) as draft:
         save_file(arrays, draft)
-    forms = {reading.form for reading in found.values()}
-    content = {**about, "form": next(iter(forms), "expected_logit"), "tau": taus}
+    forms = {found[name].form for name in taus}  # type: ignore[union-attr]
+    form = next(iter(forms), "expected_logit")
+    learned = [name for name in found if name not in taus]
+    content = {**about, "form": form, "tau": taus, "learned": learned}
     write_whole(folder / DESCRIPTION, json.dumps(content, indent=1) + "\n")
 
 
-def open_saved(folder: str | Path) -> tuple[dict[str, Reading], dict[str, Any]]:
+def open_saved(folder: str | Path) -> tuple[dict[str, Reading | Bottleneck], dict[str, Any]]:
     """The inverse of `save`: (readings, what else was said)."""
     from safetensors.numpy import load_file
 
     folder = Path(folder)
     about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     arrays = load_file(folder / ARRAYS)
-    found = {}
-    for name, tau in about.pop("tau").items():
+    found: dict[str, Reading | Bottleneck] = {}
+    taus = about.pop("tau")
+    for name in (*taus, *about.pop("learned")):
         fields: dict[str, Any] = {
             key.removeprefix(f"{name}."): jnp.asarray(value)
             for key, value in arrays.items()
             if key.rpartition(".")[0] == name
         }
-        found[name] = Reading(Prior(**fields), Tau(**tau), about["form"])
+        maps = {field: fields.pop(field) for field in MAPS if field in fields}
+        prior = Prior(**fields)
+        if name in taus:
+            found[name] = Reading(prior, Tau(**taus[name]), about["form"])
+        else:
+            found[name] = Bottleneck(prior, **maps)
     return found, about
 
 
-def traced(found: Mapping[str, Reading]) -> dict[str, Reading]:
+def traced(found: Mapping[str, Reading | Bottleneck]) -> dict[str, Reading | Bottleneck]:
     """The readings with every number an array, so that other numbers compile nothing anew."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), dict(found))

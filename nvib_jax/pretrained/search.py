@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from nvib_jax.checks import check_choice
+from nvib_jax.files import write_whole
 from nvib_jax.models.params import Params, merge
 from nvib_jax.pretrained.attention import View
 from nvib_jax.pretrained.batches import Batch
@@ -305,7 +306,7 @@ class _Log:
         if path.is_file():
             text = path.read_text(encoding="utf-8")
             if not text.endswith("\n"):  # what follows is no part of a line that was cut off
-                path.write_text(text + "\n", encoding="utf-8")
+                write_whole(path, text + "\n")
             for line in text.splitlines():
                 try:
                     trial = json.loads(line)

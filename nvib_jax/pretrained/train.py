@@ -76,7 +76,7 @@ def train(
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(c.clip),
-        optax.adamw(schedule, b2=0.98, weight_decay=c.weight_decay, mask=_is_matrix),
+        optax.adamw(schedule, b2=0.98, weight_decay=c.weight_decay, mask=is_matrix),
     )
     graph = model.graph
 
@@ -92,7 +92,7 @@ def train(
             nats = -jnp.take_along_axis(log_p, wanted[..., None], axis=-1)[..., 0]
             smooth = -jnp.mean(log_p, axis=-1)
             nats = (1 - c.label_smoothing) * nats + c.label_smoothing * smooth
-            return jnp.sum(jnp.where(counted, nats, 0.0)) / jnp.sum(counted)
+            return jnp.sum(jnp.where(counted, nats, 0.0)) / jnp.sum(counted, dtype=jnp.float32)
 
         value, grads = jax.value_and_grad(loss)(params)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
@@ -100,7 +100,7 @@ def train(
         return optax.apply_updates(params, updates), state, value
 
     params, state, losses = model.params, optimizer.init(model.params), []
-    stream = _endless(rows, others, c, about.pad)
+    stream = endless(rows, others, c, about.pad)
     for index in track(range(c.steps), "training", total=c.steps, unit="steps"):
         params, state, value = step(params, state, np.int32(index), next(stream))
         losses.append(value)
@@ -111,12 +111,12 @@ def train(
     return dataclasses.replace(model, params=params, digest=digest_of(params))
 
 
-def _is_matrix(params: Params) -> dict[str, bool]:
+def is_matrix(params: Params) -> dict[str, bool]:
     """Weight decay is for matrices; vectors are biases and norms."""
     return {name: param.ndim > 1 for name, param in params.items()}
 
 
-def _endless(
+def endless(
     rows: Sequence[Sequence[int]],
     others: Sequence[Sequence[int]] | None,
     config: TrainingConfig,

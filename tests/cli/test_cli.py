@@ -26,7 +26,8 @@ from nvib_jax.text_model import TextModel
 TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
-    *("export", "evaluate", "sweep", "report", "bench", "doctor"),
+    *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
+    *("bench", "doctor"),
 ]
 
 
@@ -72,7 +73,8 @@ def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
-        "sample, interpolate, play, export, evaluate, sweep, report, bench, doctor\n"
+        "sample, interpolate, play, export, evaluate, sweep, report, regularise, "
+        "generate, score, inspect, bench, doctor\n"
     )
     assert nvib("xyz") == 2
     assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")

@@ -13,7 +13,7 @@ from nvib_jax.config import ObjectiveConfig
 from nvib_jax.models.gate import LIMIT_RATE
 from nvib_jax.models.nvae import NVAE, NVAEConfig
 from nvib_jax.models.params import merge, split
-from nvib_jax.models.reading import kept
+from nvib_jax.models.summaries import kept
 
 GATES = ("surprise", "pace")
 

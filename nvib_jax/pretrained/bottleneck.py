@@ -1,0 +1,125 @@
+"""A learned reading of an attention: NVIB, from the identity on, for fine-tuning.
+
+    q(F | x):   mean = W x + b,   log variance = V x + c,   log alpha = a.(x*x) + w.x + d
+
+At first W = 1, V = 0 and a = 1/2r, so that the attention is the pretrained one but for the prior's
+component, a little noise and `alpha` nats (`nvib_jax.reading`). Pseudo-counts are *centred*: the
+prior's is `concentration`, and the tokens' are as far above it as they were, which no evaluation
+sees. In the published scale they are e^5 to e^300, draws have no noise, and KLs no meaning.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from nvib_jax.mixture import sample
+from nvib_jax.posterior import make_posterior
+from nvib_jax.reading import Reading, root
+from nvib_jax.types import Posterior, Prior
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bottleneck:
+    """The maps from what an attention reads to a posterior, and its prior.
+
+    Attributes:
+      prior: the empirical one, its pseudo-count `concentration`; it is not trained.
+      mean_kernel, mean_bias: W, (D, D), and b, (D,).
+      variance_kernel, variance_bias: V and c.
+      alpha_quadratic, alpha_linear, alpha_bias: a and w, (D,), and d, ().
+    """
+
+    prior: Prior
+    mean_kernel: jax.Array
+    mean_bias: jax.Array
+    variance_kernel: jax.Array
+    variance_bias: jax.Array
+    alpha_quadratic: jax.Array
+    alpha_linear: jax.Array
+    alpha_bias: jax.Array
+
+    @classmethod
+    def identity(
+        cls,
+        reading: Reading,
+        *,
+        head_dim: int,
+        concentration: float = 1.0,
+        alpha_delta: float = 1.0,
+    ) -> "Bottleneck":
+        """The bottleneck that is this reading.
+
+        Args:
+          reading: its tau's alpha must be finite and its sigma above 0, because a KL to the prior
+            is infinite without variance.
+          head_dim: E.
+          concentration: the prior's pseudo-count.
+          alpha_delta: pseudo-counts that every token adds to the prior's; 1 has the KL least where
+            each token counts as much as the prior.
+
+        Raises:
+          ValueError: an alpha that is not finite, or no sigma.
+        """
+        prior, tau = reading.prior, reading.tau
+        if not (math.isfinite(float(tau.alpha)) and float(tau.sigma) > 0):
+            raise ValueError(
+                f"tau has alpha {float(tau.alpha)} and sigma {float(tau.sigma)}; wanted a finite "
+                "alpha and a sigma above 0: without variance the KL to the prior is infinite"
+            )
+        dim, start = prior.mean.shape[0], jnp.float32(math.log(concentration))
+        share = jnp.float32(tau.mean)
+        return cls(
+            prior=dataclasses.replace(prior, log_alpha=start, alpha_delta=jnp.float32(alpha_delta)),
+            mean_kernel=share * jnp.eye(dim),
+            mean_bias=(1 - share) * prior.mean,
+            variance_kernel=jnp.zeros((dim, dim)),
+            variance_bias=2 * jnp.log(jnp.float32(tau.sigma)) + prior.log_variance,
+            alpha_quadratic=jnp.full(dim, 1 / (2 * root(head_dim))),
+            alpha_linear=jnp.zeros(dim),
+            alpha_bias=jnp.float32(tau.alpha) - prior.log_alpha + start,
+        )
+
+    def posterior(self, x: jax.Array, mask: jax.Array) -> Posterior:
+        """x (B, N, D), mask (B, N) -> `Posterior`, S = N + 1."""
+        x = x.astype(jnp.float32)
+        log_alpha = (
+            jnp.dot(x * x, self.alpha_quadratic) + jnp.dot(x, self.alpha_linear) + self.alpha_bias
+        )
+        return make_posterior(
+            jnp.dot(x, self.mean_kernel) + self.mean_bias[None, None],
+            jnp.dot(x, self.variance_kernel) + self.variance_bias[None, None],
+            log_alpha,
+            mask,
+            self.prior,
+        )
+
+    def components(
+        self, posterior: Posterior, *, head_dim: int, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """What attention reads of a posterior: (vectors (B, S, D), biases (B, S)).
+
+        Drawn with a key; without one the means, with E[log pi] and the expected logit
+        ("expected_logit" with geometric weights), not normalised, so that a cache may grow.
+        """
+        r = root(head_dim)
+        if key is not None:
+            drawn = sample(key, posterior)
+            return drawn.mean, drawn.log_weights - jnp.sum(drawn.mean**2, axis=-1) / (2 * r)
+        alpha = jnp.exp(posterior.log_alpha)
+        # log alpha where alpha is so large that digamma is no other number.
+        large = posterior.log_alpha > 20
+        log_weight = jnp.where(
+            large,
+            posterior.log_alpha,
+            jax.scipy.special.digamma(jnp.where(large, 1.0, jnp.maximum(alpha, 1e-30))),
+        )
+        energy = posterior.mean**2 + jnp.exp(posterior.log_variance)
+        return posterior.mean, log_weight - jnp.sum(energy, axis=-1) / (2 * r)
+
+
+# Its fields that are trained.
+MAPS = tuple(field.name for field in dataclasses.fields(Bottleneck) if field.name != "prior")

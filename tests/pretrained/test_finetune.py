@@ -1,0 +1,168 @@
+"""Bottlenecks in a pretrained model: the identity, caches, draws that tell nothing, training."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained_made import given, made, pairs
+
+from nvib_jax import pretrained
+from nvib_jax.models.params import merge
+from nvib_jax.pretrained.attention import View
+from nvib_jax.pretrained.finetune import FinetuneConfig, bottlenecks, finetune
+from nvib_jax.pretrained.train import TrainingConfig, train
+from nvib_jax.reading import Tau
+
+
+def prior_of(family):
+    return made(family).empirical_prior(*given(family, 40, 9))
+
+
+def batch_of(model, family):
+    rows, others = model.rows(*given(family))
+    ((_, batch),) = model.batches(rows, others)
+    return batch
+
+
+def states(model, readings, draw=None):
+    family = model.architecture.family
+    batch = batch_of(model, family)
+    start = () if batch.target is None else (batch.target, batch.target_mask)
+
+    @jax.jit
+    def run(params, readings):
+        module, view = merge(model.graph, params), View(readings, draw=draw)
+        return module.states(batch.tokens, batch.mask, *start, view=view)
+
+    mask = batch.mask if batch.target is None else batch.target_mask
+    return np.where(np.asarray(mask)[..., None], np.asarray(run(model.params, readings)), 0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart", "t5"])
+def test_it_begins_as_the_reading_that_it_is_of(family):
+    """With many pseudo-counts, where E[log pi] is the log of the share; and drawn, nearly so,
+    where the prior's component, which has the data's variance, is out of reach.
+    """
+    model, prior = made(family), prior_of(family)
+    config = FinetuneConfig(alpha=0.5, sigma=0.3, concentration=1e5)
+    learned = bottlenecks(model, prior, config)
+    given = model.reinterpret(prior, alpha=0.5, sigma=0.3).readings
+    wanted = states(model, given)
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(states(model, learned), wanted, atol=1e-4 * scale)
+    assert np.abs(states(model, {}) - wanted).max() > 1e-2 * scale
+    quiet = bottlenecks(model, prior, dataclasses.replace(config, sigma=1e-3, alpha=12.0))
+    drawn = states(model, quiet, jax.random.key(0))
+    still = states(model, quiet)
+    assert 1e-4 * scale < np.abs(drawn - still).max() < 5e-2 * scale
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_step_by_step_is_the_whole(family):
+    model = made(family)
+    readings = bottlenecks(model, prior_of(family), FinetuneConfig(alpha=0.0, sigma=0.5))
+    module = merge(model.graph, model.params)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(3, 90, (2, 6)), jnp.int32)
+    mask = jnp.ones(tokens.shape, bool)
+    memories = ()
+    if family == "t5":
+        view = View(readings)
+        memories = module.memories(module.encode(tokens, mask, view), mask, view)
+        first = dict(view.first)
+
+    @jax.jit
+    def decode(tokens, caches, place):
+        view = View(readings)
+        if family == "t5":
+            view.first |= first
+        return module.decode(tokens, jnp.ones(tokens.shape, bool), memories, caches, place, view)
+
+    whole, _ = decode(tokens, module.empty_caches(2, 6), 0)
+    caches, steps = module.empty_caches(2, 8), []
+    for i in range(6):
+        x, caches = decode(tokens[:, i : i + 1], caches, i)
+        steps.append(x)
+    apart = np.abs(np.concatenate(steps, axis=1) - np.asarray(whole)).max()
+    assert apart < 1e-5 * np.abs(whole).max()
+
+
+def test_draws_tell_nothing_of_later_tokens():
+    """The weights of a prefix are a Dirichlet draw up to a factor, which cancels."""
+    model = made("gpt2")
+    readings = bottlenecks(model, prior_of("gpt2"), FinetuneConfig(alpha=0.0, sigma=0.5))
+    module = merge(model.graph, model.params)
+
+    @jax.jit
+    def run(tokens):
+        view = View(readings, draw=jax.random.key(1))
+        return module.states(tokens, jnp.ones(tokens.shape, bool), view=view)
+
+    tokens = jnp.arange(5, 13, dtype=jnp.int32)[None]
+    one, two = run(tokens), run(tokens.at[0, 5:].set(60))
+    scale = np.abs(one).max()
+    assert np.abs(one[:, :5] - two[:, :5]).max() < 2e-6 * scale
+    assert np.abs(one[:, 5:] - two[:, 5:]).max() > 1e-2 * scale
+
+
+@pytest.mark.parametrize("form", ["expected_count", "exact"])
+def test_it_trains_writes_and_is_kept(form, tmp_path):
+    made("bart").to_hugging_face(tmp_path / "model")
+    model = pretrained.load(tmp_path / "model")
+    texts, targets = pairs(64, 3)
+    prior = model.empirical_prior(texts, targets)
+    said = []
+    config = FinetuneConfig(
+        steps=30, batch_size=16, train="all", learning_rate=1e-2, form=form, anneal_steps=10
+    )
+    tuned = finetune(model, prior, texts, targets, config, say=said.append)
+    before, after = (m.score(texts, targets).perplexity() for m in (model, tuned))
+    assert after < 0.5 * before
+    assert len(said) == 10
+    assert all(math.isfinite(float(word)) for word in said[-1].replace(",", "").split()[3::2])
+    for name, learned in tuned.readings.items():
+        np.testing.assert_array_equal(learned.prior.mean, prior.priors[name].prior.mean)
+        assert float(learned.prior.log_alpha) == 0
+        assert not np.array_equal(learned.mean_kernel, np.eye(16))
+    assert all(share.mean() > 0 for share in tuned.shares(texts, targets).values())
+
+    alone = finetune(
+        model, prior, texts, targets, dataclasses.replace(config, train="nvib", steps=5)
+    )
+    assert all((alone.params[name] == p).all() for name, p in model.params.items())
+    alone.save(tmp_path / "tuned")
+    again = pretrained.load(tmp_path / "tuned")
+    np.testing.assert_array_equal(
+        again.score(texts, targets).nats, alone.score(texts, targets).nats
+    )
+    rules = pretrained.Decoding(max_new_tokens=5)
+    assert again.generate(texts[:2], decoding=rules) == alone.generate(texts[:2], decoding=rules)
+
+
+def test_weights_are_trained_without_bottlenecks():
+    """The first part of all experiments: texts that it has seen become likely."""
+    model = made("gpt2")
+    texts, _ = pairs(48, 3)
+    tuned = train(model, texts, config=TrainingConfig(steps=40, batch_size=16, learning_rate=1e-2))
+    assert tuned.score(texts).perplexity() < 0.5 * model.score(texts).perplexity()
+    assert tuned.digest != model.digest
+
+
+def test_what_cannot_be():
+    model, prior = made("bart"), prior_of("bart")
+    for config, said in (
+        (FinetuneConfig(sigma=0.0), "wanted a finite alpha and a sigma above 0: without variance"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            bottlenecks(model, prior, config)
+    with pytest.raises(ValueError, match="measured with other weights"):
+        bottlenecks(made("gpt2"), prior, FinetuneConfig())
+    with pytest.raises(ValueError, match=r"training\.alpha is inf; wanted a finite number"):
+        FinetuneConfig(alpha=math.inf)
+    with pytest.raises(ValueError, match=r"training\.lambda_gaussian is -1\.0; wanted at least 0"):
+        FinetuneConfig(lambda_gaussian=-1.0)
+    with pytest.raises(ValueError, match="a bert model fills gaps"):
+        finetune(made("bert"), prior_of("bert"), ["the dog"])
+    assert Tau(1.0).sigma == 0
