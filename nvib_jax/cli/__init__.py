@@ -25,7 +25,9 @@ USAGE = """usage: nvib COMMAND ...
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
   nvib regularise MODEL --prior A --dev B --test C --out D a pretrained Transformer, re-read
-  nvib generate|score|inspect MODEL                        what it writes, its figures, what it is
+  nvib generate MODEL [TEXT ...]                           what it writes, by its own rules
+  nvib score MODEL --file texts.tsv                        nats, perplexity, the prior's shares
+  nvib inspect MODEL                                       what it is; loads no weights
   nvib bench attention|train|generate|sampler|scaling      time, memory and error, beside plain
   nvib doctor                                              versions, devices, what runs here
 

@@ -153,6 +153,10 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "sweep": ["SWEEP.py", "--jobs INT", "(default: 1)", "--lm.steps INT"],
         "report": ["RUN ...", "--out PATH", "(default: report.html)"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
+        "regularise": ["MODEL", "--prior PATH", "--trials INT", "(default: 48)", "--revision"],
+        "generate": ["MODEL", "TEXT ...", "--num-beams {None}|INT", "--seed INT"],
+        "score": ["MODEL", "--file PATH", "(default: float32)"],
+        "inspect": ["MODEL", "--revision {None}|STR"],
     }[name]
     assert [text for text in shown if text not in out] == []
 
