@@ -52,7 +52,7 @@ def test_tables_are_what_was_measured(path, printed):
 
 
 def test_tables_were_found():
-    assert len(TABLES) == 7
+    assert len(TABLES) == 8
     assert len(SLICES) == len(COMMANDS) == 1
 
 
@@ -94,6 +94,23 @@ def test_scores_are_what_was_measured(path, columns, printed):
 
 def test_scores_were_found():
     assert len(SWEEPS) == 3
+
+
+OUT_OF_DOMAIN = re.findall(
+    r"<!-- out of domain (\w+) -->\n(.*?)\n?<!-- end -->", PAGES, flags=re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("shift", "printed"), OUT_OF_DOMAIN, ids=[t[0] for t in OUT_OF_DOMAIN])
+def test_figures_out_of_domain_are_what_was_measured(shift, printed):
+    from nvib_jax.bench.out_of_domain import markdown
+
+    rows = json.loads((ROOT / "nvib_jax/bench/results/out-of-domain.json").read_text())
+    assert printed.strip() == markdown(rows, shift)
+
+
+def test_shifts_were_found():
+    assert [shift for shift, _ in OUT_OF_DOMAIN] == ["noise", "typos", "long"]
 
 
 def test_the_first_screen_says_what_it_is():
