@@ -93,7 +93,7 @@ def test_scores_are_what_was_measured(path, columns, printed):
 
 
 def test_scores_were_found():
-    assert len(SWEEPS) == 3
+    assert len(SWEEPS) == 4
 
 
 OUT_OF_DOMAIN = re.findall(
