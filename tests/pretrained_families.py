@@ -23,7 +23,9 @@ transformers = pytest.importorskip(
 )
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)  # models this small only wait for each other's threads
 
+CHAIN = 48  # ids below this are taught to writers
 DIM, HEADS, LAYERS, HIDDEN, PLACES = 32, 4, 3, 48, 48
 _STACKS = {
     "encoder_layers": LAYERS,
@@ -123,7 +125,36 @@ def _make(family: str, path: Path) -> None:
         for name, buffer in model.named_buffers():
             if name == "final_logits_bias":
                 buffer.copy_(0.3 * torch.randn_like(buffer))
+    if family in WRITERS:
+        _teach(model)
     model.save_pretrained(path)
+
+
+def _teach(model: Any) -> None:
+    """A little training, because a random model repeats one token and never ends.
+
+    Each token has one that follows it, and the first one says how many there are.
+    """
+    rng = np.random.default_rng(0)
+    pad, end = model.config.pad_token_id, model.config.eos_token_id
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model.train()
+    for _ in range(200):
+        first = rng.integers(8, CHAIN, 32)
+        rows = np.full((32, 10), -100)
+        for row, token in zip(rows, first, strict=True):
+            for i in range(3 + token % 6):
+                row[i], token = token, 8 + (5 * token + 3) % (CHAIN - 8)
+            row[3 + row[0] % 6] = end
+        wanted = torch.tensor(rows)
+        if model.config.is_encoder_decoder:
+            given = {"input_ids": torch.tensor(np.stack([first, first[::-1]], 1)), "labels": wanted}
+        else:
+            given = {"input_ids": wanted.masked_fill(wanted == -100, pad), "labels": wanted}
+        optimizer.zero_grad()
+        model(**given).loss.backward()
+        optimizer.step()
+    model.eval()
 
 
 def _byte_pairs(path: Path) -> tuple[int, dict[str, int]]:

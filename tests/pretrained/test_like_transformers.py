@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pretrained_families import FAMILIES, WRITERS, ids, reference, saved, torch, transformers
+from pretrained_families import CHAIN, FAMILIES, WRITERS, ids, reference, saved, torch, transformers
 
 from nvib_jax import pretrained
 from nvib_jax.models.params import merge
@@ -156,7 +156,7 @@ def test_what_is_written(family, rules):
     mask = np.ones((rows, length), bool)
     mask[1, : length // 3] = False
     mask = mask if about.kind == "causal" else mask[:, ::-1].copy()
-    tokens = np.where(mask, ids(rows, length, about.vocab_size, 3), about.pad)
+    tokens = np.where(mask, ids(rows, length, CHAIN, 3), about.pad)
     how = dict(RULES[rules])
     model = reference(family)
     forced = model.generation_config.forced_eos_token_id
@@ -185,6 +185,8 @@ def test_what_is_written(family, rules):
         return _generate(merge(graph, params), {}, batch, key, rules=decoding, about=about)
 
     found = np.asarray(run(params, jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)))
+    lengths = {sum(i != about.pad for i in row) for row in found.tolist()}
+    assert len(lengths) > 1
     left_out = (about.pad, about.eos)
     for ours, theirs in zip(found, wanted, strict=True):
         assert [i for i in ours if i not in left_out] == [i for i in theirs if i not in left_out]
