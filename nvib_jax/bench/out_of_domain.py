@@ -167,8 +167,8 @@ def markdown(rows: Sequence[dict[str, Any]], shift: str) -> str:
     """
     names = list(dict.fromkeys(row["name"] for row in rows if row["shift"] == shift))
     lines = [
-        "| | nats a token | searched on the source | exact, % | BLEU | ECE | in domain, nats |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | seeds | nats a token | searched on the source | exact, % | BLEU | ECE | in domain |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in names:
         here = [row for row in rows if row["shift"] == shift and row["name"] == name]
@@ -176,6 +176,7 @@ def markdown(rows: Sequence[dict[str, Any]], shift: str) -> str:
         source = [row for row in here if row["searched_on"] == "source"]
         first = "nats" if name == "identity" else "difference"
         cells = [
+            str(len(target)),
             _over_seeds(target, first, 1, 3),
             _over_seeds(source, "difference", 1, 3),
             _over_seeds(target, "exact", 100, 1),
