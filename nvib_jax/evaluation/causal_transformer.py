@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.fields import check_fields
-from nvib_jax.modules.transformer import EncoderLayer, LayerNorm, dropout, split_key
+from nvib_jax.modules.transformer import EncoderLayer, LayerNorm, dropout, sinusoids, split_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +104,6 @@ class CausalTransformer(nnx.Module):
         """`log p(v | tokens before)` of every v: tokens (B, N) -> float32 (B, N + 1, V)."""
         kernel, bias = self.output_layer()
         return jax.nn.log_softmax(jnp.dot(self.states(tokens), kernel) + bias[None, None], axis=-1)
-
-
-def sinusoids(length: int, dim: int) -> np.ndarray:
-    """Vaswani et al. (2017): float32 (length, dim), half sines and half cosines of positions."""
-    rates = 1e4 ** (-np.arange(0, dim, 2) / dim)
-    angles = np.arange(length)[:, None] * rates
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :dim].astype(np.float32)
 
 
 def targets_of(tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,6 +5,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from nvib_jax.attention import Memory
@@ -30,6 +31,13 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """`jax.random.split` that passes None on."""
     return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def sinusoids(length: int, dim: int) -> np.ndarray:
+    """Vaswani et al. (2017): float32 (length, dim), half sines and half cosines of positions."""
+    rates = 1e4 ** (-np.arange(0, dim, 2) / dim)
+    angles = np.arange(length)[:, None] * rates
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :dim].astype(np.float32)
 
 
 class LayerNorm(nnx.LayerNorm):

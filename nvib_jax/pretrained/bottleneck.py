@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.mixture import sample
-from nvib_jax.posterior import make_posterior
+from nvib_jax.mixture import expected, sample
+from nvib_jax.posterior import log_pseudo_count, make_posterior
 from nvib_jax.reading import Reading, root
 from nvib_jax.types import Posterior, Prior
 
@@ -86,8 +86,8 @@ class Bottleneck:
     def posterior(self, x: jax.Array, mask: jax.Array) -> Posterior:
         """x (B, N, D), mask (B, N) -> `Posterior`, S = N + 1."""
         x = x.astype(jnp.float32)
-        log_alpha = (
-            jnp.dot(x * x, self.alpha_quadratic) + jnp.dot(x, self.alpha_linear) + self.alpha_bias
+        log_alpha = log_pseudo_count(
+            x, self.alpha_linear, self.alpha_bias, self.alpha_quadratic, form="exp_quadratic"
         )
         return make_posterior(
             jnp.dot(x, self.mean_kernel) + self.mean_bias[None, None],
@@ -109,16 +109,9 @@ class Bottleneck:
         if key is not None:
             drawn = sample(key, posterior)
             return drawn.mean, drawn.log_weights - jnp.sum(drawn.mean**2, axis=-1) / (2 * r)
-        alpha = jnp.exp(posterior.log_alpha)
-        # log alpha where alpha is so large that digamma is no other number.
-        large = posterior.log_alpha > 20
-        log_weight = jnp.where(
-            large,
-            posterior.log_alpha,
-            jax.scipy.special.digamma(jnp.where(large, 1.0, jnp.maximum(alpha, 1e-30))),
-        )
+        read = expected(posterior, log_weights="geometric", normalize=False)
         energy = posterior.mean**2 + jnp.exp(posterior.log_variance)
-        return posterior.mean, log_weight - jnp.sum(energy, axis=-1) / (2 * r)
+        return posterior.mean, read.log_weights - jnp.sum(energy, axis=-1) / (2 * r)
 
 
 # Its fields that are trained.

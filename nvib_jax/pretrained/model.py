@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +117,7 @@ class PretrainedModel:
         if kind == "masked":
             return self._score_masked(texts, targets)
         rows, others = self.rows(texts, targets)
-        found = self._measure(partial(_nats, about=self.architecture), rows, others)
+        found = self._measure(_nats, rows, others)
         return Scores(found[0].astype(np.float64), found[1], found[2])
 
     def shares(
@@ -320,11 +319,7 @@ class PretrainedModel:
 
     def _measure(self, function: Callable[..., Any], rows: Any, others: Any = None) -> Any:
         """`function(module, readings, batch)` of all texts, in their order."""
-        if isinstance(function, partial):
-            run = self._jitted(function.func, **function.keywords)
-        else:
-            run = self._jitted(function)
-        order, found = [], []
+        run, order, found = self._jitted(function), [], []
         for part, batch in self.batches(rows, others):
             out = jax.device_get(run(self.params, self.readings, batch))
             count = len(part)
@@ -456,7 +451,7 @@ def states_of(
 
 
 def _nats(
-    module: Transformer, readings: Readings, batch: Batch, *, about: Architecture
+    module: Transformer, readings: Readings, batch: Batch
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(nats, tokens, right ones) of each text, (R,)."""
     states, targets, counted = states_of(module, batch, View(readings))
@@ -562,5 +557,5 @@ def inspect(model: str | Path, *, revision: str | None = None) -> dict[str, Any]
         "attentions": list(about.attentions),
         "weights": [file.name for file in files.weights],
         "bytes": sum(file.stat().st_size for file in files.weights),
-        "generation": json.loads(json.dumps(files.generation)),
+        "generation": files.generation,
     }

@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from nvib_jax.attention import Memory
 from nvib_jax.attention.cache import append
 from nvib_jax.attention.inputs import MASK_VALUE
 from nvib_jax.modules.linear import Linear
+from nvib_jax.modules.transformer import sinusoids
 from nvib_jax.pretrained.architecture import Architecture, Size
 from nvib_jax.pretrained.attention import Attention, RelativeBias, View
 
@@ -315,13 +315,6 @@ class Transformer(nnx.Module):
         if self.token_type is not None:
             x = x + self.token_type[...][0].astype(x.dtype)[None, None]
         return x if stack.embedding_norm is None else stack.embedding_norm(x)
-
-
-def sinusoids(length: int, dim: int) -> np.ndarray:
-    """Marian's positions, (length, dim): the sines of all frequencies, then their cosines."""
-    rates = 1e4 ** (-np.arange(0, dim, 2) / dim)
-    angles = np.arange(length)[:, None] * rates
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :dim].astype(np.float32)
 
 
 def _there(value: Any) -> Any:

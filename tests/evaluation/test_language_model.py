@@ -20,7 +20,6 @@ from nvib_jax.evaluation import language_model_training as training
 from nvib_jax.evaluation.causal_transformer import (
     CausalTransformer,
     LanguageModelConfig,
-    sinusoids,
     targets_of,
     token_log_probs,
 )
@@ -31,6 +30,7 @@ from nvib_jax.evaluation.language_model_training import (
     train_language_model,
 )
 from nvib_jax.models.params import merge
+from nvib_jax.modules.transformer import sinusoids
 
 tiny.folder()  # compiled code is kept there
 CONFIG = LanguageModelConfig(
