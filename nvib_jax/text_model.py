@@ -6,7 +6,7 @@ compiles functions; `nvib_jax.text_input` cleans typed text.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from nvib_jax.models.latents import LATENTS
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import merge
 from nvib_jax.models.summaries import form_of
+from nvib_jax.priors import LearnedPrior, Sampling, write_learned
+from nvib_jax.priors.texts import sentences_of
 from nvib_jax.progress import to_standard_error, track
 from nvib_jax.text_input import UnusualText
 from nvib_jax.types import Mixture, Posterior
@@ -244,22 +246,38 @@ class TextModel(Engine):
         count: int,
         *,
         lengths: Sequence[int] | None = None,
+        prior: "LearnedPrior | TextModel | None" = None,
+        labels: Mapping[str, str] | None = None,
+        sampling: Sampling | None = None,
         decoding: DecodingConfig | None = None,
         seed: int = 0,
     ) -> list[str]:
-        """Write texts from mixtures that are drawn from the prior.
+        """Write texts from mixtures that are drawn from a prior.
 
         Args:
           count: how many.
           lengths: number of vectors in each mixture without the prior's; None draws them from
             `count_probabilities`.
+          prior: one that was fitted to this model's latents (`nvib_jax.priors`); or a causal
+            language model, whose sentences are encoded (a mixture of posteriors as prior, Tomczak &
+            Welling 2018, arXiv 1705.07120); None is the one that the model was trained with.
+          labels: of a learned prior: name -> the value that all texts shall have.
+          sampling: of a learned prior: how it draws.
           decoding: None is greedy.
           seed: for the numbers of vectors, the mixtures and the tokens.
 
         Raises:
-          ValueError: `count < 1`, or lengths that do not fit.
+          ValueError: `count < 1`, lengths that do not fit, a prior that was fitted to another
+            model, or labels that it was not fitted with.
         """
         self.check_can("decode_step")
+        if isinstance(prior, TextModel):
+            if lengths or labels or sampling:
+                raise ValueError(
+                    "lengths, labels and sampling are of other priors than a TextModel"
+                )
+            written = sentences_of(prior, self, count, seed=seed)
+            return self.reconstruct(written, decoding=decoding, seed=seed, clean=False)
         self.check_can("prior_memories")
         if lengths is not None:
             self.check_can("encode")
@@ -272,14 +290,23 @@ class TextModel(Engine):
             raise ValueError(
                 f"lengths is {chosen.tolist()}; wanted {count} of 1 to {self.max_length}"
             )
-        run = self.compiled(write_prior, max_length=self.max_length, config=decoding)
+        how: dict[str, Any] = {"max_length": self.max_length, "config": decoding}
+        arrays: tuple[Any, ...] = ()
+        if prior is None:
+            if labels or sampling:
+                raise ValueError("labels and sampling are of a learned prior, and prior is None")
+            run = self.compiled(write_prior, **how)
+        else:
+            prior.check_fits(self.params)
+            run = self.compiled(write_learned, **how, **prior.static(sampling))
+            arrays = prior.arrays(rows_at_once(), labels)
         texts: list[str] = []
         starts = range(0, count, rows := rows_at_once())
         for start in track(starts, "samples", total=len(starts), unit="batches"):
             part = np.ones(rows, np.int32)
             part[: count - start] = chosen[start : start + rows]
             key = jax.random.fold_in(jax.random.key(seed), start)
-            texts += self.texts(run(self.params, jnp.asarray(part), key))
+            texts += self.texts(run(self.params, jnp.asarray(part), key, *arrays))
         return texts[:count]
 
     def interpolate(

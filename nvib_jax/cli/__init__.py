@@ -17,9 +17,10 @@ USAGE = """usage: nvib COMMAND ...
   nvib train CONFIG.py --dry-run [--topology v5e:2x4]      what it will need, on a slice not here
   nvib prepare CONFIG.py [--data.vocab-size 8000 ...]      text -> tokens, cached (train does it)
   nvib reconstruct RUN [TEXT ...]                          encode sentences and write them again
-  nvib sample RUN [--count 10]                             write sentences drawn from the prior
+  nvib sample RUN [--count 10] [--prior learned]           write sentences drawn from the prior
   nvib interpolate RUN A B [--steps 5]                     sentences on the way from A to B
   nvib play RUN                                            a prompt for all three, as one types
+  nvib fit-prior RUN                                       a prior that is like the texts
   nvib export RUN --out FOLDER                             safetensors and JSON
   nvib evaluate RUN [RUN ...]                              every figure, on text not seen
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
@@ -39,7 +40,7 @@ NVIB_COMPILATION_CACHE=off compiled code is not kept.
 Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (
-    *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "play", "fit-prior"),
     *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
     *("bench", "doctor"),
 )

@@ -65,6 +65,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": _command(text_commands.Sample, text_commands.sample),
     "interpolate": _command(text_commands.Interpolate, text_commands.interpolate),
     "play": _command(text_commands.Play, text_commands.play),
+    "fit-prior": _command(studies.FitPrior, studies.fit_prior),
     "export": _command(Export, _export),
     "evaluate": _command(studies.Evaluate, studies.evaluate),
     "sweep": _command(studies.Sweep, studies.sweep),

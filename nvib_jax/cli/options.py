@@ -98,7 +98,8 @@ def notes_as_lines() -> Iterator[None]:
 
 def parse_command(kind: type[T], arguments: list[str]) -> T:
     """The options of the command with the name of this dataclass."""
-    name = f"nvib {kind.__name__.lower()}"
+    words = re.findall("[A-Z][a-z]*", kind.__name__)
+    name = f"nvib {'-'.join(words).lower()}"
     return parse(kind, arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
 
 

@@ -1,4 +1,4 @@
-"""`nvib evaluate`, `nvib sweep` and `nvib report`: their options, and the functions they call."""
+"""`nvib fit-prior`, `evaluate`, `sweep` and `report`: their options, and what they do."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,9 +6,29 @@ from typing import Annotated, Literal
 
 import tyro
 
+from nvib_jax.cli.options import Run, Which, load, warn
 from nvib_jax.evaluation.protocol import EvaluationConfig
+from nvib_jax.priors.config import PriorConfig
 
 Runs = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPrior:
+    """Fit a prior to the latents of a run's training texts, for `nvib sample --prior learned`.
+
+    The model stays as it is. `nvib evaluate` measures the prior in RUN/prior too."""
+
+    run: Run
+    """Folder of a run."""
+    out: Path | None = None
+    """Folder to write to; None is RUN/prior."""
+    labelled: Path | None = None
+    """A file with a label, a tab and a sentence a line, to fit to instead of the training texts:
+    `nvib sample --label LABEL` then asks for one."""
+    checkpoint: Which = "best"
+    """Which checkpoint."""
+    options: Annotated[PriorConfig, tyro.conf.arg(name="")] = field(default_factory=PriorConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +72,44 @@ class Report:
     """Folders of runs."""
     out: Path = Path("report.html")
     """The page."""
+
+
+def fit_prior(options: FitPrior) -> None:
+    """Fit, write, and print the files."""
+    from nvib_jax.data import prepare
+    from nvib_jax.data.config import relocated
+    from nvib_jax.priors.fit import fit_prior
+    from nvib_jax.priors.prior import PRIOR
+    from nvib_jax.text_input import cleaned
+
+    model, labels = load(options.run, options.checkpoint), None
+    if options.labelled is None:
+        texts = prepare(relocated(model.config.data), progress=warn).sentences("train")
+    else:
+        pairs = labelled_lines(options.labelled)
+        texts, labels = (
+            cleaned(model, [text for _, text in pairs]),
+            {"label": [n for n, _ in pairs]},
+        )
+    prior = fit_prior(model, texts, options.options, labels=labels, progress=warn)
+    for file in prior.save(options.out or Path(options.run) / PRIOR):
+        print(file)
+
+
+def labelled_lines(path: Path) -> list[tuple[str, str]]:
+    """The (label, sentence) of each line of a file that is not blank.
+
+    Raises:
+      ValueError: a line without a tab, a label or a sentence.
+    """
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        label, _, text = (part.strip() for part in line.partition("\t"))
+        if line.strip() and not (label and text):
+            raise ValueError(f"{path}:{number} is {line[:60]!r}; wanted label, tab, sentence")
+        if line.strip():
+            pairs.append((label, text))
+    return pairs
 
 
 def evaluate(options: Evaluate) -> None:

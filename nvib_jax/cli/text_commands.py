@@ -9,8 +9,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from nvib_jax.checkpoint.exported import WEIGHTS
+from nvib_jax.checkpoint.retention import FOLDER
 from nvib_jax.cli.options import Run, Which, load, notes_as_lines
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.priors import LearnedPrior, Sampling
+from nvib_jax.priors.prior import PRIOR
 
 Form = Literal["exact", "published", "simplified", "expected_logit", "drawn"]
 Texts = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]]
@@ -56,6 +60,13 @@ class Sample:
     """Folder of a run."""
     count: int = 10
     """How many."""
+    prior: str = "standard"
+    """standard is the prior of the model's training; learned the one that `nvib fit-prior` left in
+    RUN/prior; anything else names the folder of one, or the run of a causal language model, whose
+    sentences are encoded."""
+    label: str | None = None
+    """What a learned prior that was fitted to labelled sentences shall draw."""
+    sampling: Sampling = field(default_factory=Sampling)
     length: int | None = None
     """Vectors in each mixture; None draws their number as the training sentences have it."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(method="sample"))
@@ -121,8 +132,19 @@ def sample(options: Sample) -> None:
     """Print sentences written from the prior."""
     model = load(options.run, options.checkpoint)
     lengths = None if options.length is None else [options.length] * options.count
+    prior: Any = None
+    if options.prior != "standard":
+        folder = Path(options.run) / PRIOR if options.prior == "learned" else Path(options.prior)
+        is_model = (folder / FOLDER).is_dir() or (folder / WEIGHTS).is_file()
+        prior = load(str(folder), "best") if is_model else LearnedPrior.load(folder)
     outputs = model.sample(
-        options.count, lengths=lengths, decoding=options.decoding, seed=options.seed
+        options.count,
+        lengths=lengths,
+        prior=prior,
+        labels=None if options.label is None else {"label": options.label},
+        sampling=options.sampling if isinstance(prior, LearnedPrior) else None,
+        decoding=options.decoding,
+        seed=options.seed,
     )
     for output in outputs:
         show(output, {"sample": output}, options.jsonl)

@@ -29,6 +29,7 @@ from nvib_jax.evaluation.interpolation import (
 )
 from nvib_jax.evaluation.language_model import LanguageModel
 from nvib_jax.evaluation.language_model_training import begin_language_model, reverse_perplexity
+from nvib_jax.evaluation.learned_bound import learned_bound
 from nvib_jax.evaluation.likelihood import (
     evidence_bound,
     held_out_terms,
@@ -46,6 +47,8 @@ from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.build import family_of
 from nvib_jax.models.config import CausalConfig, DenoisingConfig
+from nvib_jax.priors import LearnedPrior
+from nvib_jax.priors.prior import PRIOR
 from nvib_jax.text_model import TextModel
 
 RESULT = "evaluation.json"
@@ -119,6 +122,10 @@ def evaluate_run(
     description, params, step = load(run, which=checkpoint)
     model = TextModel(description, params)
     data = prepare(relocated(model.config.data), progress=progress)
+    prior = None
+    if config.samples and (Path(run) / PRIOR).is_dir():
+        prior = LearnedPrior.load(Path(run) / PRIOR)
+        prior.check_fits(params)
     found = {
         "name": Path(run).name,
         "kind": model.architecture.kind if model.encodes else family_of(model.config.model),
@@ -127,7 +134,7 @@ def evaluate_run(
         "seed": config.seed,
         "options": asdict(config),
         "config": asdict(model.config),
-        **measure(model, data, config, progress=progress),
+        **measure(model, data, config, prior=prior, progress=progress),
     }
     found = without_nan(found)
     write_whole(Path(run) / RESULT, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -139,9 +146,10 @@ def measure(
     data: PreparedData,
     config: EvaluationConfig,
     *,
+    prior: LearnedPrior | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """The scores and tables of a model on a split of its data.
+    """The scores and tables of a model on a split of its data, and of a prior fitted to it.
 
     Of a model that writes no texts there is what its own terms say.
     """
@@ -159,9 +167,9 @@ def measure(
         scores: dict[str, Any] = dict(held_out_terms(model, texts, seed=config.seed))
         return {"split": config.split, "sentences": len(texts), "scores": scores}
     if not (config.language_model and (config.samples or config.pairs)):
-        return _measure(model, data, config, lambda: None, texts, progress)
+        return _measure(model, data, config, lambda: None, texts, prior, progress)
     with begin_language_model(data, config.lm, progress) as trained:
-        return _measure(model, data, config, trained, texts, progress)
+        return _measure(model, data, config, trained, texts, prior, progress)
 
 
 def _measure(
@@ -170,6 +178,7 @@ def _measure(
     config: EvaluationConfig,
     language_model: Callable[[], LanguageModel | None],
     texts: list[str],
+    prior: LearnedPrior | None,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """What `measure` returns. `language_model` waits for its training, so what needs it is last."""
@@ -223,9 +232,18 @@ def _measure(
     known = data.sentences("train")
     if config.samples:
         progress(f"drawing {config.samples} samples")
-        samples = _sample_scores(model, data, config, lm, texts, known)
-        scores |= samples[0]
-        found["samples"] = samples[1][:SHOWN]
+        given = (model, data, config, lm, texts, known)
+        standard, samples = _sample_scores(*given)
+        scores |= standard
+        found["samples"] = samples[:SHOWN]
+        if lm is not None:
+            scores["data_perplexity"] = lm.perplexity(texts)
+        if prior is not None:
+            progress(f"drawing {config.samples} samples of the learned prior")
+            learned, samples = _sample_scores(*given, prior)
+            learned |= learned_bound(model, prior, texts, seed=config.seed)
+            scores |= {f"learned_{name}": value for name, value in learned.items()}
+            found["learned_samples"] = samples[:SHOWN]
     if config.pairs and len(texts) > 1:  # a single sentence makes no pair
         pairs = mirrored_pairs(texts)[: config.pairs]
         progress(f"interpolating between {len(pairs)} pairs")
@@ -276,18 +294,18 @@ def _sample_scores(
     lm: LanguageModel | None,
     held_out: Sequence[str],
     training: Sequence[str],
+    prior: LearnedPrior | None = None,
 ) -> tuple[dict[str, float], list[str]]:
-    how = DecodingConfig(method="sample")
-    samples = model.sample(config.samples, decoding=how, seed=config.seed)
+    """The scores of samples of a prior, and the samples."""
+    how: dict[str, Any] = {"decoding": DecodingConfig(method="sample"), "prior": prior}
+    samples = model.sample(config.samples, seed=config.seed, **how)
     scores = sample_scores(samples, training=training, language_model=lm, seed=config.seed)
     if config.reverse_samples:
-        more = model.sample(config.reverse_samples, decoding=how, seed=config.seed + 1)
+        more = model.sample(config.reverse_samples, seed=config.seed + 1, **how)
         scores["reverse_perplexity"] = reverse_perplexity(
             more, held_out=held_out, tokenizer=data.tokenizer, config=config.lm
         )
     scores = {f"sample_{name}": value for name, value in scores.items()}
-    if lm is not None:
-        scores["data_perplexity"] = lm.perplexity(held_out)
     if model.config.data.source == "grammar":
         scores |= language_scores(samples)
     return scores, samples

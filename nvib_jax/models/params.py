@@ -3,10 +3,12 @@
 Training, checkpoints and generation hold the two parts and merge them inside `jax.jit`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -81,3 +83,11 @@ def merge(graph: nnx.GraphDef, params: Params) -> Any:
             node = node.setdefault(part, {})
         node[last] = leaf
     return nnx.merge(graph, tree)
+
+
+def digest_of(params: Params) -> str:
+    """SHA-256 of the names and values of parameters, to which other files are bound."""
+    digest = hashlib.sha256()
+    for name, param in sorted(params.items()):
+        digest.update(name.encode() + np.asarray(param).tobytes())
+    return digest.hexdigest()

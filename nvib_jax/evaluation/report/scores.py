@@ -79,6 +79,28 @@ GROUPS: tuple[tuple[str, _Group], ...] = (
         },
     ),
     (
+        "Samples and bound of the learned prior",
+        {
+            "learned_in_language": ("sentences of the language, by its parser, %", 100),
+            "learned_log_prob": ("log-probability of those under the grammar, nats", 1),
+            "learned_distinct": ("different sentences among the samples, % of them", 100),
+            "learned_sample_forward_perplexity": ("perplexity of the samples, as above", 1),
+            "learned_sample_reverse_perplexity": ("perplexity of the data under one of samples", 1),
+            "learned_sample_distinct_1": ("words that are different words, %", 100),
+            "learned_sample_distinct_2": ("pairs of words that are different pairs, %", 100),
+            "learned_sample_self_bleu": ("BLEU of a sample against the others", 1),
+            "learned_sample_memorised": ("samples that are training sentences, %", 100),
+            "learned_sample_nearest": ("likeness to the nearest training sentence, %", 100),
+            "learned_sample_words": ("words in a sample, mean", 1),
+            "learned_sample_empty": ("samples without a word, %", 100),
+            "learned_elbo_sentence": ("ELBO with the learned prior, nats a sentence", 1),
+            "learned_elbo_token": ("the same, nats a token", 1),
+            "learned_log_likelihood": ("of it: the text given its blurred points, nats", 1),
+            "learned_kl": ("of it: what the blurred points cost under the prior, nats", 1),
+            "learned_log_prob_count": ("of it: log p(number of vectors), nats", 1),
+        },
+    ),
+    (
         "Half way between two sentences",
         {
             "interpolation_bleu_a": ("BLEU to the first", 1),
