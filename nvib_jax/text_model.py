@@ -6,9 +6,9 @@ compiles functions; `nvib_jax.text_input` cleans typed text.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ class TextModel(Engine):
     @classmethod
     def load(
         cls,
-        run_dir: str | Path,
+        run_dir: str | os.PathLike[str],
         *,
         which: str = "best",
         say: Callable[[str], None] = to_standard_error,

@@ -1,5 +1,6 @@
 """Loads a model from a run's folder, or from one that `nvib export` wrote."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from nvib_jax.progress import to_standard_error
 
 
 def load(
-    path: str | Path, *, which: str = "best", say: Callable[[str], None] = to_standard_error
+    path: str | os.PathLike[str],
+    *,
+    which: str = "best",
+    say: Callable[[str], None] = to_standard_error,
 ) -> tuple[Description, Params, int | None]:
     """(all of the model but its parameters, they, the step of the checkpoint that was read).
 
@@ -27,16 +31,17 @@ def load(
     Raises:
       FileNotFoundError, ValueError: as `nvib_jax.text_model.TextModel.load`.
     """
-    folder = Path(path) / FOLDER
+    run = Path(path)
+    folder = run / FOLDER
     if which not in ("best", "last"):
         raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")
-    if (Path(path) / WEIGHTS).exists():
-        return *load_exported(path), None
+    if (run / WEIGHTS).exists():
+        return *load_exported(run), None
     if not folder.is_dir():
-        runs = sorted(str(p.parent) for p in Path(path).parent.glob(f"*/{FOLDER}"))[:5]
+        runs = sorted(str(p.parent) for p in run.parent.glob(f"*/{FOLDER}"))[:5]
         hint = f"; there are {', '.join(runs)}" if runs else "; nvib train makes one"
         raise FileNotFoundError(f"{path} is no run: it has no folder {FOLDER}{hint}")
-    checkpoints = CheckpointReader(path, say=say)
+    checkpoints = CheckpointReader(run, say=say)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for step, meta in checkpoints.metas(which):
         description = Description.of_json(meta, folder)

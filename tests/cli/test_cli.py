@@ -22,6 +22,7 @@ from nvib_jax.evaluation.summary import summarize_run
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.presets import load_preset, to_json
 from nvib_jax.text_model import TextModel
+from nvib_jax.training import loop
 
 TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
@@ -274,7 +275,7 @@ def test_interpolate_several_pairs(capsys, tmp_path):
         (["interpolate", "RUN", "the dog", "a cat", "--steps", "1"], b"", "steps is 1; wanted at"),
         (["sample", "RUN", "--count", "0"], b"", "count is 0; wanted at least 1"),
         (["sample", "RUN", "--count", "2", "--length", "99"], b"", "[99, 99]; wanted 2 of 1 to 24"),
-        (["train"], b"", "wanted a config first, as in: nvib train configs/quickstart.py"),
+        (["train"], b"", "wanted a config first, as in: nvib train quickstart"),
         (["train", "--train.steps", "3"], b"", "wanted a config first"),
         (["train", "no.py"], b"", "config no.py does not exist"),
         (["prepare", "no.py"], b"", "config no.py does not exist"),
@@ -400,16 +401,27 @@ def preset(tmp_path):
     return path
 
 
-def test_overrides_reach_the_training(preset, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """What the loop is asked to train, instead of training: (config, how)."""
     seen = []
-    monkeypatch.setattr("nvib_jax.training.loop.train", lambda *a, **k: seen.append((a, k)))
+
+    def train(config, **how):
+        seen.append((config, how))
+        return loop.Trained(None, 0.0)
+
+    monkeypatch.setattr(loop, "train", train)
+    return seen
+
+
+def test_overrides_reach_the_training(preset, asked):
     assert nvib("train", preset, "--train.steps", 7, "--data.buckets", 8, 24, "--resume") == 0
-    (config,), how = seen[0]
+    config, how = asked[0]
     assert isinstance(config, Config)
     assert (config.train.steps, config.data.buckets) == (7, (8, 24))
     assert config.train.run_dir == tiny.config().train.run_dir
     assert str(how.pop("claim").folder) == config.train.run_dir
-    assert how == {"resume": True, "then": summarize_run}
+    assert how == {"resume": True, "callbacks": (), "then": summarize_run}
 
 
 @pytest.mark.parametrize(
@@ -420,35 +432,38 @@ def test_overrides_reach_the_training(preset, monkeypatch):
         (["--resume"], (True, True)),
     ],
 )
-def test_flags_may_stand_on_either_side_of_the_preset(preset, monkeypatch, flags, how):
-    seen = []
-    monkeypatch.setattr(
-        "nvib_jax.training.loop.train", lambda *a, **k: seen.append((k["resume"], bool(k["then"])))
-    )
+def test_flags_may_stand_on_either_side_of_the_preset(preset, asked, flags, how):
     assert nvib("train", *flags, preset) == nvib("train", preset, *flags) == 0
-    assert seen == [how, how]
+    assert [(k["resume"], bool(k["then"])) for _, k in asked] == [how, how]
 
 
+@pytest.mark.usefixtures("asked")
 def test_where_to_run_reaches_the_launch(preset, monkeypatch):
     seen = []
-    monkeypatch.setattr("nvib_jax.training.loop.train", lambda *a, **k: None)
     monkeypatch.setattr("nvib_jax.processes.initialize", lambda *a: seen.append(a))
     where = ["--coordinator", "host:1", "--processes=2", "--process", 0]
     assert nvib("train", preset, *where) == nvib("train", preset) == 0
     assert seen == [("host:1", 2, 0), (None, None, None)]
 
 
-def test_a_run_without_a_name_gets_a_free_one(preset, monkeypatch, tmp_path):
+def test_a_run_without_a_name_gets_a_free_one(preset, asked, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    seen = []
-    monkeypatch.setattr("nvib_jax.training.loop.train", lambda c, **k: seen.append(c.train.run_dir))
     nvib("train", preset, "--train.run-dir", "")
     for name in ("little", "little-2"):
         Path("runs", name).mkdir(parents=True)
         Path("runs", name, "config.json").write_text("{}")
     nvib("train", preset, "--train.run-dir", "")
     nvib("train", preset, "--train.run-dir", "", "--resume")
-    assert seen == ["runs/little", "runs/little-3", "runs/little-2"]
+    folders = [config.train.run_dir for config, _ in asked]
+    assert folders == ["runs/little", "runs/little-3", "runs/little-2"]
+
+
+def test_a_preset_is_known_by_its_name(asked, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert nvib("train", "quickstart", "--train.steps", 7) == 0
+    config, _ = asked[0]
+    assert config.train.run_dir == "runs/quickstart"
+    assert (config.train.steps, config.model) == (7, load_preset("quickstart").model)
 
 
 @pytest.mark.parametrize("option", ["--train.steps", "--model.dim", "--mesh.fsdp"])
