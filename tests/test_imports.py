@@ -137,7 +137,7 @@ LATER = {
     "Run": "nvib_jax.runs",
     "TextModel": "nvib_jax.text_model",
     "evaluate": "nvib_jax.evaluation.protocol",
-    "load": "nvib_jax.text_model",
+    "load": "nvib_jax.saved_model",
     "train": "nvib_jax.runs",
 }
 
@@ -193,9 +193,19 @@ def test_type_checkers_see_the_same_names():
 FLOORS = (
     *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
     *("mixture", "reading", "objective", "__init__", "modules"),
-    *("fields", "files", "heartbeat", "progress", "processes", "compilation_cache", "plots"),
+    *(
+        "fields",
+        "figures",
+        "files",
+        "hub",
+        "heartbeat",
+        "progress",
+        "processes",
+        "compilation_cache",
+        "plots",
+    ),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),
-    *("engine", "text_input", "text_model", "pretrained"),
+    *("engine", "text_input", "model_card", "saved_model", "text_model", "pretrained"),
     *("training", "evaluation", "runs", "sweep", "bench", "cli", "__main__"),
 )
 

@@ -1,4 +1,4 @@
-"""Loads a model from a run's folder, or from one that `nvib export` wrote."""
+"""Loads a model from a run's folder, from one that `nvib export` wrote, or from the Hub."""
 
 import os
 from collections.abc import Callable
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import jax
 
+from nvib_jax import hub
 from nvib_jax.checkpoint.compatible import check_shapes
 from nvib_jax.checkpoint.description import Description
-from nvib_jax.checkpoint.exported import WEIGHTS, load_exported
+from nvib_jax.checkpoint.exported import DESCRIPTION, WEIGHTS, load_exported
 from nvib_jax.checkpoint.reading import CheckpointReader
 from nvib_jax.checkpoint.retention import FOLDER
 from nvib_jax.models.params import Params
@@ -19,22 +20,26 @@ def load(
     path: str | os.PathLike[str],
     *,
     which: str = "best",
+    revision: str | None = None,
+    local_only: bool = False,
     say: Callable[[str], None] = to_standard_error,
 ) -> tuple[Description, Params, int | None]:
     """(all of the model but its parameters, they, the step of the checkpoint that was read).
 
     Args:
-      path: the folder; the step of an exported model is None.
+      path: the folder, or a name of the Hub; the step of an exported model is None.
       which: "best" or "last" checkpoint of a run.
-      say: called with a line of text about a damaged checkpoint.
+      revision: of the Hub.
+      local_only: whether the Hub is left alone.
+      say: called with a line of text about a damaged checkpoint, or about the Hub's revision.
 
     Raises:
       FileNotFoundError, ValueError: as `nvib_jax.text_model.TextModel.load`.
     """
-    run = Path(path)
-    folder = run / FOLDER
     if which not in ("best", "last"):
         raise ValueError(f"which is {which!r}; wanted 'best' or 'last'")
+    run = _folder(path, revision, local_only, say)
+    folder = run / FOLDER
     if (run / WEIGHTS).exists():
         return *load_exported(run), None
     if not folder.is_dir():
@@ -54,3 +59,25 @@ def load(
         if items is not None:
             return description, items["params"], step
     raise ValueError(f"no checkpoint in {folder} is whole")
+
+
+def _folder(
+    path: str | os.PathLike[str],
+    revision: str | None,
+    local_only: bool,
+    say: Callable[[str], None],
+) -> Path:
+    """The folder itself; that of a model of the Hub, downloaded, if the path can only be its name.
+
+    `runs/quikstart` is not looked for on the Hub if there is a folder `runs`.
+    """
+    here, name = Path(path), str(path)
+    if revision is not None and here.is_dir():
+        raise ValueError(f"revision is {revision!r}, but {name} is a folder, which has none")
+    if (here.parent.is_dir() and revision is None) or not hub.is_name(name):
+        return here
+    folder, found = hub.download(
+        name, (WEIGHTS, DESCRIPTION), revision=revision, local_only=local_only
+    )
+    say(f"{name}: revision {found}")
+    return folder

@@ -32,9 +32,9 @@ USAGE = """usage: nvib COMMAND ...
   nvib doctor                                              versions, devices, what runs here
 
 CONFIG.py is a file, or a preset of the library by its name, such as quickstart or wikitext2_cpu.
-RUN is a folder that train or export wrote; MODEL one in Hugging Face's format, or a name of its
-Hub. `nvib COMMAND --help` shows every option with its default, `--debug` where an error comes
-from, `nvib --version` the version.
+RUN is a folder that train or export wrote, or USER/NAME of the Hugging Face Hub; MODEL one in its
+format, or a name. `nvib COMMAND --help` shows every option with its default, `--debug` where an
+error comes from, `nvib --version` the version.
 Prepared data and compiled code lie in $NVIB_CACHE, else ~/.cache/nvib_jax; with
 NVIB_COMPILATION_CACHE=off compiled code is not kept.
 Begin with: nvib train quickstart
