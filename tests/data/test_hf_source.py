@@ -150,7 +150,7 @@ def test_a_stream_that_breaks_is_said(config, monkeypatch):
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", broken)
     stream = read_sentences(config, "train")
     assert next(stream) == review("train", 0)
-    with pytest.raises(FileNotFoundError, match="reviews:en cannot be read: the peer went away$"):
+    with pytest.raises(FileNotFoundError, match=r"reviews:en cannot be read: the peer went away$"):
         next(stream)
 
 
