@@ -1,4 +1,4 @@
-"""`nvib evaluate`, `nvib sweep` and `nvib report`: their options, and the functions they call."""
+"""`nvib evaluate`, `sweep`, `report` and `metrics`: their options, and the functions they call."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,16 @@ class Report:
     """The page."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Print what runs measured while they trained, as comma-separated values, a line a record."""
+
+    run: Runs
+    """Folders of runs."""
+    split: Literal["train", "validation"] | None = None
+    """Only the records of this split; None is all."""
+
+
 def evaluate(options: Evaluate) -> None:
     """Evaluate the runs one after the other, and print their table."""
     from nvib_jax.evaluation.protocol import evaluate_run
@@ -90,3 +100,12 @@ def report(options: Report) -> None:
     if not options.run:
         raise ValueError("no run was given; wanted folders, as in: nvib report runs/quickstart")
     print(write_report(options.run, options.out))
+
+
+def metrics(options: Metrics) -> None:
+    """Print the table."""
+    from nvib_jax.training.records import as_csv
+
+    if not options.run:
+        raise ValueError("no run was given; wanted folders, as in: nvib metrics runs/quickstart")
+    print(as_csv(options.run, split=options.split), end="")

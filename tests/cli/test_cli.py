@@ -1,9 +1,11 @@
 """The `nvib` command as a person types it: help, texts in and out, errors in one line."""
 
+import csv
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import nvib_jax
 from nvib_jax import cli
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS
 from nvib_jax.cli import commands, doctor, options
+from nvib_jax.cli.completion import script
 from nvib_jax.config import Config
 from nvib_jax.evaluation.summary import summarize_run
 from nvib_jax.generate import DecodingConfig
@@ -27,8 +30,8 @@ from nvib_jax.training import loop
 TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
-    *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
-    *("bench", "doctor"),
+    *("export", "evaluate", "sweep", "report", "metrics"),
+    *("regularise", "generate", "score", "inspect", "bench", "doctor", "completion"),
 ]
 
 
@@ -74,8 +77,8 @@ def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
-        "sample, interpolate, play, export, evaluate, sweep, report, regularise, "
-        "generate, score, inspect, bench, doctor\n"
+        "sample, interpolate, play, export, evaluate, sweep, report, metrics, regularise, "
+        "generate, score, inspect, bench, doctor, completion\n"
     )
     assert nvib("xyz") == 2
     assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")
@@ -153,6 +156,8 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "evaluate": ["RUN ...", "--split {test,validation}", "--draws INT", "(default: 100)"],
         "sweep": ["SWEEP.py", "--jobs INT", "(default: 1)", "--lm.steps INT"],
         "report": ["RUN ...", "--out PATH", "(default: report.html)"],
+        "metrics": ["RUN ...", "--split {None,train,validation}"],
+        "completion": ["{bash,zsh}"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
         "regularise": ["MODEL", "--prior PATH", "--trials INT", "(default: 48)", "--revision"],
         "generate": ["MODEL", "TEXT ...", "--num-beams {None}|INT", "--seed INT"],
@@ -385,6 +390,75 @@ def test_without_the_extra_the_cure_is_named(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, f"nvib_jax.cli.{name}")
     assert nvib("sample", "RUN") == 1
     assert "pip install 'nvib-jax[train]'" in capsys.readouterr().err
+
+
+# ---- metrics, and the shell's completion
+
+
+def test_metrics_as_comma_separated_values(run, capsys):
+    assert nvib("metrics", run, run, "--split", "validation") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    lines = Path(run, "metrics.jsonl").read_text().splitlines()
+    wanted = [r for r in map(json.loads, lines) if r["split"] == "validation"]
+    assert len(rows) == 2 * len(wanted) > 0
+    assert list(rows[0])[:3] == ["run", "split", "step"]
+    for row, record in zip(rows, wanted * 2, strict=True):
+        assert row.pop("run") == run
+        assert row == {name: str(value) for name, value in record.items()}
+    assert nvib("metrics", run) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["split"] for row in rows] == [json.loads(line)["split"] for line in lines]
+    assert "" in {row["tokens_per_second"] for row in rows}  # what a record lacks
+
+
+def test_metrics_of_what_is_no_run(tmp_path, capsys):
+    assert nvib("metrics", tmp_path) == 1
+    assert "has no metrics.jsonl; wanted the folder of a run" in capsys.readouterr().err
+    assert nvib("metrics") == 1
+    assert "no run was given; wanted folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["nvib", "comp"], "completion"),
+        (["nvib", "train", "quickstart", "--train.ste"], "--train.steps"),
+        (["nvib", "train", "--data.clean.no-low"], "--data.clean.no-lowercase"),
+        (["nvib", "sample", "runs/a", "--checkpoint", ""], "best last"),
+        (["nvib", "completion", "bas"], ""),
+        (["nvib", "sample", "conf"], ""),
+    ],
+)
+def test_bash_completes(words, found, completion):
+    """What the Tab key gives at the end of the words; where it gives nothing, bash names files."""
+    line = " ".join(map(shlex.quote, words))
+    program = f'. "$1"; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _tyro_nvib; '
+    command = [
+        "bash",
+        "-c",
+        program + 'echo "${COMPREPLY[*]}"; complete -p nvib',
+        "bash",
+        completion,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [found, "complete -o default -F _tyro_nvib nvib"]
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    """The script for bash in a file."""
+    file = tmp_path_factory.mktemp("completion") / "nvib"
+    kinds = {name: command.kind for name, command in commands.COMMANDS.items()}
+    file.write_text(script(kinds, "bash"))
+    return file
+
+
+def test_completion_is_printed(capsys):
+    assert nvib("completion", "zsh") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("#compdef nvib")
+    assert "--train.steps" in out
+    assert nvib("completion", "cmd") == 1
 
 
 # ---- train and prepare
