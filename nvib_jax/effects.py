@@ -110,7 +110,12 @@ _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         lambda c: c.data.source != "grammar",
         "data.source grammar",
     ),
-    ("data.text_feature data.tfds_dir", lambda c: not c.data.tfds_name, "a tfds: data.source"),
+    (
+        "data.text_feature",
+        lambda c: not (c.data.tfds_name or c.data.hf_name),
+        "a tfds: or hf: data.source",
+    ),
+    ("data.tfds_dir", lambda c: not c.data.tfds_name, "a tfds: data.source"),
 )
 
 

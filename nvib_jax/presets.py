@@ -1,10 +1,15 @@
-"""A configuration from a file and back: presets, which are Python, and JSON."""
+"""A configuration from a file and back: presets, which are Python, and JSON.
+
+The presets of this library are the files of `configs/`. A wheel has them inside the package, so
+that their names are enough anywhere: `nvib train quickstart`.
+"""
 
 import dataclasses
 import difflib
 import importlib.util
 import json
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +21,37 @@ from nvib_jax.models.build import FAMILIES, family_of
 _USUAL = "nvae"  # the family of a model that JSON names none for
 
 
+def preset_folder() -> Path:
+    """Where the library's presets are: in the package, or in a checkout beside it."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """The names of the library's presets, sorted.
+
+    >>> "quickstart" in preset_names()
+    True
+    """
+    return sorted(path.stem for path in preset_folder().glob("*.py"))
+
+
 def load_preset(path: str | Path) -> Config:
-    """Run a preset file's `config()`, or read a run's `config.json`.
+    """Run a preset file's `config()`, read a run's `config.json`, or take a preset of the library.
+
+    Args:
+      path: a file, or a name of `preset_names`; a file of that name in this folder goes first.
 
     Raises:
-      FileNotFoundError: no such file; names the presets beside it.
+      FileNotFoundError: no such file; names the presets beside it, or the library's.
       ValueError: the file does not define `config() -> Config`, or names a field that is not there.
     """
     path = Path(path)
+    if not path.is_file() and str(path) in preset_names():
+        path = preset_folder() / f"{path}.py"
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        hint = hint or (f"; {path.parent} has {', '.join(there)}" if there else "")
-        hint = hint or "; presets are in the folder configs/ of a checkout of nvib_jax"
-        raise FileNotFoundError(f"config {path} does not exist{hint}")
+        raise FileNotFoundError(f"config {path} does not exist; {_nearest(path)}")
     if path.suffix == ".json":
         try:
             return from_json(path.read_text(encoding="utf-8"))
@@ -40,6 +61,46 @@ def load_preset(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise ValueError(f"config() of {path} gives {type(config).__name__}; wanted Config")
     return config
+
+
+def _nearest(path: Path) -> str:
+    """What to name instead of a file that does not exist."""
+    there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    if near := difflib.get_close_matches(path.name, there, n=1):
+        return f"did you mean {path.parent / near[0]}?"
+    names = preset_names()
+    if near := difflib.get_close_matches(path.stem, names, n=1):
+        return f"did you mean {near[0]}, a preset of the library?"
+    beside = f"{path.parent} has {', '.join(there)}, and " if there else ""
+    return f"{beside}the library's presets are {', '.join(names)}"
+
+
+def changed(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The config with other values, given by section and field.
+
+    Raises:
+      ValueError: a section or field that is not there, the nearest one named.
+
+    >>> changed(Config(), {"train": {"steps": 100}, "model": {"kind": "VTV"}}).train.steps
+    100
+    """
+    new = {}
+    for name, values in sections.items():
+        _check_known("config", [name], config)
+        part = getattr(config, name)
+        _check_known(name, values, part)
+        new[name] = dataclasses.replace(part, **values)
+    return dataclasses.replace(config, **new)
+
+
+def _check_known(where: str, names: Iterable[str], part: Any) -> None:
+    """Refuse a name that is no field of a dataclass."""
+    known = sorted(f.name for f in dataclasses.fields(part))
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"{where} has no field '{name}'{hint}")
 
 
 def call_file(path: Path, function: str) -> Any:
@@ -120,11 +181,7 @@ def _build(
         raise ValueError(f"{where} is {short(values)}; wanted a JSON object")
     hints = typing.get_type_hints(cls) | (kinds or {})
     known = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{where} has no field '{name}'{hint}")
+    _check_known(where, values, cls)
     built = {}
     for name, value in values.items():
         kind = hints[name]

@@ -21,7 +21,7 @@ from nvib_jax.checkpoint.retention import saved_steps
 from nvib_jax.config import Config
 from nvib_jax.evaluation.protocol import RESULT, EvaluationConfig
 from nvib_jax.files import write_whole
-from nvib_jax.presets import call_file, from_json, to_json
+from nvib_jax.presets import call_file, changed, from_json, to_json
 from nvib_jax.progress import track
 
 CONFIG, LOG = "sweep.json", "log.txt"
@@ -47,12 +47,6 @@ def load_sweep(path: str | Path) -> dict[str, Config]:
         if Path(name).name != name:
             raise ValueError(f"run {name!r} of {path} is no name of a folder")
     return runs
-
-
-def changed(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The config with other values, given by section and field: {"model": {"kind": "VTV"}}."""
-    new = {name: dataclasses.replace(getattr(config, name), **f) for name, f in sections.items()}
-    return dataclasses.replace(config, **new)
 
 
 def variants(

@@ -6,9 +6,8 @@ compiles functions; `nvib_jax.text_input` cleans typed text.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax import text_input
-from nvib_jax.checkpoint.load import load
-from nvib_jax.engine import Engine, rows_at_once
+from nvib_jax.engine import rows_at_once
 from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
 from nvib_jax.models.bound import bound, bound_terms
 from nvib_jax.models.build import family_of
@@ -28,7 +26,8 @@ from nvib_jax.models.params import merge
 from nvib_jax.models.summaries import form_of
 from nvib_jax.priors import LearnedPrior, Sampling, write_learned
 from nvib_jax.priors.texts import sentences_of
-from nvib_jax.progress import to_standard_error, track
+from nvib_jax.progress import track
+from nvib_jax.saved_model import SavedModel
 from nvib_jax.text_input import UnusualText
 from nvib_jax.types import Mixture, Posterior
 
@@ -36,8 +35,10 @@ __all__ = ["TextModel", "UnusualText"]
 
 
 @dataclass(frozen=True, repr=False)
-class TextModel(Engine):
+class TextModel(SavedModel):
     """A trained model, with methods to use it; `nvib_jax.engine.Engine` lists its attributes.
+
+    `load`, `save` and `push_to_hub` are those of `nvib_jax.saved_model.SavedModel`.
 
     Texts may be given as they are typed: `encode`, `reconstruct`, `interpolate`, `embed` and
     `score` clean them as the training text was cleaned, and warn (`UnusualText`) of what that
@@ -51,27 +52,6 @@ class TextModel(Engine):
     >>> model.embed(sentence).shape, model.score(sentence).shape
     ((1, 16), (1,))
     """
-
-    @classmethod
-    def load(
-        cls,
-        run_dir: str | Path,
-        *,
-        which: str = "best",
-        say: Callable[[str], None] = to_standard_error,
-    ) -> "TextModel":
-        """Open the checkpoint of a run, or a model that `nvib export` wrote.
-
-        Args:
-          run_dir: the folder.
-          which: "best" or "last" checkpoint; a damaged one is reported and the next one is read.
-          say: called with a line of text about a damaged checkpoint.
-
-        Raises:
-          FileNotFoundError, ValueError: no checkpoint there, or one of another model or version.
-        """
-        description, params, _ = load(run_dir, which=which, say=say)
-        return cls(description, params)
 
     def __repr__(self) -> str:
         model, count = self.config.model, sum(math.prod(p.shape) for p in self.params.values())

@@ -16,7 +16,7 @@ from nvib_jax.data import DataConfig
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
 from nvib_jax.evaluation.protocol import EvaluationConfig
 from nvib_jax.models.nvae import NVAEConfig
-from nvib_jax.presets import from_json, load_preset, sections, to_json
+from nvib_jax.presets import changed, from_json, load_preset, preset_names, sections, to_json
 
 ROOT = Path(nvib_jax.__file__).parent
 PRESETS = sorted((ROOT.parent / "configs").glob("*.py"))
@@ -67,11 +67,34 @@ def test_a_preset_that_is_not_there_names_those_that_are(tmp_path):
     preset(tmp_path, "")
     with pytest.raises(FileNotFoundError, match=r"other.py does not exist; .* has mine.py"):
         load_preset(tmp_path / "other.py")
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"nowhere/other.py does not exist; presets are in",
-    ):
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*/mine.py\?$"):
+        load_preset(tmp_path / "mien.py")
+    known = r"nowhere/other.py does not exist; the library's presets are .*quickstart, "
+    with pytest.raises(FileNotFoundError, match=known):
         load_preset(tmp_path / "nowhere" / "other.py")
+    with pytest.raises(FileNotFoundError, match="did you mean quickstart, a preset of the library"):
+        load_preset("nowhere/quikstart.py")
+
+
+def test_a_preset_of_the_library_is_known_by_its_name(tmp_path, monkeypatch):
+    """From anywhere; a file that has this name goes first."""
+    monkeypatch.chdir(tmp_path)
+    assert preset_names() == [path.stem for path in PRESETS]
+    assert load_preset("quickstart") == load_preset(ROOT.parent / "configs" / "quickstart.py")
+    (tmp_path / "quickstart").mkdir()
+    assert load_preset("quickstart").data.source == "grammar"
+    with pytest.raises(FileNotFoundError, match=r"config quickstart.py does not exist"):
+        load_preset("quickstart.py")
+
+
+def test_changes_are_of_fields_that_are_there():
+    config = changed(Config(), {"train": {"steps": 7}, "model": {"kind": "VTV"}})
+    assert (config.train.steps, config.model.kind) == (7, "VTV")
+    assert config.data == Config().data
+    with pytest.raises(ValueError, match=r"^config has no field 'trian'; did you mean 'train'\?$"):
+        changed(Config(), {"trian": {"steps": 7}})
+    with pytest.raises(ValueError, match=r"^train has no field 'step'; did you mean 'steps'\?$"):
+        changed(Config(), {"train": {"step": 7}})
 
 
 def test_a_preset_that_is_no_python_file(tmp_path):

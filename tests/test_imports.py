@@ -125,6 +125,67 @@ def test_all_is_complete():
     assert all(hasattr(nvib, name) for name in nvib.__all__)
 
 
+# ---- names that are imported when they are first asked for
+
+LATER = {
+    **{name: "nvib_jax.config" for name in ("Config", "MeshConfig", "ObjectiveConfig")},
+    "TrainConfig": "nvib_jax.config",
+    "DataConfig": "nvib_jax.data.config",
+    "DecodingConfig": "nvib_jax.generate.decoding",
+    "EvaluationConfig": "nvib_jax.evaluation.protocol",
+    "NVAEConfig": "nvib_jax.models.config",
+    "Run": "nvib_jax.runs",
+    "TextModel": "nvib_jax.text_model",
+    "evaluate": "nvib_jax.evaluation.protocol",
+    "load": "nvib_jax.saved_model",
+    "train": "nvib_jax.runs",
+}
+
+
+def test_names_of_trained_models_are_there():
+    assert set(nvib._LATER) == set(LATER)
+    assert set(dir(nvib)) >= {*LATER, *nvib.__all__}
+    assert {name: getattr(nvib, name).__module__ for name in LATER} == LATER
+    assert nvib.load == nvib.TextModel.load
+    with pytest.raises(AttributeError, match="module 'nvib_jax' has no attribute 'trian'"):
+        _ = nvib.trian
+
+
+def test_they_are_not_imported_before():
+    """Nor with `*`, which would need all of the extra."""
+    out = run(
+        "from nvib_jax import *\nimport sys, nvib_jax\n"
+        "assert not {'flax', 'orbax', 'nvib_jax.config'} & set(sys.modules)\n"
+        "from nvib_jax import Config\n"
+        "print('nvib_jax.config' in sys.modules, Config is nvib_jax.Config, 'train' in globals())"
+    )
+    assert out.split() == ["True", "True", "False"]
+
+
+def test_without_the_extra_they_say_what_has_it(monkeypatch):
+    for name in LATER:
+        monkeypatch.delitem(vars(nvib), name, raising=False)
+        monkeypatch.setitem(sys.modules, LATER[name], None)
+        monkeypatch.setitem(sys.modules, f"nvib_jax.{nvib._LATER[name][0]}", None)
+        with pytest.raises(ImportError, match=rf"^nvib_jax.{name} cannot be used: .*jax\[train\]"):
+            getattr(nvib, name)
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(nvib.__file__).read_text(encoding="utf-8"))
+    (block,) = [n for n in tree.body if isinstance(n, ast.If)]
+    found = {a.asname for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    found |= {
+        target.id
+        for n in block.body
+        if isinstance(n, ast.Assign)
+        for each in n.targets
+        for target in ast.walk(each)
+        if isinstance(target, ast.Name)
+    }
+    assert found - {None} == set(LATER)
+
+
 # ---- imports go down
 
 # Files and folders of the library in the order in which they may import each other: each only what
@@ -132,10 +193,11 @@ def test_all_is_complete():
 FLOORS = (
     *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
     *("mixture", "reading", "objective", "__init__", "modules"),
-    *("fields", "files", "heartbeat", "progress", "processes", "compilation_cache", "plots"),
+    *("fields", "figures", "files", "hub", "heartbeat", "progress", "processes"),
+    *("compilation_cache", "plots"),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),
-    *("engine", "text_input", "text_model", "pretrained"),
-    *("training", "evaluation", "sweep", "bench", "cli", "__main__"),
+    *("engine", "priors", "text_input", "model_card", "saved_model", "text_model", "pretrained"),
+    *("training", "evaluation", "runs", "sweep", "bench", "cli", "__main__"),
 )
 
 

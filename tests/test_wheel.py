@@ -48,6 +48,8 @@ def test_what_is_in_it(wheel):
     assert "nvib_jax/py.typed" in names
     assert "nvib_jax/data/english.txt" in names
     assert not [n for n in names if n.startswith(("tests", "configs", "colab", "tpu_scripts"))]
+    presets = {f"nvib_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    assert {n for n in names if n.startswith("nvib_jax/configs/")} == presets
 
 
 @pytest.mark.long
@@ -75,7 +77,9 @@ def test_alone_in_an_environment(wheel, tmp_path):
     doctor = run("nvib", "doctor").stdout
     assert "sentencepiece missing" in doctor
     assert "pip install 'nvib-jax[train]' has what is missing" in doctor
-    train = run("nvib", "train", "quickstart.py")
+    preset = "from nvib_jax.presets import load_preset as load; print(load('pod').train.steps)"
+    assert int(run("python", "-c", preset).stdout) > 0  # the file of one, which reads another's
+    train = run("nvib", "train", "quickstart")
     assert train.returncode == 1
     assert train.stderr == (
         "nvib train: No module named 'tyro'; pip install 'nvib-jax[train]' has it\n"

@@ -25,24 +25,27 @@ USAGE = """usage: nvib COMMAND ...
   nvib evaluate RUN [RUN ...]                              every figure, on text not seen
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
+  nvib metrics RUN [RUN ...] > metrics.csv                 what runs measured while they trained
   nvib regularise MODEL --prior A --dev B --test C --out D a pretrained Transformer, re-read
   nvib generate MODEL [TEXT ...]                           what it writes, by its own rules
   nvib score MODEL --file texts.tsv                        nats, perplexity, the prior's shares
   nvib inspect MODEL                                       what it is; loads no weights
   nvib bench attention|train|generate|sampler|scaling      time, memory and error, beside plain
   nvib doctor                                              versions, devices, what runs here
+  nvib completion bash                                     commands and options at the Tab key
 
-RUN is a folder that train or export wrote; MODEL one in Hugging Face's format, or a name of its
-Hub. `nvib COMMAND --help` shows every option with its default, `--debug` where an error comes
-from, `nvib --version` the version.
+CONFIG.py is a file, or a preset of the library by its name, such as quickstart or wikitext2_cpu.
+RUN is a folder that train or export wrote, or USER/NAME of the Hugging Face Hub; MODEL one in its
+format, or a name. `nvib COMMAND --help` shows every option with its default, `--debug` where an
+error comes from, `nvib --version` the version.
 Prepared data and compiled code lie in $NVIB_CACHE, else ~/.cache/nvib_jax; with
 NVIB_COMPILATION_CACHE=off compiled code is not kept.
-Begin with: nvib train configs/quickstart.py
+Begin with: nvib train quickstart
 """
 _NAMES = (
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play", "fit-prior"),
-    *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
-    *("bench", "doctor"),
+    *("export", "evaluate", "sweep", "report", "metrics"),
+    *("regularise", "generate", "score", "inspect", "bench", "doctor", "completion"),
 )
 # Errors that are printed as one line. RuntimeError is among them, because libraries for files and
 # devices raise it.

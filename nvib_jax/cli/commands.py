@@ -8,9 +8,12 @@ Commands on texts are in `text_commands.py`, those on whole runs in `studies.py`
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import tyro
 
 from nvib_jax.cli import launch, options, pretrained, studies, text_commands
+from nvib_jax.cli.completion import Completion, script
 from nvib_jax.cli.options import Run, Which
 
 T = TypeVar("T")
@@ -53,14 +56,43 @@ def _bench(arguments: list[str]) -> None:
     main(arguments)
 
 
-def _command(kind: type[T], function: Callable[[T], Any]) -> Callable[[list[str]], None]:
-    """A function that parses a command's arguments to options and runs it."""
-    return lambda arguments: function(options.parse_command(kind, arguments))
+@dataclass(frozen=True)
+class Command:
+    """A command: called with the words after its name, it parses and runs them.
+
+    Attributes:
+      kind: the dataclass of its options, for the shell's completion.
+      run: called with the words.
+    """
+
+    kind: Any
+    run: Callable[[list[str]], None]
+
+    def __call__(self, arguments: list[str]) -> None:
+        """Parse the words after the command's name, and run it."""
+        self.run(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": launch.train,
-    "prepare": launch.prepare,
+def _command(kind: type[T], function: Callable[[T], Any]) -> Command:
+    """A command whose options are parsed and given to a function."""
+    return Command(
+        Annotated[kind, tyro.conf.FlagCreatePairsOff],
+        lambda arguments: function(options.parse_command(kind, arguments)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """Measure time, memory and error; `nvib bench` shows of what."""
+
+
+def _completion(given: Completion) -> None:
+    print(script({name: command.kind for name, command in COMMANDS.items()}, given.shell), end="")
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(launch.Train, launch.train),
+    "prepare": Command(launch.Prepare, launch.prepare),
     "reconstruct": _command(text_commands.Reconstruct, text_commands.reconstruct),
     "sample": _command(text_commands.Sample, text_commands.sample),
     "interpolate": _command(text_commands.Interpolate, text_commands.interpolate),
@@ -70,10 +102,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _command(studies.Evaluate, studies.evaluate),
     "sweep": _command(studies.Sweep, studies.sweep),
     "report": _command(studies.Report, studies.report),
+    "metrics": _command(studies.Metrics, studies.metrics),
     "regularise": _command(pretrained.Regularise, pretrained.regularise),
     "generate": _command(pretrained.Generate, pretrained.generate),
     "score": _command(pretrained.Score, pretrained.score),
     "inspect": _command(pretrained.Inspect, pretrained.inspect),
-    "bench": _bench,
+    "bench": Command(_Bench, _bench),
     "doctor": _command(Doctor, _doctor),
+    "completion": _command(Completion, _completion),
 }

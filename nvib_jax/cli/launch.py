@@ -1,7 +1,6 @@
 """`nvib train` and `nvib prepare`: reads a preset and its overrides, and starts the run."""
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -57,21 +56,12 @@ def train(arguments: list[str]) -> None:
 
         print(dry_run(options.config, topology=options.topology))
         return
-    from nvib_jax.evaluation.summary import summarize_run
     from nvib_jax.processes import initialize
-    from nvib_jax.training.claim import Claim
-    from nvib_jax.training.loop import train
+    from nvib_jax.runs import train
 
     initialize(options.coordinator, options.processes, options.process)
-    going_on = options.resume or options.auto_resume
-    named = options.config.train.run_dir
-    # The folder is claimed first, because another run might otherwise take the same one meanwhile.
-    with Claim([named] if named else _folders(Path("runs"), name, going_on)) as claim:
-        settings = dataclasses.replace(options.config.train, run_dir=str(claim.folder))
-        config = dataclasses.replace(options.config, train=settings)
-        resume = None if options.auto_resume else options.resume
-        then = None if options.no_summary else summarize_run
-        train(config, resume=resume, claim=claim, then=then)
+    resume = None if options.auto_resume else options.resume
+    train(options.config, name=name, resume=resume, summary=not options.no_summary)
 
 
 def prepare(arguments: list[str]) -> None:
@@ -98,7 +88,7 @@ def _read(kind: type[T], arguments: list[str]) -> tuple[T, str]:
         path, about = arguments[place], "the preset's"
         arguments = arguments[:place] + arguments[place + 1 :]
     elif "-h" not in arguments and "--help" not in arguments:
-        raise ValueError(f"wanted a config first, as in: nvib {command} configs/quickstart.py")
+        raise ValueError(f"wanted a config first, as in: nvib {command} quickstart")
     preset = load_preset(path) if path else Config()
     options = parse(
         kind,
@@ -112,16 +102,3 @@ def _read(kind: type[T], arguments: list[str]) -> tuple[T, str]:
     data = fit_to_text(options.config.data, preset.data)
     options = dataclasses.replace(options, config=dataclasses.replace(options.config, data=data))
     return options, Path(path).stem or "run"
-
-
-def _folders(parent: Path, name: str, going_on: bool) -> Iterator[Path]:
-    """Candidates for the run's folder: runs/NAME, runs/NAME-2 ... that hold no run yet.
-
-    If a run is to be continued, it is only the last of them that holds a run.
-    """
-    paths = [parent / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
-    used = [path for path in paths if (path / "config.json").exists()]
-    if going_on:
-        yield used[-1] if used else paths[0]
-    else:
-        yield from (path for path in paths if path not in used)

@@ -1,4 +1,4 @@
-"""`nvib fit-prior`, `evaluate`, `sweep` and `report`: their options, and what they do."""
+"""`nvib fit-prior`, `evaluate`, `sweep`, `report` and `metrics`: options, and what they do."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,16 @@ class Report:
     """Folders of runs."""
     out: Path = Path("report.html")
     """The page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Print what runs measured while they trained, as comma-separated values, a line a record."""
+
+    run: Runs
+    """Folders of runs."""
+    split: Literal["train", "validation"] | None = None
+    """Only the records of this split; None is all."""
 
 
 def fit_prior(options: FitPrior) -> None:
@@ -148,3 +158,12 @@ def report(options: Report) -> None:
     if not options.run:
         raise ValueError("no run was given; wanted folders, as in: nvib report runs/quickstart")
     print(write_report(options.run, options.out))
+
+
+def metrics(options: Metrics) -> None:
+    """Print the table."""
+    from nvib_jax.training.records import as_csv
+
+    if not options.run:
+        raise ValueError("no run was given; wanted folders, as in: nvib metrics runs/quickstart")
+    print(as_csv(options.run, split=options.split), end="")

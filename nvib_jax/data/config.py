@@ -20,7 +20,7 @@ Layout = Literal["auto", "lines", "running", "wikitext"]
 Pieces = Literal["auto", "subwords", "words", "characters", "bytes"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-TFDS_PREFIX = "tfds:"
+TFDS_PREFIX, HF_PREFIX = "tfds:", "hf:"
 
 # Fields that prepared data do not depend on.
 OF_BATCHES = frozenset({"batch_size", "buckets", "cache_dir", "digest"})
@@ -74,10 +74,11 @@ class DataConfig:
     """
 
     source: str = "grammar"
-    """`grammar` (embedded, unlimited), `text` (files), or `tfds:NAME` (a TFDS data set)."""
+    """`grammar` (embedded, unlimited), `text` (files), `tfds:NAME` (a TFDS data set), or
+    `hf:USER/NAME` (one of the Hugging Face Hub, streamed; also `hf:USER/NAME:CONFIG@REVISION`)."""
     train: tuple[str, ...] = ()
     """`text`: files, globs or folders (their `*.txt`), also as a URL such as `gs://bucket/*.txt`.
-    `tfds:`: split names, empty for the split called `train`."""
+    `tfds:` and `hf:`: split names, empty for the split called `train`."""
     validation: tuple[str, ...] = ()
     """As `train`, for the split that training watches. Without files there is no such split."""
     test: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ class DataConfig:
     """`lines`: one sentence a line. `running`: prose, wrapped or not. `wikitext`: tokenised, end
     marks standing alone. `auto`: told from the first lines of the training data."""
     text_feature: str = "text"
-    """`tfds:` only: the feature that holds the text."""
+    """`tfds:` and `hf:` only: the feature that holds the text."""
     tfds_dir: str = ""
     """`tfds:` only: where TFDS keeps its data; empty for TFDS's own default."""
     pieces: Pieces = "auto"
@@ -105,7 +106,7 @@ class DataConfig:
     seed: int = 0
     """`grammar` only: names the corpus that is drawn."""
     clean: CleanConfig = field(default_factory=CleanConfig)
-    """Cleaning of `text` and `tfds:` sources."""
+    """Cleaning of all sources but `grammar`."""
     cache_dir: str = ""
     """Where prepared data are kept, under a hash of their content; empty means `$NVIB_CACHE`, and
     where that is not set `~/.cache/nvib_jax`."""
@@ -121,9 +122,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
-        if self.source not in ("grammar", "text") and not self.tfds_name:
+        if self.source not in ("grammar", "text") and not (self.tfds_name or self.hf_name):
             raise ValueError(
-                f"data.source must be 'grammar', 'text' or 'tfds:NAME', got {self.source!r}"
+                "data.source must be 'grammar', 'text', 'tfds:NAME' or 'hf:USER/NAME', "
+                f"got {self.source!r}"
             )
         if self.digest and not re.fullmatch("[0-9a-f]{16}", self.digest):
             raise ValueError(
@@ -150,6 +152,11 @@ class DataConfig:
         """The TFDS name of a `tfds:NAME` source, otherwise empty."""
         is_tfds = self.source.startswith(TFDS_PREFIX)
         return self.source.removeprefix(TFDS_PREFIX) if is_tfds else ""
+
+    @property
+    def hf_name(self) -> str:
+        """What follows `hf:`, otherwise empty."""
+        return self.source.removeprefix(HF_PREFIX) if self.source.startswith(HF_PREFIX) else ""
 
 
 def cache_root(config: DataConfig) -> Path:

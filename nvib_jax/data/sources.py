@@ -1,7 +1,7 @@
-"""Reads raw documents, before cleaning, from the grammar, from files or from TFDS.
+"""Reads raw documents, before cleaning, from the grammar, from files, from TFDS or from the Hub.
 
 A document is a sentence (grammar), a line (files; layouts `lines` and `wikitext`), a paragraph
-(files; layout `running`) or the text feature of an example (TFDS).
+(files; layout `running`) or the text feature of an example (TFDS, Hub).
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def read_sentences(config: DataConfig, split: Split) -> Iterator[str]:
     """Raw documents of one split, in order.
 
     Raises:
-      FileNotFoundError: a file or glob of `text` matches nothing, or data of `tfds:` are missing.
+      FileNotFoundError: a file or glob of `text` matches nothing, data of `tfds:` are missing, or
+        data of `hf:` cannot be had.
+      ImportError: the package that reads `hf:` is not installed.
       ValueError: a file that is empty or not UTF-8; a TFDS name, split or feature that does not
         exist; TFDS data that need TensorFlow.
     """
@@ -40,9 +42,7 @@ def read_sentences(config: DataConfig, split: Split) -> Iterator[str]:
         lines = lines_of(split_files(config, split))
         yield from _paragraphs(lines) if resolve_layout(config) == "running" else lines
     else:
-        from nvib_jax.data import tfds_source
-
-        yield from tfds_source.documents(config, split)
+        yield from _library(config).documents(config, split)
 
 
 def has_split(config: DataConfig, split: Split) -> bool:
@@ -51,9 +51,18 @@ def has_split(config: DataConfig, split: Split) -> bool:
         return grammar_size(config, split) > 0
     if config.source == "text":
         return bool(getattr(config, split))
+    return bool(_library(config).split_names(config, split))
+
+
+def _library(config: DataConfig) -> Any:
+    """The module that reads data sets of this source's library; it imports that library."""
+    if config.hf_name:
+        from nvib_jax.data import hf_source
+
+        return hf_source
     from nvib_jax.data import tfds_source
 
-    return bool(tfds_source.split_names(config, split))
+    return tfds_source
 
 
 def grammar_size(config: DataConfig, split: Split) -> int:
@@ -116,9 +125,7 @@ def text_bytes(config: DataConfig) -> int:
     if config.source == "text":
         named = [split for split in SPLITS if has_split(config, split)]
         return sum(file.size for split in named for file in split_files(config, split))
-    from nvib_jax.data import tfds_source
-
-    return tfds_source.text_bytes(config)
+    return _library(config).text_bytes(config)
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
@@ -136,6 +143,4 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         named = [split for split in SPLITS if has_split(config, split) or split == "train"]
         digests = {split: [file.sha256() for file in split_files(config, split)] for split in named}
         return {"files": digests}
-    from nvib_jax.data import tfds_source
-
-    return tfds_source.fingerprint(config)
+    return _library(config).fingerprint(config)

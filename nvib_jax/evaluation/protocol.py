@@ -6,6 +6,7 @@ The scores are one flat dict, and the tables are lists of rows. Both are written
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -97,16 +98,18 @@ class EvaluationConfig:
 
 
 def evaluate_run(
-    run: str | Path,
+    run: str | os.PathLike[str],
     config: EvaluationConfig | None = None,
     *,
     checkpoint: str = "best",
     progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure a run and write its `evaluation.json`.
+    """Measure a run on text it has not seen, and write its `evaluation.json`.
+
+    `nvib_jax.evaluate` is this function, and `nvib evaluate` calls it for each run.
 
     Args:
-      run: the folder that `nvib train` wrote.
+      run: what `nvib_jax.train` returned, or the folder of a run.
       config: what to measure.
       checkpoint: "best" or "last".
       progress: called with a line of text about what is being measured.

@@ -13,6 +13,7 @@ from nvib_jax.evaluation.likelihood import evidence_bound
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.evaluation.samples import language_scores
 from nvib_jax.evaluation.usage import vector_usage
+from nvib_jax.figures import in_words
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.config import CausalConfig, DenoisingConfig
@@ -22,17 +23,6 @@ from nvib_jax.text_model import TextModel
 SAMPLES = DecodingConfig(method="sample")
 SUMMARY_SAMPLES = 1000  # prior samples scored at the end, if the true language (grammar) is known
 Scores = dict[str, float]
-
-_ROWS = (  # metric, its description on the page, format
-    ("exact", "sentences reconstructed exactly", "{:.1%}"),
-    ("bleu", "reconstruction BLEU (sacrebleu)", "{:.1f}"),
-    ("kept_hard", "vectors kept (pseudo-count above threshold)", "{:.1%}"),
-    ("kept_soft", "vectors kept (effective number, by attention)", "{:.1%}"),
-    ("elbo_token", "ELBO a token, nats", "{:.2f}"),
-    ("in_language", "prior samples in the language", "{:.1%}"),
-    ("log_prob", "their exact log-probability, nats", "{:.1f}"),
-    ("distinct", "prior samples that are distinct", "{:.1%}"),
-)
 
 
 def evaluate(
@@ -83,11 +73,8 @@ def summarize(
     ['trained', 'untrained']
     """
     lines = [f"{'':<48}{'trained':>10}{'untrained':>12}"]
-    for name, label, form in _ROWS:
-        if name in scores:
-            values = scores[name], untrained[name]
-            cells = ["-" if math.isnan(v) else form.format(v) for v in values]
-            lines.append(f"{label:<48}{cells[0]:>10}{cells[1]:>12}")
+    for label, cells in in_words(scores, untrained):
+        lines.append(f"{label:<48}{cells[0]:>10}{cells[1]:>12}")
     lines += ["", "Reconstructions of held-out sentences (= is exact)"]
     shown = model.reconstruct(texts[:6], seed=seed, clean=False)
     for text, back in zip(texts[:6], shown, strict=True):

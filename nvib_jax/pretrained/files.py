@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from nvib_jax import hub
 from nvib_jax.files import draft_of, write_whole
 from nvib_jax.models.params import Params, split
 from nvib_jax.pretrained.architecture import Architecture, architecture
@@ -113,6 +114,7 @@ def find(model: str | Path, *, revision: str | None = None, local_only: bool = F
 
     Raises:
       FileNotFoundError: no such folder and no such model; says if the Hub could not be reached.
+      ImportError: huggingface_hub is not installed.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -129,35 +131,14 @@ def find(model: str | Path, *, revision: str | None = None, local_only: bool = F
 
 
 def _download(model: str, revision: str | None, local_only: bool) -> Files:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"{model} is no folder; to download it from the Hub, install nvib-jax[pretrained]"
-        ) from error
-
     def fetch(revision: str | None) -> Files:
-        folder = snapshot_download(
-            model, revision=revision, allow_patterns=list(WANTED), local_files_only=local_only
-        )
-        return Files(Path(folder), model, revision or Path(folder).name)
+        folder, found = hub.download(model, WANTED, revision=revision, local_only=local_only)
+        return Files(folder, model, found)
 
-    try:
-        found = fetch(revision)
-        if revision is None and not _has_weights(found.folder) and not local_only:
-            converted = _converted(model)
-            found = fetch(converted) if converted else found
-    except HFValidationError as error:
-        raise FileNotFoundError(
-            f"{model!r} is no folder, and cannot be the name of a model of the Hub"
-        ) from error
-    except (HfHubHTTPError, OSError, RuntimeError) as error:  # also what is not in the cache
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"{model} is no folder, and the Hub gave no model of this name"
-            f"{' (only what was downloaded before was looked at)' if local_only else ''}: {reason}"
-        ) from error
+    found = fetch(revision)
+    if revision is None and not _has_weights(found.folder) and not local_only:
+        converted = hub.ask(model, lambda: _converted(model))
+        found = fetch(converted) if converted else found
     return found
 
 

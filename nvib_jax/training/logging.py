@@ -1,10 +1,10 @@
-"""Writes metrics to JSON lines, to TensorBoard files, and to the terminal."""
+"""Writes metrics to JSON lines, to TensorBoard files, to callbacks, and to the terminal."""
 
 import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -15,15 +15,19 @@ from nvib_jax.processes import is_first
 from nvib_jax.progress import COLUMNS, console_of, to_standard_error
 from nvib_jax.training.records import METRICS, records_of
 
+# Called with {"train/loss": ...} or {"validation/loss": ...}, and the step.
+Callback = Callable[[dict[str, float], int], object]
+
 
 class MetricWriter:
-    """Appends every metric to `metrics.jsonl` and to TensorBoard event files.
+    """Appends every metric to `metrics.jsonl` and TensorBoard event files, and calls callbacks.
 
     Args:
       run_dir: the run; made if missing.
       after: the step from which a run is continued. Records of later steps are dropped, because a
         crash lost those steps and they will be run again.
       say: called with a line of text about lines that are not records; they are dropped too.
+      callbacks: called in order with every record, once it is written.
 
     Raises:
       OSError: the folder cannot be written to.
@@ -35,6 +39,7 @@ class MetricWriter:
         *,
         after: int = 0,
         say: Callable[[str], None] = to_standard_error,
+        callbacks: Sequence[Callback] = (),
     ):
         from tensorboardX import SummaryWriter
 
@@ -48,6 +53,7 @@ class MetricWriter:
             say(f"{path} has {len(wrong)} lines that are no records, the first is {wrong[0]}; "
                 "they are left out")  # fmt: skip
         write_whole(path, b"".join(line + b"\n" for line in kept))
+        self._callbacks = tuple(callbacks)
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=after + 1, write_to_disk=True
@@ -61,8 +67,11 @@ class MetricWriter:
             self._lines.flush()
         except OSError as error:
             raise OSError(f"metrics cannot be written to {self._path}: {error}") from error
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        named = {f"{split}/{name}": value for name, value in metrics.items()}
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+        for callback in self._callbacks:
+            callback(dict(named), step)  # a copy, which it may change
 
     def close(self) -> None:
         """Flush and close both."""
@@ -84,9 +93,16 @@ class NoWriter(MetricWriter):
         """Nothing."""
 
 
-def open_writer(run_dir: str | Path, after: int, say: Callable[[str], None]) -> MetricWriter:
+def open_writer(
+    run_dir: str | Path,
+    after: int,
+    say: Callable[[str], None],
+    callbacks: Sequence[Callback] = (),
+) -> MetricWriter:
     """A `MetricWriter` on the first process, a `NoWriter` on the others."""
-    return MetricWriter(run_dir, after=after, say=say) if is_first() else NoWriter()
+    if not is_first():
+        return NoWriter()
+    return MetricWriter(run_dir, after=after, say=say, callbacks=callbacks)
 
 
 class TrainingBar:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from nvib_jax.training.guards.interrupt import Interrupt
 from nvib_jax.training.guards.memory import check_memory, memory_explained
 from nvib_jax.training.guards.replicas import make_agree
 from nvib_jax.training.guards.watchdog import Watchdog
-from nvib_jax.training.logging import TrainingBar, open_writer
+from nvib_jax.training.logging import Callback, TrainingBar, open_writer
 from nvib_jax.training.loss import effective_weights
 from nvib_jax.training.sharding import batch_placer, check_fits, make_mesh, plan_state, whole
 from nvib_jax.training.step import TrainState, add_metrics, make_train_step, means
@@ -71,6 +71,7 @@ def train(
     *,
     resume: bool | None = False,
     claim: Claim | None = None,
+    callbacks: Sequence[Callback] = (),
     then: Callable[[TextModel, PreparedData, Say], Any] | None = None,
 ) -> Trained:
     """Run a config from text to a trained model, on all devices of all processes.
@@ -80,8 +81,10 @@ def train(
       resume: continue from the last undamaged checkpoint in `train.run_dir`. None does so if there
         is a checkpoint, and starts a new run otherwise.
       claim: of the run's folder, if the caller holds it already; it is released at the end.
+      callbacks: called by the first process with a dict of metrics, named "train/loss" and so on,
+        and the step, whenever metrics are written.
       then: called with the trained model, the data and a function that prints a line, by all
-        processes under the run's mesh, before the run is called finished. `nvib train` gives
+        processes under the run's mesh, before the run is called finished. `nvib_jax.train` gives
         `nvib_jax.evaluation.summary.summarize_run`.
 
     Raises:
@@ -107,7 +110,7 @@ def train(
         config = dataclasses.replace(config, data=noted)
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
-            return _train(config, data, mesh, bar, saved, then)
+            return _train(config, data, mesh, bar, saved, callbacks, then)
 
 
 def _train(
@@ -116,6 +119,7 @@ def _train(
     mesh: jax.sharding.Mesh,
     bar: TrainingBar,
     saved: list[int],
+    callbacks: Sequence[Callback],
     then: Callable[[TextModel, PreparedData, Say], Any] | None,
 ) -> Trained:
     settings, run_dir = config.train, Path(config.train.run_dir)
@@ -139,7 +143,9 @@ def _train(
         say=bar.print,
     )
     with contextlib.closing(checkpoints), memory_explained(config, shapes, length):
-        model, speed = _fit(description, data, mesh, checkpoints, bar, resume=bool(saved))
+        model, speed = _fit(
+            description, data, mesh, checkpoints, bar, callbacks, resume=bool(saved)
+        )
     result = then(model, data, bar.print) if then else None
     # A run of more steps than were asked for is as unfinished, or as finished, as it was.
     if is_first() and max(saved_steps(run_dir), default=0) <= settings.steps:
@@ -156,6 +162,7 @@ def _fit(
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
     bar: TrainingBar,
+    callbacks: Sequence[Callback],
     *,
     resume: bool,
 ) -> tuple[TextModel, float]:
@@ -197,7 +204,7 @@ def _fit(
     bad = BadSteps(batches, checkpoints, settings, bar.print)
     window, since, speeds = None, time.monotonic(), []
     with (
-        contextlib.closing(open_writer(settings.run_dir, start, bar.print)) as writer,
+        contextlib.closing(open_writer(settings.run_dir, start, bar.print, callbacks)) as writer,
         bar,
         Interrupt() as interrupt,
         Watchdog(settings.watchdog, bar.print if is_first() else to_standard_error) as watchdog,

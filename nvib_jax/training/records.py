@@ -4,8 +4,11 @@ The file grows while a run trains. A kill or a full disk may leave a line cut of
 nonsense. Such a line is not a record; the other lines are still read.
 """
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +46,32 @@ def records_of(path: str | Path) -> Iterator[tuple[bytes, dict[str, Any] | None]
     for line in Path(path).read_bytes().split(b"\n"):
         if line.strip():
             yield line, parse_record(line)
+
+
+def as_csv(runs: Sequence[str | os.PathLike[str]], *, split: str | None = None) -> str:
+    """The records of runs as comma-separated values with a line of names, for a spreadsheet.
+
+    The first columns are run, split and step; a metric that a record lacks is empty.
+
+    Args:
+      runs: folders.
+      split: "train" or "validation"; None is both.
+
+    Raises:
+      FileNotFoundError: a folder has no metrics.
+    """
+    rows = []
+    for run in map(Path, runs):
+        if not (run / METRICS).is_file():
+            raise FileNotFoundError(f"{run} has no {METRICS}; wanted the folder of a run")
+        rows += [
+            {"run": str(run), "split": record.get("split", ""), **record}
+            for _, record in records_of(run / METRICS)
+            if record is not None and split in (None, record.get("split"))
+        ]
+    names = dict.fromkeys(["run", "split", "step", *(name for row in rows for name in row)])
+    found = io.StringIO()
+    table = csv.DictWriter(found, list(names), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return found.getvalue()

@@ -1,9 +1,11 @@
 """The `nvib` command as a person types it: help, texts in and out, errors in one line."""
 
+import csv
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,17 +19,19 @@ import nvib_jax
 from nvib_jax import cli
 from nvib_jax.attention import FORMS, IMPLEMENTATIONS
 from nvib_jax.cli import commands, doctor, options
+from nvib_jax.cli.completion import script
 from nvib_jax.config import Config
 from nvib_jax.evaluation.summary import summarize_run
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.presets import load_preset, to_json
 from nvib_jax.text_model import TextModel
+from nvib_jax.training import loop
 
 TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
-    *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
-    *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
-    *("bench", "doctor"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "play", "fit-prior"),
+    *("export", "evaluate", "sweep", "report", "metrics"),
+    *("regularise", "generate", "score", "inspect", "bench", "doctor", "completion"),
 ]
 
 
@@ -73,8 +77,8 @@ def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
-        "sample, interpolate, play, export, evaluate, sweep, report, regularise, "
-        "generate, score, inspect, bench, doctor\n"
+        "sample, interpolate, play, fit-prior, export, evaluate, sweep, report, metrics, "
+        "regularise, generate, score, inspect, bench, doctor, completion\n"
     )
     assert nvib("xyz") == 2
     assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")
@@ -152,6 +156,8 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "evaluate": ["RUN ...", "--split {test,validation}", "--draws INT", "(default: 100)"],
         "sweep": ["SWEEP.py", "--jobs INT", "(default: 1)", "--lm.steps INT"],
         "report": ["RUN ...", "--out PATH", "(default: report.html)"],
+        "metrics": ["RUN ...", "--split {None,train,validation}"],
+        "completion": ["{bash,zsh}"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
         "regularise": ["MODEL", "--prior PATH", "--trials INT", "(default: 48)", "--revision"],
         "generate": ["MODEL", "TEXT ...", "--num-beams {None}|INT", "--seed INT"],
@@ -274,7 +280,7 @@ def test_interpolate_several_pairs(capsys, tmp_path):
         (["interpolate", "RUN", "the dog", "a cat", "--steps", "1"], b"", "steps is 1; wanted at"),
         (["sample", "RUN", "--count", "0"], b"", "count is 0; wanted at least 1"),
         (["sample", "RUN", "--count", "2", "--length", "99"], b"", "[99, 99]; wanted 2 of 1 to 24"),
-        (["train"], b"", "wanted a config first, as in: nvib train configs/quickstart.py"),
+        (["train"], b"", "wanted a config first, as in: nvib train quickstart"),
         (["train", "--train.steps", "3"], b"", "wanted a config first"),
         (["train", "no.py"], b"", "config no.py does not exist"),
         (["prepare", "no.py"], b"", "config no.py does not exist"),
@@ -386,6 +392,75 @@ def test_without_the_extra_the_cure_is_named(monkeypatch, capsys):
     assert "pip install 'nvib-jax[train]'" in capsys.readouterr().err
 
 
+# ---- metrics, and the shell's completion
+
+
+def test_metrics_as_comma_separated_values(run, capsys):
+    assert nvib("metrics", run, run, "--split", "validation") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    lines = Path(run, "metrics.jsonl").read_text().splitlines()
+    wanted = [r for r in map(json.loads, lines) if r["split"] == "validation"]
+    assert len(rows) == 2 * len(wanted) > 0
+    assert list(rows[0])[:3] == ["run", "split", "step"]
+    for row, record in zip(rows, wanted * 2, strict=True):
+        assert row.pop("run") == run
+        assert row == {name: str(value) for name, value in record.items()}
+    assert nvib("metrics", run) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["split"] for row in rows] == [json.loads(line)["split"] for line in lines]
+    assert "" in {row["tokens_per_second"] for row in rows}  # what a record lacks
+
+
+def test_metrics_of_what_is_no_run(tmp_path, capsys):
+    assert nvib("metrics", tmp_path) == 1
+    assert "has no metrics.jsonl; wanted the folder of a run" in capsys.readouterr().err
+    assert nvib("metrics") == 1
+    assert "no run was given; wanted folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["nvib", "comp"], "completion"),
+        (["nvib", "train", "quickstart", "--train.ste"], "--train.steps"),
+        (["nvib", "train", "--data.clean.no-low"], "--data.clean.no-lowercase"),
+        (["nvib", "sample", "runs/a", "--checkpoint", ""], "best last"),
+        (["nvib", "completion", "bas"], ""),
+        (["nvib", "sample", "conf"], ""),
+    ],
+)
+def test_bash_completes(words, found, completion):
+    """What the Tab key gives at the end of the words; where it gives nothing, bash names files."""
+    line = " ".join(map(shlex.quote, words))
+    program = f'. "$1"; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _tyro_nvib; '
+    command = [
+        "bash",
+        "-c",
+        program + 'echo "${COMPREPLY[*]}"; complete -p nvib',
+        "bash",
+        completion,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [found, "complete -o default -F _tyro_nvib nvib"]
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    """The script for bash in a file."""
+    file = tmp_path_factory.mktemp("completion") / "nvib"
+    kinds = {name: command.kind for name, command in commands.COMMANDS.items()}
+    file.write_text(script(kinds, "bash"))
+    return file
+
+
+def test_completion_is_printed(capsys):
+    assert nvib("completion", "zsh") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("#compdef nvib")
+    assert "--train.steps" in out
+    assert nvib("completion", "cmd") == 1
+
+
 # ---- train and prepare
 
 
@@ -400,16 +475,27 @@ def preset(tmp_path):
     return path
 
 
-def test_overrides_reach_the_training(preset, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """What the loop is asked to train, instead of training: (config, how)."""
     seen = []
-    monkeypatch.setattr("nvib_jax.training.loop.train", lambda *a, **k: seen.append((a, k)))
+
+    def train(config, **how):
+        seen.append((config, how))
+        return loop.Trained(None, 0.0)
+
+    monkeypatch.setattr(loop, "train", train)
+    return seen
+
+
+def test_overrides_reach_the_training(preset, asked):
     assert nvib("train", preset, "--train.steps", 7, "--data.buckets", 8, 24, "--resume") == 0
-    (config,), how = seen[0]
+    config, how = asked[0]
     assert isinstance(config, Config)
     assert (config.train.steps, config.data.buckets) == (7, (8, 24))
     assert config.train.run_dir == tiny.config().train.run_dir
     assert str(how.pop("claim").folder) == config.train.run_dir
-    assert how == {"resume": True, "then": summarize_run}
+    assert how == {"resume": True, "callbacks": (), "then": summarize_run}
 
 
 @pytest.mark.parametrize(
@@ -420,35 +506,38 @@ def test_overrides_reach_the_training(preset, monkeypatch):
         (["--resume"], (True, True)),
     ],
 )
-def test_flags_may_stand_on_either_side_of_the_preset(preset, monkeypatch, flags, how):
-    seen = []
-    monkeypatch.setattr(
-        "nvib_jax.training.loop.train", lambda *a, **k: seen.append((k["resume"], bool(k["then"])))
-    )
+def test_flags_may_stand_on_either_side_of_the_preset(preset, asked, flags, how):
     assert nvib("train", *flags, preset) == nvib("train", preset, *flags) == 0
-    assert seen == [how, how]
+    assert [(k["resume"], bool(k["then"])) for _, k in asked] == [how, how]
 
 
+@pytest.mark.usefixtures("asked")
 def test_where_to_run_reaches_the_launch(preset, monkeypatch):
     seen = []
-    monkeypatch.setattr("nvib_jax.training.loop.train", lambda *a, **k: None)
     monkeypatch.setattr("nvib_jax.processes.initialize", lambda *a: seen.append(a))
     where = ["--coordinator", "host:1", "--processes=2", "--process", 0]
     assert nvib("train", preset, *where) == nvib("train", preset) == 0
     assert seen == [("host:1", 2, 0), (None, None, None)]
 
 
-def test_a_run_without_a_name_gets_a_free_one(preset, monkeypatch, tmp_path):
+def test_a_run_without_a_name_gets_a_free_one(preset, asked, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    seen = []
-    monkeypatch.setattr("nvib_jax.training.loop.train", lambda c, **k: seen.append(c.train.run_dir))
     nvib("train", preset, "--train.run-dir", "")
     for name in ("little", "little-2"):
         Path("runs", name).mkdir(parents=True)
         Path("runs", name, "config.json").write_text("{}")
     nvib("train", preset, "--train.run-dir", "")
     nvib("train", preset, "--train.run-dir", "", "--resume")
-    assert seen == ["runs/little", "runs/little-3", "runs/little-2"]
+    folders = [config.train.run_dir for config, _ in asked]
+    assert folders == ["runs/little", "runs/little-3", "runs/little-2"]
+
+
+def test_a_preset_is_known_by_its_name(asked, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert nvib("train", "quickstart", "--train.steps", 7) == 0
+    config, _ = asked[0]
+    assert config.train.run_dir == "runs/quickstart"
+    assert (config.train.steps, config.model) == (7, load_preset("quickstart").model)
 
 
 @pytest.mark.parametrize("option", ["--train.steps", "--model.dim", "--mesh.fsdp"])

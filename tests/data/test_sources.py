@@ -155,11 +155,12 @@ def test_non_utf8_names_file_offset_and_line(file):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "texts"}, "data.source must be .*'tfds:NAME', got 'texts'"),
+        ({"source": "texts"}, "data.source must be .*'tfds:NAME' or 'hf:USER/NAME', got 'texts'"),
         ({"batch_size": "8"}, "data.batch_size is '8'"),
         ({"cache_dir": 5}, "data.cache_dir is 5"),
         ({"digest": "../.."}, "data.digest is '../..'; wanted 16 hexadecimal digits"),
         ({"source": "tfds:"}, "data.source must be .* got 'tfds:'"),
+        ({"source": "hf:"}, "data.source must be .* got 'hf:'"),
         ({"vocab_size": 0}, "data.vocab_size must be at least 1, got 0"),
         ({"num_test": -1}, "data.num_test must be at least 0, got -1"),
         ({"buckets": (16, 8)}, r"data.buckets must be positive and rising, got \(16, 8\)"),

@@ -135,10 +135,12 @@ def test_two_commands_without_a_name_take_two(holder, tmp_path, monkeypatch, cap
         "from nvib_jax.config import Config\ndef config():\n    return Config()\n"
     )
     seen = []
-    monkeypatch.setattr(
-        "nvib_jax.training.loop.train",
-        lambda c, claim, **k: seen.append((c.train.run_dir, claim.folder, claim._file is None)),
-    )
+
+    def train(config, claim, **_):
+        seen.append((config.train.run_dir, claim.folder, claim._file is None))
+        return loop.Trained(None, 0.0)
+
+    monkeypatch.setattr(loop, "train", train)
     holder(tmp_path / "runs" / "little")
     assert cli.main(["train", "little.py"]) == 0
     assert seen == [("runs/little-2", Path("runs/little-2"), False)]
