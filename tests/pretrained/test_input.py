@@ -7,12 +7,12 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pretrained_made import CONFIGS, given, made, pairs, tokenizer_folder
+from pretrained_made import CONFIGS, given, made, pairs
 from safetensors.numpy import load_file, save_file
 
 from nvib_jax import cli, pretrained
 from nvib_jax.cli.pretrained import read_pairs
-from nvib_jax.pretrained.architecture import architecture
+from nvib_jax.pretrained.config_json import architecture
 from nvib_jax.reading import Tau
 
 
@@ -267,7 +267,6 @@ def test_the_commands(folder, tmp_path, capsys):
     status, out, err = nvib("score", "no/such/model", "--file", tmp_path / "test.tsv")
     assert (status, out) == (1, "")
     assert err.startswith("nvib score: no/such/model is no folder, and cannot be the name")
-    assert tokenizer_folder().is_dir()
 
 
 # ---- size
@@ -285,8 +284,8 @@ def test_a_large_file_is_read_within_its_size(tmp_path):
         "import sys, json\n"
         "from flax import nnx\n"
         "from nvib_jax.models.params import split\n"
-        "from nvib_jax.pretrained.architecture import architecture\n"
-        "from nvib_jax.pretrained.files import write\n"
+        "from nvib_jax.pretrained.config_json import architecture\n"
+        "from nvib_jax.pretrained.weights import write\n"
         "from nvib_jax.pretrained.transformer import Transformer\n"
         "config = json.loads(sys.argv[2])\n"
         "about = architecture(config)\n"
@@ -294,7 +293,8 @@ def test_a_large_file_is_read_within_its_size(tmp_path):
     )
     load = (
         "import sys, resource, jax\n"
-        "from nvib_jax.pretrained.files import find, read\n"
+        "from nvib_jax.pretrained.files import find\n"
+        "from nvib_jax.pretrained.weights import read\n"
         "jax.numpy.zeros(3).block_until_ready()\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"
