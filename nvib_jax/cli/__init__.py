@@ -25,6 +25,7 @@ USAGE = """usage: nvib COMMAND ...
   nvib sweep SWEEP.py [--jobs 2]                           train and evaluate many runs, tabulate
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
   nvib regularise MODEL --prior A --dev B --test C --out D a pretrained Transformer, re-read
+  nvib finetune MODEL --file A --dev B --out D             trained further, with bottlenecks
   nvib generate MODEL [TEXT ...]                           what it writes, by its own rules
   nvib score MODEL --file texts.tsv                        nats, perplexity, the prior's shares
   nvib inspect MODEL                                       what it is; loads no weights
@@ -40,8 +41,8 @@ Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
-    *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
-    *("bench", "doctor"),
+    *("export", "evaluate", "sweep", "report", "regularise", "finetune", "generate", "score"),
+    *("inspect", "bench", "doctor"),
 )
 # Errors that are printed as one line. RuntimeError is among them, because libraries for files and
 # devices raise it.

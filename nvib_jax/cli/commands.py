@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nvib_jax.cli import launch, options, pretrained, studies, text_commands
+from nvib_jax.cli import finetune, launch, options, pretrained, studies, text_commands
 from nvib_jax.cli.options import Run, Which
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sweep": _command(studies.Sweep, studies.sweep),
     "report": _command(studies.Report, studies.report),
     "regularise": _command(pretrained.Regularise, pretrained.regularise),
+    "finetune": _command(finetune.Finetune, finetune.run),
     "generate": _command(pretrained.Generate, pretrained.generate),
     "score": _command(pretrained.Score, pretrained.score),
     "inspect": _command(pretrained.Inspect, pretrained.inspect),

@@ -144,8 +144,7 @@ def write(
     from safetensors.numpy import save_file
 
     folder = Path(folder)
-    if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
-        raise FileExistsError(f"{folder} holds a model; name another folder")
+    check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with draft_of(folder / WEIGHTS) as draft:
         save_file(dict(tensors(sources(about), params)), draft, metadata={"format": "pt"})
@@ -153,6 +152,12 @@ def write(
     for name, content in more.items():
         write_whole(folder / name, content)
     return [folder / WEIGHTS, *(folder / name for name in more)]
+
+
+def check_new(folder: Path) -> None:
+    """Raise FileExistsError if the folder holds a model."""
+    if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
+        raise FileExistsError(f"{folder} holds a model; name another folder")
 
 
 def digest_of(params: Params) -> str:

@@ -26,8 +26,8 @@ from nvib_jax.text_model import TextModel
 TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
-    *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
-    *("bench", "doctor"),
+    *("export", "evaluate", "sweep", "report", "regularise", "finetune", "generate", "score"),
+    *("inspect", "bench", "doctor"),
 ]
 
 
@@ -74,7 +74,7 @@ def test_unknown_command(capsys):
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
         "sample, interpolate, play, export, evaluate, sweep, report, regularise, "
-        "generate, score, inspect, bench, doctor\n"
+        "finetune, generate, score, inspect, bench, doctor\n"
     )
     assert nvib("xyz") == 2
     assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")
@@ -154,6 +154,7 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "report": ["RUN ...", "--out PATH", "(default: report.html)"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
         "regularise": ["MODEL", "--prior PATH", "--trials INT", "(default: 48)", "--revision"],
+        "finetune": ["MODEL", "--classify", "--training.train {nvib,nvib+norms,all}", "--out PATH"],
         "generate": ["MODEL", "TEXT ...", "--num-beams {None}|INT", "--seed INT"],
         "score": ["MODEL", "--file PATH", "(default: float32)"],
         "inspect": ["MODEL", "--revision {None}|STR"],
