@@ -107,7 +107,6 @@ CASES = {
         "test_a_bad_step_may_be_skipped",
         "test_a_bad_step_stops_the_run_and_names_its_batch",
     ),
-    "test_input.py": ("test_the_commands", "test_finetuning_by_command*"),
     "test_interpolation.py": (
         "test_batches_do_not_matter",
         "test_steps",
@@ -235,6 +234,7 @@ CASES = {
         "test_wikitext2",
         "test_text_is_kept_in_order_by_any_number_of_processes[[]3]",
     ),
+    "test_pretrained_commands.py": ("test_the_commands", "test_finetuning_by_command*"),
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
     "test_protocol.py": (
         "test_forms_by_their_own_functions",
