@@ -17,7 +17,8 @@ from typing import Any
 from nvib_jax.data.translation import sentence_pairs, vocabulary
 from nvib_jax.files import write_whole
 from nvib_jax.pretrained.evaluate import as_row, figures, untreated, written
-from nvib_jax.pretrained.model import PretrainedModel, fresh
+from nvib_jax.pretrained.model import PretrainedModel
+from nvib_jax.pretrained.opening import fresh
 from nvib_jax.pretrained.search import Search, search
 from nvib_jax.pretrained.train import TrainingConfig, train
 

@@ -16,8 +16,9 @@ from flax import nnx
 
 from nvib_jax.bench.timing import Case, Program, compile_program
 from nvib_jax.models.params import merge, split
-from nvib_jax.pretrained.architecture import Architecture, architecture
+from nvib_jax.pretrained.architecture import Architecture
 from nvib_jax.pretrained.attention import View
+from nvib_jax.pretrained.config_json import architecture
 from nvib_jax.pretrained.transformer import Transformer
 from nvib_jax.reading import Reading, Tau
 from nvib_jax.types import Prior

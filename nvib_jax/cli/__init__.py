@@ -27,6 +27,7 @@ USAGE = """usage: nvib COMMAND ...
   nvib report RUN [RUN ...] [--out report.html]            one page: curves, tables, sentences
   nvib metrics RUN [RUN ...] > metrics.csv                 what runs measured while they trained
   nvib regularise MODEL --prior A --dev B --test C --out D a pretrained Transformer, re-read
+  nvib finetune MODEL --file A --dev B --out D             trained further, with bottlenecks
   nvib generate MODEL [TEXT ...]                           what it writes, by its own rules
   nvib score MODEL --file texts.tsv                        nats, perplexity, the prior's shares
   nvib inspect MODEL                                       what it is; loads no weights
@@ -45,7 +46,7 @@ Begin with: nvib train quickstart
 _NAMES = (
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play", "fit-prior"),
     *("export", "evaluate", "sweep", "report", "metrics"),
-    *("regularise", "generate", "score", "inspect", "bench", "doctor", "completion"),
+    *("regularise", "finetune", "generate", "score", "inspect", "bench", "doctor", "completion"),
 )
 # Errors that are printed as one line. RuntimeError is among them, because libraries for files and
 # devices raise it.

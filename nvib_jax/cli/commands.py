@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from nvib_jax.cli import launch, options, pretrained, studies, text_commands
+from nvib_jax.cli import finetune, launch, options, pretrained, studies, text_commands
 from nvib_jax.cli.completion import Completion, script
 from nvib_jax.cli.options import Run, Which
 
@@ -104,6 +104,7 @@ COMMANDS: dict[str, Command] = {
     "report": _command(studies.Report, studies.report),
     "metrics": _command(studies.Metrics, studies.metrics),
     "regularise": _command(pretrained.Regularise, pretrained.regularise),
+    "finetune": _command(finetune.Finetune, finetune.run),
     "generate": _command(pretrained.Generate, pretrained.generate),
     "score": _command(pretrained.Score, pretrained.score),
     "inspect": _command(pretrained.Inspect, pretrained.inspect),

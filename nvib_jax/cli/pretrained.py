@@ -43,10 +43,11 @@ class Inspect:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continue texts, or write their targets, as generation_config.json says."""
+    """Continue texts, write their targets as generation_config.json says, or name their labels."""
 
     model: Model
-    """Folder in Hugging Face's format or of `nvib regularise`, or a name of the Hub."""
+    """Folder in Hugging Face's format, or of `nvib regularise` or `finetune`; or a name of the
+    Hub."""
     text: Texts = ()
     """Texts; none here and none in --file means standard input."""
     inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
@@ -66,9 +67,10 @@ class Score:
     """Print nats a token, perplexity, accuracy, and what the prior takes of each attention."""
 
     model: Model
-    """Folder in Hugging Face's format or of `nvib regularise`, or a name of the Hub."""
+    """Folder in Hugging Face's format, or of `nvib regularise` or `finetune`; or a name of the
+    Hub."""
     file: Path
-    """Texts, one a line, with a tab and the target where the model writes one from the other; or
+    """Texts, one a line, with a tab and the target, or the label, where the model has targets; or
     .jsonl with "source" and "target"."""
     source: Flat = field(default_factory=Source)
 
@@ -94,6 +96,9 @@ class Regularise:
     """Form of attention; all but the first depend on how the weights are written."""
     per: Literal["type", "layer"] = "type"
     """A tau for each type of attention, or for each layer."""
+    objective: Literal["nats", "bleu", "chrf", "rouge1", "rouge2", "rougeL"] = "nats"
+    """What taus are searched for: few nats a token, or a high score of what is written, for which
+    --search is random or halving."""
     trials: int = 48
     """Passes over the texts to search on."""
     rivals: bool = True
@@ -115,7 +120,7 @@ def generate(options: Generate) -> None:
     import dataclasses
 
     texts = texts_of(options.text, options.inputs)
-    model = _load(options.model, options.source)
+    model = open_model(options.model, options.source)
     given = {name: getattr(options, name) for name in ("method", "num_beams", "max_new_tokens")}
     chosen = {name: value for name, value in given.items() if value is not None}
     if options.num_beams is not None and options.method is None:
@@ -129,8 +134,8 @@ def generate(options: Generate) -> None:
 
 def score(options: Score) -> None:
     """Print figures of the texts in a file."""
-    model = _load(options.model, options.source)
-    texts, targets = read_pairs(options.file, model.architecture.kind == "seq2seq")
+    model = open_model(options.model, options.source)
+    texts, targets = read_pairs(options.file, model.architecture.has_targets)
     scores = model.score(texts, targets)
     print(f"texts            {len(texts):,}")
     print(f"tokens           {int(scores.tokens.sum()):,}")
@@ -148,8 +153,8 @@ def regularise(options: Regularise) -> None:
     from nvib_jax.pretrained.evaluate import as_row, figures, table, untreated, written
     from nvib_jax.pretrained.search import chosen, search
 
-    model = _load(options.model, options.source)
-    pairs = model.architecture.kind == "seq2seq"
+    model = open_model(options.model, options.source)
+    pairs, writes = model.architecture.has_targets, model.architecture.kind == "seq2seq"
     prior_texts, dev, test = (
         tuple(part for part in read_pairs(path, pairs) if part is not None)
         for path in (options.prior, options.dev, options.test)
@@ -163,7 +168,8 @@ def regularise(options: Regularise) -> None:
     prior = model.empirical_prior(*prior_texts)
     wanted: dict[str, dict[str, Any]] = {}
     if options.rivals:
-        wanted["temperature"] = {"kinds": ("temperature",)}
+        if options.objective == "nats":  # a temperature of the output changes no text
+            wanted["temperature"] = {"kinds": ("temperature",)}
         wanted["attention temperature"] = {"kinds": ("scale",)}
     kinds = ("alpha",) if options.form == "expected_logit" else ("alpha", "sigma")
     wanted[options.form] = {"kinds": kinds, "per": options.per, "form": options.form}
@@ -171,14 +177,14 @@ def regularise(options: Regularise) -> None:
 
     def row(name: str, found: Any) -> dict[str, Any]:
         measured = base if name == "as it is" else figures(model, prior, found, *test)
-        text = written(model, prior, found, *test) if pairs else {}
+        text = written(model, prior, found, *test) if writes else {}
         return {**as_row(name, measured, base, **text), "knobs": found.knobs}
 
     rows = [row("as it is", untreated())]
     for name, what in wanted.items():
         found = search(
             model, prior, *dev, **what, method=options.search, trials=options.trials,
-            seed=options.seed, folder=options.out,
+            objective=options.objective, seed=options.seed, folder=options.out,
         )  # fmt: skip
         rows.append(row(name, found))
     chosen(model, prior, found).save(options.out)
@@ -226,7 +232,14 @@ def _pair(path: Path, number: int, line: str) -> tuple[str, str | None]:
     return parts[0], parts[1] if len(parts) == 2 else None
 
 
-def _load(model: str, source: Source) -> Any:
+def open_model(model: str, source: Source, *, labels: Sequence[str] | None = None) -> Any:
+    """The model that the options name, made a classifier of these labels if there are any."""
     from nvib_jax.pretrained import load
 
-    return load(model, revision=source.revision, dtype=source.dtype, local_only=source.local_only)
+    return load(
+        model,
+        labels=labels,
+        revision=source.revision,
+        dtype=source.dtype,
+        local_only=source.local_only,
+    )

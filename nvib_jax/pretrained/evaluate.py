@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.pretrained.knobs import treated
 from nvib_jax.pretrained.model import PretrainedModel
+from nvib_jax.pretrained.overlap import SCORES
 from nvib_jax.pretrained.readings import Priors
-from nvib_jax.pretrained.search import Search, chosen, treated
+from nvib_jax.pretrained.search import Search, chosen
 
 BINS = 10  # of the calibration error
 
@@ -126,20 +128,17 @@ def written(
     texts: Sequence[str],
     targets: Sequence[str],
 ) -> dict[str, float]:
-    """BLEU, chrF and length of what the treated model writes for each text, beside the targets.
+    """Scores and length of what the treated model writes for each text, beside the targets.
 
     Returns:
-      "bleu", "chrf" (sacrebleu), "length_ratio" (words written over words wanted) and
+      The `overlap.SCORES`, "length_ratio" (words written over words wanted) and
       "length_correlation" (of the two).
     """
-    from sacrebleu import corpus_bleu, corpus_chrf
-
     said = chosen(model, prior, found).generate(texts)
     ours, theirs = (np.array([len(t.split()) for t in part], float) for part in (said, targets))
     spread = ours.std() > 0 and theirs.std() > 0
     return {
-        "bleu": corpus_bleu(said, [list(targets)], force=True).score,
-        "chrf": corpus_chrf(said, [list(targets)]).score,
+        **{name: score(said, targets) for name, score in SCORES.items()},
         "length_ratio": float(ours.sum() / theirs.sum()),
         "length_correlation": float(np.corrcoef(ours, theirs)[0, 1]) if spread else 0.0,
     }

@@ -1,7 +1,7 @@
 """A pretrained Transformer as a person uses it: texts in, texts and figures out."""
 
 import dataclasses
-import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,23 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nvib_jax.engine import check_texts
-from nvib_jax.models.params import Params, merge, split
-from nvib_jax.pretrained import files as on_disk
+from nvib_jax.models.params import Params, digest_of
+from nvib_jax.pretrained import passes, weights
 from nvib_jax.pretrained import readings as read_how
 from nvib_jax.pretrained.architecture import Architecture
-from nvib_jax.pretrained.attention import View
-from nvib_jax.pretrained.batches import Batch
 from nvib_jax.pretrained.batches import batches as in_batches
 from nvib_jax.pretrained.bottleneck import Bottleneck
-from nvib_jax.pretrained.decoding import Decoding, decoding_of, generate
+from nvib_jax.pretrained.decoding import Decoding
+from nvib_jax.pretrained.encoding import encoded, sources_of, with_room
+from nvib_jax.pretrained.files import GENERATION, Files
 from nvib_jax.pretrained.readings import Priors
-from nvib_jax.pretrained.tokenizer import PretrainedTokenizer, load_tokenizer
-from nvib_jax.pretrained.transformer import Transformer
-from nvib_jax.progress import to_standard_error, track
+from nvib_jax.pretrained.tokenizer import PretrainedTokenizer
+from nvib_jax.progress import track
 from nvib_jax.reading import EmpiricalPrior, Moments, Reading, Tau
-from nvib_jax.reading import merge as merge_moments
-from nvib_jax.reading import moments as moments_of
 
 Readings = dict[str, Reading | Bottleneck]
 
@@ -70,6 +66,8 @@ class PretrainedModel:
       config: the content of its config.json.
       name: what it was loaded as.
       digest: SHA-256 of its config and weights, which readings are bound to.
+      stored: whether these weights are those of the files that `name` names.
+      generation: the content of its generation_config.json.
       decoding: how it writes unless told otherwise.
       readings: of the attentions that are not read as they are.
     """
@@ -82,6 +80,8 @@ class PretrainedModel:
     name: str
     digest: str
     decoding: Decoding
+    stored: bool = False
+    generation: Mapping[str, Any] = field(default_factory=dict)
     readings: Readings = field(default_factory=dict)
     _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict)
 
@@ -105,10 +105,11 @@ class PretrainedModel:
             causal    sum_t log p(x_t | x_<t), t > 1: the first token is given
             seq2seq   sum_t log p(y_t | y_<t, x), end-of-sentence included
             masked    sum_t log p(x_t | the others), each masked in turn (Salazar et al. 2020)
+            classifier  log p(label | x), one token each
 
         Args:
           texts: to score, or to read where there are targets.
-          targets: to score; for models of two stacks, and for no other.
+          targets: to score; for models of two stacks, or the labels for a classifier.
 
         Raises:
           ValueError: targets where there should be none, or the reverse; a text that is too long.
@@ -116,8 +117,10 @@ class PretrainedModel:
         kind = self.architecture.kind
         if kind == "masked":
             return self._score_masked(texts, targets)
+        if kind == "classifier" and targets is None:
+            raise ValueError("a classifier needs targets, the label of each text")
         rows, others = self.rows(texts, targets)
-        found = self._measure(_nats, rows, others)
+        found = self._measure(passes.nats, rows, others)
         return Scores(found[0].astype(np.float64), found[1], found[2])
 
     def shares(
@@ -129,10 +132,11 @@ class PretrainedModel:
         have no prior, and are 0.
         """
         rows, others = self.rows(texts, targets)
-        found = self._measure(_shares, rows, others)
-        heads = {"encoder": self.architecture.encoder, "decoder": self.architecture.decoder}
-        heads["cross"] = self.architecture.decoder
-        none = {name: np.zeros(_there(heads[name.split(".")[0]]).heads) for name in self.attentions}
+        found = self._measure(passes.shares, rows, others)
+        about = self.architecture
+        stacks = {"encoder": about.encoder, "decoder": about.decoder, "cross": about.decoder}
+        heads = {name: size.heads for name, size in stacks.items() if size is not None}
+        none = {name: np.zeros(heads[name.split(".")[0]]) for name in self.attentions}
         return none | {
             name: total.sum(0) / np.maximum(count.sum(0), 1)
             for name, (total, count) in found.items()
@@ -148,12 +152,12 @@ class PretrainedModel:
           ValueError: fewer than two tokens, or vectors that are not finite.
         """
         rows, others = self.rows(texts, targets)
-        run = self._jitted(_moments)
+        run = self._jitted(passes.moments)
         found: dict[str, Moments] | None = None
         parts = list(self.batches(rows, others))
         for _, batch in track(parts, "moments", total=len(parts), unit="batches"):
             found = run(self.params, {}, batch, found)
-        found = _there(found)
+        assert found is not None  # encoding refuses an empty list of texts
         if any(float(part.count) < 2 for part in found.values()):
             raise ValueError("the texts have fewer than 2 tokens; a prior needs their variance")
         priors = {name: EmpiricalPrior.from_moments(part) for name, part in found.items()}
@@ -197,12 +201,29 @@ class PretrainedModel:
         """The same weights and compiled functions, with these readings."""
         return dataclasses.replace(self, readings=read_how.traced(found))
 
+    def with_params(self, params: Params) -> "PretrainedModel":
+        """The same model and compiled functions with other weights, which are in no file yet."""
+        digest = digest_of(params)
+        return dataclasses.replace(self, params=params, digest=digest, stored=False)
+
     # ---- texts out
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """What a classifier says of each text, (B, C), in the order of `architecture.labels`.
+
+        Raises:
+          ValueError: a model that is no classifier, or a text that is too long.
+        """
+        if self.architecture.kind != "classifier":
+            raise ValueError(
+                f"{self.name} tells no labels apart; load it with labels, and fine-tune it"
+            )
+        return self._measure(passes.probabilities, self.rows(texts)[0])
 
     def generate(
         self, texts: Sequence[str], *, decoding: Decoding | None = None, seed: int = 0
     ) -> list[str]:
-        """Write a text for each: its target, or what follows it.
+        """Write a text for each: its target, what follows it, or its likeliest label.
 
         Args:
           texts: to read; for a model of one stack, to continue.
@@ -215,25 +236,12 @@ class PretrainedModel:
         about, rules = self.architecture, decoding or self.decoding
         if about.kind == "masked":
             raise ValueError(f"a {about.family} model fills gaps; it writes no texts")
-        rows = self._ids(texts, self.tokenizer.encode_source, "texts")
+        if about.kind == "classifier":
+            return [about.labels[i] for i in self.probabilities(texts).argmax(axis=1)]
+        rows = sources_of(about, self.tokenizer, texts)
+        rules, most = with_room(about, rows, rules)
         causal = about.kind == "causal"
-        if causal and about.max_length is not None:
-            longest = max(map(len, rows))
-            room = about.max_length - longest
-            if room < 1:
-                raise ValueError(
-                    f"a text has {longest} tokens, and {about.family} has positions for "
-                    f"{about.max_length}; wanted room for a token more"
-                )
-        most = about.max_length
-        if causal and most is not None:
-            most = max(most - rules.max_new_tokens, max(map(len, rows)))
-            rules = dataclasses.replace(
-                rules, max_new_tokens=min(rules.max_new_tokens, _there(about.max_length) - most)
-            )
-        elif most is not None and rules.max_new_tokens > most:
-            rules = dataclasses.replace(rules, max_new_tokens=most)
-        run = self._jitted(_generate, rules=rules, about=about)
+        run = self._jitted(passes.written, rules=rules, about=about)
         written: list[str] = [""] * len(rows)
         parts = list(in_batches(rows, pad=about.pad, most=most, left=causal, whole=True))
         for part, batch in track(parts, "writing", total=len(parts), unit="batches"):
@@ -246,8 +254,20 @@ class PretrainedModel:
     # ---- files
 
     def save(self, folder: str | Path) -> None:
-        """Write the readings, and which model they are of; its weights are not copied."""
+        """Write what `load` needs to give this model again.
+
+        That is its readings and which model they are of; weights that were trained here are
+        written too, as `to_hugging_face` does.
+
+        Raises:
+          FileExistsError: there are weights to write, and the folder holds a model.
+        """
         about = {"model": self.name, "digest": self.digest}
+        if not self.stored:
+            self.to_hugging_face(folder)
+            if not self.readings:
+                return
+            about = {"model": read_how.HERE, "digest": Files(Path(folder), str(folder)).digest}
         read_how.save(folder, self.readings, about)
 
     def to_hugging_face(self, folder: str | Path) -> list[Path]:
@@ -256,47 +276,18 @@ class PretrainedModel:
         Raises:
           FileExistsError: the folder holds a model.
         """
-        return on_disk.write(
-            folder, self.architecture, self.params, self.config, others=self.tokenizer.files
-        )
+        others = dict(self.tokenizer.files)
+        if self.generation:
+            others[GENERATION] = (json.dumps(dict(self.generation), indent=2) + "\n").encode()
+        return weights.write(folder, self.architecture, self.params, self.config, others=others)
 
     # ---- inside
 
     def rows(
         self, texts: Sequence[str], targets: Sequence[str] | None = None
     ) -> tuple[list[list[int]], list[list[int]] | None]:
-        """The ids of texts and of their targets, None where the model takes none.
-
-        Raises:
-          ValueError: targets where there should be none, or the reverse; a text of no tokens, or
-            of more than there are positions.
-        """
-        kind = self.architecture.kind
-        if (targets is None) == (kind == "seq2seq"):
-            missing = "needs targets, one for each text" if targets is None else "takes no targets"
-            raise ValueError(f"a {self.architecture.family} model {missing}")
-        rows = self._ids(texts, self.tokenizer.encode_source, "texts")
-        if targets is None:
-            return rows, None
-        others = self._ids(targets, self.tokenizer.encode_target, "targets")
-        if len(others) != len(rows):
-            raise ValueError(f"{len(rows)} texts have {len(others)} targets; wanted as many")
-        return rows, others
-
-    def _ids(
-        self, texts: Sequence[str], encode: Callable[[str], list[int]], name: str
-    ) -> list[list[int]]:
-        check_texts(texts)
-        rows, most = [encode(text) for text in texts], self.architecture.max_length
-        for i, row in enumerate(rows):
-            if not row:
-                raise ValueError(f"{name}[{i}] has no tokens; wanted at least 1")
-            if most is not None and len(row) > most:
-                raise ValueError(
-                    f"{name}[{i}], {texts[i][:40]!r}, has {len(row)} tokens; wanted at most "
-                    f"{most}, for which there are positions"
-                )
-        return rows
+        """The ids of texts and of their targets; see `encoding.encoded`."""
+        return encoded(self.architecture, self.tokenizer, texts, targets)
 
     def batches(self, rows: Any, others: Any = None) -> Any:
         """Batches of `rows`, each with the indices of its texts."""
@@ -315,7 +306,7 @@ class PretrainedModel:
 
     def _jitted(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """`function(module, *arrays, **options)` of `(params, *arrays)`."""
-        return self.compiled(_of_module, of=function, **options)
+        return self.compiled(passes.of_module, of=function, **options)
 
     def _measure(self, function: Callable[..., Any], rows: Any, others: Any = None) -> Any:
         """`function(module, readings, batch)` of all texts, in their order."""
@@ -340,222 +331,7 @@ class PretrainedModel:
         hidden = [[*rows[i][:at], mask, *rows[i][at + 1 :]] for i, at in gaps]
         # The answer goes with each row as a target of one token and its place.
         answers = [[at, rows[i][at]] for i, at in gaps]
-        nats, right = self._measure(_gap_nats, hidden, answers)
+        nats, right = self._measure(passes.gap_nats, hidden, answers)
         of = np.array([i for i, _ in gaps])
         count = partial(np.bincount, of, minlength=len(rows))
         return Scores(count(nats.astype(np.float64)), count(), count(right).astype(int))
-
-
-def load(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: str = "float32",
-    local_only: bool = False,
-    say: Callable[[str], None] = to_standard_error,
-) -> PretrainedModel:
-    """Open a model of the Hugging Face Hub, a folder in its format, or saved readings.
-
-    Args:
-      model: a folder, a name such as "facebook/bart-large-cnn", or a folder from `save`.
-      revision: branch, tag or commit of the Hub.
-      dtype: of the parameters.
-      local_only: whether the Hub is left alone and only what was downloaded before is used.
-      say: called with a line of text about what the files ask for and is not done here.
-
-    Raises:
-      FileNotFoundError: no such folder or model, or no weights in safetensors.
-      ValueError: a family or field that is not implemented, tensors that do not fit, or readings of
-        other weights.
-    """
-    folder = Path(model).expanduser()
-    if (folder / read_how.DESCRIPTION).is_file():
-        found, said = read_how.open_saved(folder)
-        base = load(said["model"], revision=revision, dtype=dtype, local_only=local_only, say=say)
-        if base.digest != said["digest"]:
-            raise ValueError(
-                f"{folder} holds readings of other weights than those of {said['model']}"
-            )
-        return base.with_readings(found)
-    files = on_disk.find(model, revision=revision, local_only=local_only)
-    if files.revision is not None:
-        say(f"{files.model}: revision {files.revision}")
-    about, graph, params = on_disk.read(files, dtype=dtype)
-    decoding, strange = decoding_of(files.generation, files.config, about)
-    if strange:
-        say(f"{files.model}: generation_config.json sets {', '.join(strange)}: not done here")
-    return PretrainedModel(
-        architecture=about,
-        graph=graph,
-        params=params,
-        tokenizer=load_tokenizer(files.folder, about),
-        config=files.config,
-        name=files.model,
-        digest=files.digest,
-        decoding=decoding,
-    )
-
-
-def fresh(config: Mapping[str, Any], tokenizer: str | Path, *, seed: int = 0) -> PretrainedModel:
-    """A model with random parameters, to be trained from nothing (`nvib_jax.pretrained.train`).
-
-    Args:
-      config: the content of a config.json.
-      tokenizer: a folder with a tokenizer's files.
-      seed: of the parameters.
-    """
-    about = on_disk.architecture(config)
-    graph, params = split(Transformer(about, rngs=nnx.Rngs(seed)))
-    decoding, _ = decoding_of({}, config, about)
-    return PretrainedModel(
-        architecture=about,
-        graph=graph,
-        params=params,
-        tokenizer=load_tokenizer(tokenizer, about),
-        config=config,
-        name=f"a new {about.family}",
-        digest=digest_of(params),
-        decoding=decoding,
-    )
-
-
-def digest_of(params: Params) -> str:
-    """SHA-256 of parameters, for models that are no files."""
-    digest = hashlib.sha256()
-    for name, param in sorted(params.items()):
-        digest.update(name.encode() + np.asarray(param).tobytes())
-    return digest.hexdigest()
-
-
-# ---- functions of a module, for jit
-
-
-def _of_module(
-    graph: nnx.GraphDef, params: Params, *arrays: Any, of: Callable[..., Any], **options: Any
-) -> Any:
-    return of(merge(graph, params), *arrays, **options)
-
-
-def states_of(
-    module: Transformer, batch: Batch, view: View
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(states, what each should predict, which of those count), each (R, T, ...)."""
-    if batch.target is None:
-        states = module.states(batch.tokens, batch.mask, view=view)
-        return states[:, :-1], batch.tokens[:, 1:], batch.mask[:, 1:]
-    target, counted = batch.target, _there(batch.target_mask)
-    start = jnp.full((target.shape[0], 1), _there(module.architecture.start), target.dtype)
-    given = jnp.concatenate([start, target[:, :-1]], axis=1)
-    states = module.states(batch.tokens, batch.mask, given, counted, view)
-    return states, target, counted
-
-
-def _nats(
-    module: Transformer, readings: Readings, batch: Batch
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(nats, tokens, right ones) of each text, (R,)."""
-    states, targets, counted = states_of(module, batch, View(readings))
-    log_p = jax.nn.log_softmax(module.logits(states), axis=-1)
-    picked = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-    right = counted & (picked >= jnp.max(log_p, axis=-1))
-    return (
-        -jnp.sum(jnp.where(counted, picked, 0.0), axis=1),
-        jnp.sum(counted, axis=1),
-        jnp.sum(right, axis=1),
-    )
-
-
-def _gap_nats(module: Transformer, readings: Readings, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Nats of the answer in a gap, and whether it is the likeliest, (R,)."""
-    states = module.encode(batch.tokens, batch.mask, View(readings))
-    place, answer = (_there(batch.target)[:, i] for i in (0, 1))
-    here = jnp.take_along_axis(states, place[:, None, None], axis=1)
-    log_p = jax.nn.log_softmax(module.logits(here)[:, 0], axis=-1)
-    picked = jnp.take_along_axis(log_p, answer[:, None], axis=-1)[:, 0]
-    return -picked, picked >= jnp.max(log_p, axis=-1)
-
-
-def _shares(
-    module: Transformer, readings: Readings, batch: Batch
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Of each attention (the sum of the prior's share over queries (R, H), their number (R, 1))."""
-    view = View(readings)
-    _everything(module, batch, view)
-    found = {}
-    for name, shares in view.shares.items():
-        ours = batch.mask if name.startswith("encoder") else batch.target_mask
-        queries = (batch.mask if ours is None else ours)[..., None].astype(jnp.float32)
-        mean = sum(shares) / len(shares)
-        found[name] = (jnp.sum(mean * queries, axis=1), jnp.sum(queries, axis=1))
-    return found
-
-
-def _everything(module: Transformer, batch: Batch, view: View) -> None:
-    """One pass in which every attention is read, also at the last token."""
-    if batch.target is None:
-        module.states(batch.tokens, batch.mask, view=view)
-    else:
-        states_of(module, batch, view)
-
-
-def _moments(
-    module: Transformer, readings: Readings, batch: Batch, before: dict[str, Moments] | None
-) -> dict[str, Moments]:
-    """Moments of what each attention reads, joined to those before."""
-    view = View(readings)
-    _everything(module, batch, view)
-    head_dim = module.architecture.head_dim
-    found = {n: moments_of(x, mask, head_dim=head_dim) for n, (x, mask) in view.read.items()}
-    return found if before is None else {n: merge_moments(before[n], found[n]) for n in found}
-
-
-def _generate(
-    module: Transformer,
-    readings: Readings,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    rules: Decoding,
-    about: Architecture,
-) -> jax.Array:
-    """Ids that are written, (R, max_new_tokens)."""
-    memories: tuple[Any, ...] = ()
-    prompt, mask, view = batch.tokens, batch.mask, View(readings)
-    if about.kind == "seq2seq":
-        states = module.encode(batch.tokens, batch.mask, view)
-        memories = module.memories(states, batch.mask, view)
-        prompt = jnp.full((batch.tokens.shape[0], 1), _there(about.start), jnp.int32)
-        mask = jnp.ones(prompt.shape, bool)
-    rows, length = prompt.shape
-    caches = module.empty_caches(rows, length + rules.max_new_tokens)
-    x, caches = module.decode(prompt, mask, memories, caches, 0, view.again())
-
-    def step(caches: Any, tokens: jax.Array, place: jax.Array) -> tuple[jax.Array, Any]:
-        real = jnp.ones(tokens.shape, bool)
-        x, caches = module.decode(tokens, real, memories, caches, place, view.again())
-        return module.logits(x)[:, 0], caches
-
-    logits = module.logits(x[:, -1:])[:, 0]
-    return generate(step, caches, logits, prompt, key, decoding=rules, about=about)
-
-
-def _there(value: Any) -> Any:
-    """A part that the caller knows to be there."""
-    assert value is not None
-    return value
-
-
-def inspect(model: str | Path, *, revision: str | None = None) -> dict[str, Any]:
-    """What a model is, from its config.json and the names of its files; no weights are read."""
-    files = on_disk.find(model, revision=revision)
-    about = on_disk.architecture(files.config)
-    return {
-        "model": files.model,
-        "revision": files.revision,
-        **dataclasses.asdict(about),
-        "kind": about.kind,
-        "attentions": list(about.attentions),
-        "weights": [file.name for file in files.weights],
-        "bytes": sum(file.stat().st_size for file in files.weights),
-        "generation": files.generation,
-    }

@@ -4,7 +4,7 @@ Torch keeps a linear map as (out, in), so its matrices are transposed here; GPT-
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,11 +41,25 @@ Names = dict[str, Source]
 
 def sources(architecture: Architecture) -> Names:
     """Parameter -> its place in a file of the family, as `save_pretrained` writes it."""
-    return _TABLES[architecture.family](architecture)
+    names = _TABLES[architecture.family](architecture)
+    if not architecture.labels:
+        return names
+    if architecture.family == "t5":  # its body has a prefix in a classifier's file, and in no other
+        body = prefix(architecture)
+        names = {own: replace(at, name=body + at.name) for own, at in names.items()}
+    return names | label_head(architecture)
+
+
+def label_head(architecture: Architecture) -> Names:
+    """Where a classifier of the family has its head; {} if the family has no such head."""
+    found = _LABEL_HEADS.get(architecture.family)
+    return {} if found is None else _linear("pooler", found[0]) | _linear("classifier", found[1])
 
 
 def prefix(architecture: Architecture) -> str:
     """What names of the body begin with in a file that has a head, and in no other file."""
+    if architecture.family == "t5" and architecture.labels:
+        return "transformer."
     return _PREFIXES[architecture.family]
 
 
@@ -75,6 +89,12 @@ _PREFIXES = {
     "bart": "model.",
     "marian": "model.",
     "t5": "",
+}
+_LABEL_HEADS = {
+    "bert": ("bert.pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "bart": ("classification_head.dense", "classification_head.out_proj"),
+    "t5": ("classification_head.dense", "classification_head.out_proj"),
 }
 _REPEATED = (
     # Tied to the embedding, unless the architecture says that it is not.
@@ -138,7 +158,7 @@ def _bert(a: Architecture) -> Names:
         **_norm("encoder.embedding_norm", f"{embeddings}.LayerNorm"),
         **_joined(layer(i) for i in range(_layers(a.encoder))),
     }
-    if a.head == "none":
+    if a.head != "transform":
         return names
     bert = a.family == "bert"
     head = "cls.predictions.transform" if bert else "lm_head"
@@ -219,7 +239,7 @@ def _bart(a: Architecture) -> Names:
         "embedding": Source(f"{body}shared.weight"),
         **stack("encoder", _layers(a.encoder)),
         **stack("decoder", _layers(a.decoder)),
-        "output_bias": Source("final_logits_bias", row=True),
+        **({"output_bias": Source("final_logits_bias", row=True)} if a.output_bias else {}),
         **_untied(a),
     }
 

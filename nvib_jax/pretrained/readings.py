@@ -20,6 +20,7 @@ from nvib_jax.reading import EmpiricalPrior, Reading, Tau
 from nvib_jax.types import Prior
 
 ARRAYS, DESCRIPTION = "reading.safetensors", "reading.json"
+HERE = "."  # readings of the model in the same folder
 
 
 @dataclass(frozen=True)

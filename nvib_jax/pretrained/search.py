@@ -1,15 +1,13 @@
 """The search for a model's taus on texts to develop on; and, by the same search, their rivals.
 
-A trial is one pass over the texts and compiles nothing, because taus are arguments of the compiled
-function. They have gradients, too. What is searched for are *knobs*, numbers by name: a reading's
-taus, a scale of attention's logits, a temperature. Trial 0 is always the model as it is, so that
-nothing that is worse on these texts is ever chosen.
+A trial is one pass over the texts, in which they are scored, or written anew and compared with
+their targets. Trial 0 is always the model as it is, so that nothing that is worse on these texts is
+ever chosen.
 """
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,44 +19,19 @@ import optax
 
 from nvib_jax.checks import check_choice
 from nvib_jax.files import write_whole
-from nvib_jax.models.params import Params, merge
-from nvib_jax.pretrained.attention import View
+from nvib_jax.models.params import Params
 from nvib_jax.pretrained.batches import Batch
-from nvib_jax.pretrained.model import PretrainedModel, states_of
+from nvib_jax.pretrained.knobs import KINDS, Knobs, knob_names, scaled, taus, treated
+from nvib_jax.pretrained.model import PretrainedModel
+from nvib_jax.pretrained.overlap import SCORES
 from nvib_jax.pretrained.readings import Priors
 from nvib_jax.progress import track
-from nvib_jax.reading import Reading, Tau
+from nvib_jax.reading import Tau
 
 Method = Literal["gradient", "random", "halving"]
 METHODS = ("gradient", "random", "halving")
-Knobs = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of knob.
-
-    Attributes:
-      off: the value at which the model is as it is.
-      box: least and most of a random draw.
-      start: where a descent begins.
-      to, back: from an unbounded number to the knob, and back.
-    """
-
-    off: float
-    box: tuple[float, float]
-    start: float
-    to: Callable[[Any], Any]
-    back: Callable[[float], float]
-
-
-# Attention's and the output's temperature are positive, so that their logarithms are searched.
-KINDS = {
-    "alpha": Kind(math.inf, (-3.0, 6.0), 3.0, lambda x: x, lambda x: x),
-    "sigma": Kind(0.0, (0.0, 0.5), 0.1, jax.nn.softplus, lambda y: math.log(math.expm1(y))),
-    "scale": Kind(1.0, (0.5, 1.5), 1.0, jnp.exp, math.log),
-    "temperature": Kind(1.0, (0.5, 3.0), 1.0, jnp.exp, math.log),
-}
+Objective = Literal["nats", "bleu", "chrf", "rouge1", "rouge2", "rougeL"]
+OBJECTIVES = ("nats", *SCORES)
 
 
 @dataclass(frozen=True)
@@ -67,7 +40,7 @@ class Search:
 
     Attributes:
       knobs: the best numbers by name, "alpha.encoder", "temperature".
-      figure: nats a token with them, on the texts that were searched on.
+      figure: of the objective with them, on the texts that were searched on.
       trials: every trial, its knobs and figure, the first of them without a treatment.
       form: of the readings.
     """
@@ -81,110 +54,6 @@ class Search:
     def tau(self) -> dict[str, Tau]:
         """The taus for `PretrainedModel.reinterpret`, by the attention's name."""
         return taus(self.knobs)
-
-
-def knob_names(model: PretrainedModel, kinds: Sequence[str], per: str) -> list[str]:
-    """Names of the knobs of these kinds, by type of attention or by layer.
-
-    Args:
-      model: whose attentions they are.
-      kinds: of `KINDS`; "temperature" is one knob, "scale" always by type.
-      per: "type" or "layer".
-    """
-    check_choice("per", per, ("type", "layer"))
-    types = list(dict.fromkeys(name.split(".")[0] for name in model.attentions))
-    names = []
-    for kind in kinds:
-        check_choice("kind", kind, tuple(KINDS))
-        if kind == "temperature":
-            names.append(kind)
-        else:
-            where = types if per == "type" or kind == "scale" else list(model.attentions)
-            names += [f"{kind}.{name}" for name in where]
-    return names
-
-
-def taus(knobs: Mapping[str, Any]) -> dict[str, Tau]:
-    """The `Tau` of each attention that the knobs name."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in knobs.items():
-        kind, _, where = name.partition(".")
-        if kind in ("alpha", "sigma"):
-            found.setdefault(where, {})[kind] = value
-    return {where: Tau(**{"alpha": math.inf, **tau}) for where, tau in found.items()}
-
-
-def traced_readings(
-    attentions: Sequence[str], priors: Mapping[str, Any], knobs: Mapping[str, Any], form: str
-) -> dict[str, Reading]:
-    """The readings of the taus among the knobs; their numbers may be traced.
-
-    Args:
-      attentions: names of the model's.
-      priors: `EmpiricalPrior`s by name.
-      knobs: numbers by name.
-      form: of all readings.
-    """
-    by_name, found = taus(knobs), {}
-    for name in attentions:
-        tau = by_name.get(name, by_name.get(name.split(".")[0]))
-        if tau is not None:
-            numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tau)
-            found[name] = Reading(priors[name].prior, numbers, form)
-    return found
-
-
-def scaled(params: Params, knobs: Mapping[str, Any]) -> Params:
-    """The weights with each kind of attention's logits multiplied by its "scale" among the knobs.
-
-    That is an inverse temperature of attention, written into the queries' projections.
-    """
-
-    def scale(name: str) -> Any:
-        if ".attention.query." in name:
-            return knobs.get(f"scale.{name.split('.')[0]}", 1.0)
-        return knobs.get("scale.cross", 1.0) if ".cross.query." in name else 1.0
-
-    def one(name: str, param: jax.Array) -> jax.Array:
-        by = scale(name)
-        return (
-            param if isinstance(by, float) and by == 1.0 else param * jnp.asarray(by, param.dtype)
-        )
-
-    return {name: one(name, param) for name, param in params.items()}
-
-
-def treated(
-    graph: Any,
-    params: Params,
-    knobs: dict[str, jax.Array],
-    priors: dict[str, Any],
-    batch: Batch,
-    key: jax.Array | None = None,
-    *,
-    form: str,
-) -> dict[str, jax.Array]:
-    """What a treated model says of each token of a batch.
-
-    Args:
-      graph, params: the model.
-      knobs: numbers by name.
-      priors: `EmpiricalPrior`s by the attention's name.
-      batch: B texts.
-      key: of dropout; None is none.
-      form: of the readings.
-
-    Returns:
-      "log_p" of the token and "log_most" of the likeliest, float32, and "counted", bool, (B, T).
-    """
-    module = merge(graph, scaled(params, knobs))
-    about = module.architecture
-    readings = traced_readings(about.attentions, priors, knobs, form)
-    states, wanted, counted = states_of(module, batch, View(readings, key=key, rate=about.dropout))
-    logits = module.logits(states) / knobs.get("temperature", jnp.float32(1.0))
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    picked = jnp.take_along_axis(log_p, wanted[..., None], axis=-1)[..., 0]
-    return {"log_p": picked, "log_most": jnp.max(log_p, axis=-1), "counted": counted}
 
 
 def _nats(graph: Any, params: Params, knobs: Any, *arrays: Any, form: str) -> Any:
@@ -210,11 +79,12 @@ def search(
     method: Method = "gradient",
     per: str = "type",
     form: str = "expected_logit",
+    objective: Objective = "nats",
     trials: int = 48,
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> Search:
-    """The knobs with the least nats a token on these texts.
+    """The knobs with the least nats a token on these texts, or with the best texts written.
 
     Args:
       model: to be treated.
@@ -227,35 +97,70 @@ def search(
         best third of those on all.
       per: "type" of attention, or "layer".
       form: of the readings.
+      objective: "nats" a token, of which there should be few; or a score of what the model writes
+        (BLEU, chrF, ROUGE), of which there should be much, and which has no gradient.
       trials: passes over the texts; steps of all restarts together, for "gradient".
       seed: of the draws; the same seed has the same trials.
       folder: where `trials.jsonl` is kept, from which an interrupted search goes on.
 
     Raises:
-      ValueError: a name that is none of the choices, or a prior of other weights.
+      ValueError: a name that is none of the choices, a prior of other weights, or an objective that
+        the model, the method or a knob does not go with.
     """
     check_choice("method", method, METHODS)
+    check_choice("objective", objective, OBJECTIVES)
+    if objective != "nats":
+        _check_written(model, objective, method, kinds)
     if prior.digest != model.digest:
         raise ValueError(f"the prior was measured with other weights than those of {model.name}")
     if trials < 1:
         raise ValueError(f"trials is {trials}; wanted at least 1")
     names = knob_names(model, kinds, per)
-    objective = _Objective(model, prior, texts, targets, form)
+    measured: _Nats | _Written
+    if objective == "nats":
+        measured = _Nats(model, prior, texts, targets, form)
+    else:
+        measured = _Written(model, prior, texts, targets or (), form, objective)
     said = {"kinds": list(kinds), "method": method, "per": per, "form": form, "seed": seed}
+    said["objective"] = objective
     log = _Log(Path(folder) / "trials.jsonl" if folder else None, said)
     off = {name: KINDS[name.partition(".")[0]].off for name in names}
-    log.trial(0, off, lambda: objective.figure(off))
-    if method == "gradient":
-        _descend(objective, names, trials, seed, log)
+    log.trial(0, off, lambda: measured.figure(off))
+    if isinstance(measured, _Nats) and method == "gradient":
+        _descend(measured, names, trials, seed, log)
     else:
-        _draw(objective, names, trials, seed, log, halving=method == "halving")
+        _draw(measured, names, trials, seed, log, halving=method == "halving")
+    # A trial on a part of the texts is no trial on all of them: they may be easier.
     whole = [trial for trial in log.trials if trial["share"] == 1]
-    best = min(whole, key=lambda trial: trial["figure"])
+    best = min(whole, key=lambda trial: measured.sign * trial["figure"])
     return Search(best["knobs"], best["figure"], log.trials, form)
 
 
-class _Objective:
-    """Nats a token of treated models on fixed texts."""
+def _check_written(
+    model: PretrainedModel, objective: str, method: str, kinds: Sequence[str]
+) -> None:
+    """Raise ValueError unless texts can be written and told apart by these knobs."""
+    if model.architecture.kind != "seq2seq":
+        raise ValueError(
+            f"objective is {objective!r}, of texts that are written for others, which a "
+            f"{model.architecture.family} model does not do; wanted 'nats'"
+        )
+    if method == "gradient":
+        raise ValueError(
+            f"objective is {objective!r}, which has no gradient; wanted method 'random' or "
+            "'halving', or objective 'nats'"
+        )
+    if "temperature" in kinds:
+        raise ValueError(
+            f"objective is {objective!r}, and a temperature of the output changes no text; wanted "
+            "kinds without it, or objective 'nats'"
+        )
+
+
+class _Nats:
+    """Nats a token of treated models on fixed texts; few are good."""
+
+    sign = 1
 
     def __init__(self, model, prior, texts, targets, form):
         rows, others = model.rows(texts, targets)
@@ -287,6 +192,25 @@ class _Objective:
     def _part(self, share: float) -> list[Batch]:
         # Every ninth batch, and not the first ninth, because batches are sorted by length.
         return self.batches[:: max(round(1 / share), 1)]
+
+
+class _Written:
+    """A score of what treated models write for fixed texts; much is good."""
+
+    sign = -1
+
+    def __init__(self, model, prior, texts, targets, form, name):
+        model.rows(texts, targets)  # says what is wrong with them
+        self.model, self.prior, self.form, self.score = model, prior, form, SCORES[name]
+        self.texts, self.targets = list(texts), list(targets)
+
+    def figure(self, knobs: Knobs, share: float = 1.0) -> float:
+        """The score, on this share of the texts."""
+        every = max(round(1 / share), 1)
+        said = chosen(self.model, self.prior, Search(knobs, 0.0, form=self.form)).generate(
+            self.texts[::every]
+        )
+        return self.score(said, self.targets[::every])
 
 
 def _arrays(knobs: Knobs) -> dict[str, jax.Array]:
@@ -331,7 +255,13 @@ class _Log:
 
 
 def _draw(
-    objective: _Objective, names: list[str], trials: int, seed: int, log: _Log, *, halving: bool
+    objective: _Nats | _Written,
+    names: list[str],
+    trials: int,
+    seed: int,
+    log: _Log,
+    *,
+    halving: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     left = []
@@ -344,12 +274,13 @@ def _draw(
             label = index if share == 1 else f"{index} on 1/{round(1 / share)}"
             run = lambda knobs=knobs, share=share: objective.figure(knobs, share)  # noqa: E731
             figures[index] = log.trial(label, knobs, run, share)
-        kept = sorted(figures, key=figures.__getitem__)[: max(len(left) // 3, 1)]
+        order = sorted(figures, key=lambda index: objective.sign * figures[index])
+        kept = order[: max(len(left) // 3, 1)]
         left = [(index, knobs) for index, knobs in left if index in kept]
 
 
 def _descend(
-    objective: _Objective, names: list[str], trials: int, seed: int, log: _Log, restarts: int = 3
+    objective: _Nats, names: list[str], trials: int, seed: int, log: _Log, restarts: int = 3
 ) -> None:
     """Adam on the knobs' unbounded numbers, from the start and from two draws around it."""
     kinds = {name: KINDS[name.partition(".")[0]] for name in names}
@@ -385,5 +316,8 @@ def chosen(model: PretrainedModel, prior: Priors, found: Search) -> PretrainedMo
 
     A temperature of the output is left out: it changes probabilities, and no text that is written.
     """
-    again = dataclasses.replace(model, params=scaled(model.params, found.knobs), readings={})
-    return again.reinterpret(prior, tau=found.tau, form=found.form)
+    plain = dataclasses.replace(model, readings={})
+    read = plain.reinterpret(prior, tau=found.tau, form=found.form)
+    if all(found.knobs[name] == 1 for name in found.knobs if name.startswith("scale.")):
+        return read
+    return read.with_params(scaled(model.params, found.knobs))

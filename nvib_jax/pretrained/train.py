@@ -1,12 +1,16 @@
 """Training of a model's weights on texts, or on texts and their targets, by maximum likelihood.
 
-It makes the small models that the out-of-domain experiments regularise, and is the first part of
-fine-tuning. Any downloaded model can be trained further by it, if it fits one device.
+It makes the small models that the out-of-domain experiments regularise, and trains classifiers. Any
+downloaded model can be trained further by it, if it fits one device. Its loop, `fit`, is that of
+fine-tuning with bottlenecks too (`finetune.py`).
 """
 
-import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +18,18 @@ import numpy as np
 import optax
 
 from nvib_jax.fields import check_fields
-from nvib_jax.models.params import Params, merge
+from nvib_jax.files import draft_of
+from nvib_jax.models.params import Params, digest_of, merge
 from nvib_jax.pretrained.attention import View
 from nvib_jax.pretrained.batches import Batch, padded
-from nvib_jax.pretrained.model import PretrainedModel, digest_of, states_of
+from nvib_jax.pretrained.model import PretrainedModel
+from nvib_jax.pretrained.passes import cross_entropy
 from nvib_jax.progress import track
+
+UNFINISHED = "unfinished.safetensors"  # the state of a run that was interrupted
+LEARNED = "nvib/"  # what names of bottlenecks' maps begin with
+# (trained, batch, a key, the step) -> (what is minimised, figures to report)
+Loss = Callable[[Params, Batch, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,86 +64,197 @@ def train(
     targets: Sequence[str] | None = None,
     config: TrainingConfig | None = None,
     *,
+    folder: str | Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PretrainedModel:
     """The model with its weights trained further on these texts.
 
     Args:
-      model: of one or two stacks; it is not changed.
+      model: that writes, or a classifier; it is not changed.
       texts: to continue, or to read where there are targets.
-      targets: to write; for models of two stacks.
+      targets: to write, for models of two stacks; or the labels, for classifiers.
       config: None is `TrainingConfig()`.
+      folder: where the state is kept ten times on the way, from which an interrupted run goes on.
       say: called with a line of text, ten times.
 
     Raises:
       ValueError: a model that fills gaps, or texts that do not fit.
     """
-    about, c, report = model.architecture, config or TrainingConfig(), say or (lambda line: None)
+    about, c = model.architecture, config or TrainingConfig()
+    rows = rows_to_learn(model, texts, targets)
+
+    def loss(params: Params, batch: Batch, key: jax.Array, index: jax.Array) -> Any:
+        view = View(model.readings, key=key, rate=about.dropout)
+        nats = cross_entropy(merge(model.graph, params), batch, view, c.label_smoothing)
+        return nats, {"nats": nats}
+
+    return model.with_params(fit(model, model.params, loss, rows, c, folder=folder, say=say))
+
+
+def rows_to_learn(model: PretrainedModel, texts: Sequence[str], targets: Any) -> tuple[Any, Any]:
+    """The ids of texts and targets that a model can be trained on.
+
+    Raises:
+      ValueError: a model that fills gaps, or texts that do not fit.
+    """
+    about = model.architecture
     if about.kind == "masked":
-        raise ValueError(f"a {about.family} model fills gaps; training it is not implemented")
-    rows, others = model.rows(texts, targets)
+        raise ValueError(
+            f"a {about.family} model fills gaps; training it is not implemented but as a "
+            "classifier, which `load` with labels makes of it"
+        )
+    if about.kind == "classifier" and targets is None:
+        raise ValueError("a classifier needs targets, the label of each text")
+    return model.rows(texts, targets)
+
+
+def fit(
+    model: PretrainedModel,
+    trained: Params,
+    loss: Loss,
+    rows: tuple[Any, Any],
+    config: TrainingConfig,
+    *,
+    folder: str | Path | None,
+    say: Callable[[str], None] | None,
+) -> Params:
+    """Minimise a loss.
+
+    Args:
+      model: whose texts they are.
+      trained: where it starts.
+      loss: of a batch; its figures are reported.
+      rows: ids of the texts and of their targets.
+      config: the optimiser's run.
+      folder: where the state is kept on the way; None is nowhere.
+      say: called with a line of text, ten times.
+
+    Returns:
+      `trained` after the last step.
+    """
+    c, report = config, say or (lambda line: None)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, c.learning_rate, max(c.steps // 10, 1), c.steps
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(c.clip),
-        optax.adamw(schedule, b2=0.98, weight_decay=c.weight_decay, mask=is_matrix),
+        optax.adamw(schedule, b2=0.98, weight_decay=c.weight_decay, mask=_decayed),
     )
-    graph = model.graph
 
     @jax.jit
-    def step(params: Params, state, index, batch: Batch):
+    def step(trained: Params, state: Any, index: jax.Array, batch: Batch) -> Any:
         key = jax.random.fold_in(jax.random.key(c.seed), index)
-
-        def loss(params: Params) -> jax.Array:
-            module = merge(graph, params)
-            view = View(key=key, rate=about.dropout)
-            states, wanted, counted = states_of(module, batch, view)
-            log_p = jax.nn.log_softmax(module.logits(states), axis=-1)
-            nats = -jnp.take_along_axis(log_p, wanted[..., None], axis=-1)[..., 0]
-            smooth = -jnp.mean(log_p, axis=-1)
-            nats = (1 - c.label_smoothing) * nats + c.label_smoothing * smooth
-            return jnp.sum(jnp.where(counted, nats, 0.0)) / jnp.sum(counted, dtype=jnp.float32)
-
-        value, grads = jax.value_and_grad(loss)(params)
+        (_, figures), grads = jax.value_and_grad(
+            lambda trained: loss(trained, batch, key, index), has_aux=True
+        )(trained)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
-            updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
+            updates, state = optimizer.update(grads, state, trained)
+        return optax.apply_updates(trained, updates), state, figures
 
-    params, state, losses = model.params, optimizer.init(model.params), []
-    stream = endless(rows, others, c, about.pad)
+    state, seen = optimizer.init(trained), []
+    kept = None if folder is None else _Kept(Path(folder), _about(model, trained, c, rows))
+    done, (trained, state) = (0, (trained, state)) if kept is None else kept.read((trained, state))
+    if done:
+        report(f"goes on after step {done:,}")
+    stream, every = _endless(rows, c, model.architecture.pad), max(c.steps // 10, 1)
     for index in track(range(c.steps), "training", total=c.steps, unit="steps"):
-        params, state, value = step(params, state, np.int32(index), next(stream))
-        losses.append(value)
-        if (index + 1) % max(c.steps // 10, 1) == 0:
-            mean = np.mean(jax.device_get(losses))
-            report(f"step {index + 1:,}: {mean:.4f} nats a token in training")
-            losses.clear()
-    return dataclasses.replace(model, params=params, digest=digest_of(params))
+        batch = next(stream)
+        if index < done:
+            continue
+        trained, state, figures = step(trained, state, np.int32(index), batch())
+        seen.append(figures)
+        if (index + 1) % every == 0:
+            means = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(seen))
+            said = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            report(f"step {index + 1:,}: {said}")
+            seen.clear()
+            if kept is not None and index + 1 < c.steps:
+                kept.write(index + 1, (trained, state))
+    if kept is not None:
+        kept.path.unlink(missing_ok=True)
+    return trained
 
 
-def is_matrix(params: Params) -> dict[str, bool]:
-    """Weight decay is for matrices; vectors are biases and norms."""
-    return {name: param.ndim > 1 for name, param in params.items()}
+def _decayed(params: Params) -> dict[str, bool]:
+    """Weight decay is for matrices; vectors are biases and norms.
+
+    Bottlenecks are not decayed: that would pull their means to 0 and not to the identity.
+    """
+    return {n: p.ndim > 1 and not n.startswith(LEARNED) for n, p in params.items()}
 
 
-def endless(
-    rows: Sequence[Sequence[int]],
-    others: Sequence[Sequence[int]] | None,
-    config: TrainingConfig,
-    pad: int,
-) -> Iterator[Batch]:
-    """Batches of epochs in random order, all of one shape, so that the step compiles once."""
+def _endless(
+    rows: tuple[Any, Any], config: TrainingConfig, pad: int
+) -> Iterator[Callable[[], Batch]]:
+    """Batches of epochs in random order, all of one shape, so that the step compiles once.
+
+    Each is a function that makes it, because a run that goes on passes over those that it has seen.
+    """
+    texts, targets = rows
     rng = np.random.default_rng(config.seed)
-    width = max(map(len, rows))
-    other = max(map(len, others)) if others is not None else 0
+    widths = [max(map(len, part)) for part in rows if part is not None]
     left: list[int] = []
     while True:
         while len(left) < config.batch_size:
-            left += rng.permutation(len(rows)).tolist()
-        part, left = left[: config.batch_size], left[config.batch_size :]
-        tokens = padded([rows[i] for i in part], width, len(part), pad)
-        if others is None:
-            yield Batch(*tokens)
-        else:
-            yield Batch(*tokens, *padded([others[i] for i in part], other, len(part), pad))
+            left += rng.permutation(len(texts)).tolist()
+        chosen, left = left[: config.batch_size], left[config.batch_size :]
+
+        def batch(chosen: list[int] = chosen) -> Batch:
+            parts = [texts] if targets is None else [texts, targets]
+            arrays = [
+                padded([part[i] for i in chosen], width, len(chosen), pad)
+                for part, width in zip(parts, widths, strict=True)
+            ]
+            return Batch(*(array for pair in arrays for array in pair))
+
+        yield batch
+
+
+def _about(
+    model: PretrainedModel, start: Params, config: TrainingConfig, rows: tuple[Any, Any]
+) -> str:
+    """Digest of all that a run depends on."""
+    read = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(model.readings))}
+    given = [model.digest, digest_of(start), digest_of(read)]
+    content = json.dumps([given, asdict(config), rows])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class _Kept:
+    """The state of a run on its way, in a file of its folder."""
+
+    def __init__(self, folder: Path, about: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.about = folder / UNFINISHED, about
+
+    def write(self, step: int, state: Any) -> None:
+        """Keep the state after so many steps."""
+        from safetensors.numpy import save_file
+
+        leaves = jax.device_get(jax.tree.leaves(state))
+        arrays = {str(i): np.asarray(leaf, order="C") for i, leaf in enumerate(leaves)}
+        with draft_of(self.path) as draft:
+            save_file(arrays, draft, metadata={"step": str(step), "about": self.about})
+
+    def read(self, start: Any) -> tuple[int, Any]:
+        """(steps that were made, the state after them); (0, start) if there are none.
+
+        Raises:
+          ValueError: the file is of other texts, another model or other settings, or is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.is_file():
+            return 0, start
+        try:
+            with safe_open(self.path, "np") as file:
+                about = file.metadata()
+                leaves = [jnp.asarray(file.get_tensor(str(i))) for i in range(len(file.keys()))]
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.path} cannot be read ({error}); delete it") from error
+        if about["about"] != self.about:
+            raise ValueError(
+                f"{self.path} is of an unfinished run with other texts, weights or settings; give "
+                "those again, or delete it"
+            )
+        return int(about["step"]), jax.tree.unflatten(jax.tree.structure(start), leaves)

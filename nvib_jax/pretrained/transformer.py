@@ -186,6 +186,8 @@ class Transformer(nnx.Module):
             Linear(a.dim, a.vocab_size, use_bias=False, rngs=rngs) if a.head == "untied" else None
         )
         self.output_bias = nnx.Param(jnp.zeros(a.vocab_size)) if a.output_bias else None
+        self.pooler = Linear(a.dim, a.dim, rngs=rngs) if a.labels else None
+        self.classifier = Linear(a.dim, len(a.labels), rngs=rngs) if a.labels else None
 
     def encode(self, tokens: jax.Array, mask: jax.Array, view: View) -> jax.Array:
         """The encoder's last states: tokens (B, N), mask (B, N) -> (B, N, D)."""
@@ -271,8 +273,27 @@ class Transformer(nnx.Module):
         caches = self.empty_caches(*tokens.shape)
         return self.decode(tokens, mask, memories, caches, 0, view)[0]
 
+    def summary(self, tokens: jax.Array, mask: jax.Array, view: View) -> jax.Array:
+        """The state that a classifier's head reads, (B, 1, D).
+
+        It is the first token's in an encoder; with a second stack, which is given the same text,
+        it is the last one's.
+        """
+        if self.decoder is None:
+            return view.dropout(self.encode(tokens, mask, view)[:, :1])
+        start = jnp.full_like(tokens[:, :1], _there(self.architecture.start))
+        given = jnp.concatenate([start, tokens[:, :-1]], axis=1)
+        states = self.states(tokens, mask, given, mask, view)
+        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        return view.dropout(jnp.take_along_axis(states, last[:, None, None], axis=1))
+
     def output_layer(self) -> tuple[jax.Array, jax.Array]:
-        """Kernel (D, V) and bias (V,) of the logits, to which `head` gives the input."""
+        """Kernel (D, V) and bias (V,) of the logits, to which `head` gives the input.
+
+        V is the number of labels in a classifier.
+        """
+        if self.classifier is not None:
+            return self.classifier.kernel[...], _there(self.classifier.bias)[...]
         kernel = self.embedding[...].T if self.output is None else self.output.kernel[...]
         if self.output_bias is None:
             return kernel, jnp.zeros(kernel.shape[1], kernel.dtype)
@@ -280,6 +301,8 @@ class Transformer(nnx.Module):
 
     def head(self, states: jax.Array) -> jax.Array:
         """What the output layer multiplies: states (B, N, D) -> (B, N, D)."""
+        if self.pooler is not None:
+            return jnp.tanh(self.pooler(states))
         if self.transform is not None:
             hidden = ACTIVATIONS[self.architecture.activation](self.transform(states))
             return _there(self.transform_norm)(hidden)

@@ -31,7 +31,7 @@ TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
     *("train", "prepare", "reconstruct", "sample", "interpolate", "play", "fit-prior"),
     *("export", "evaluate", "sweep", "report", "metrics"),
-    *("regularise", "generate", "score", "inspect", "bench", "doctor", "completion"),
+    *("regularise", "finetune", "generate", "score", "inspect", "bench", "doctor", "completion"),
 ]
 
 
@@ -78,7 +78,7 @@ def test_unknown_command(capsys):
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
         "sample, interpolate, play, fit-prior, export, evaluate, sweep, report, metrics, "
-        "regularise, generate, score, inspect, bench, doctor, completion\n"
+        "regularise, finetune, generate, score, inspect, bench, doctor, completion\n"
     )
     assert nvib("xyz") == 2
     assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")
@@ -150,6 +150,7 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "reconstruct": ["RUN", "TEXT ...", "--file PATH", "--jsonl", "(default: best)"],
         "sample": ["RUN", "--count INT", "(default: 10)", "(default: sample)"],
         "play": ["RUN", "--form", "--seed INT", "(default: 0)"],
+        "fit-prior": ["RUN", "--out {None}|PATH", "--kind {flow,gaussians}", "(default: 0.4)"],
         "export": ["RUN", "--out PATH", "(default: best)"],
         "bench": ["attention", "nvib bench table FILE.json"],
         "doctor": ["which implementations of attention run here"],
@@ -160,6 +161,7 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "completion": ["{bash,zsh}"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
         "regularise": ["MODEL", "--prior PATH", "--trials INT", "(default: 48)", "--revision"],
+        "finetune": ["MODEL", "--classify", "--training.train {nvib,nvib+norms,all}", "--out PATH"],
         "generate": ["MODEL", "TEXT ...", "--num-beams {None}|INT", "--seed INT"],
         "score": ["MODEL", "--file PATH", "(default: float32)"],
         "inspect": ["MODEL", "--revision {None}|STR"],

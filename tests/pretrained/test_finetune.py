@@ -1,6 +1,7 @@
 """Bottlenecks in a pretrained model: the identity, caches, draws that tell nothing, training."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -14,7 +15,6 @@ from nvib_jax.models.params import merge
 from nvib_jax.pretrained.attention import View
 from nvib_jax.pretrained.finetune import FinetuneConfig, bottlenecks, finetune
 from nvib_jax.pretrained.train import TrainingConfig, train
-from nvib_jax.reading import Tau
 
 
 def prior_of(family):
@@ -128,6 +128,22 @@ def test_it_trains_writes_and_is_kept(form, tmp_path):
         assert not np.array_equal(learned.mean_kernel, np.eye(16))
     assert all(share.mean() > 0 for share in tuned.shares(texts, targets).values())
 
+    tuned.save(tmp_path / "whole")  # weights that were trained are written with their bottlenecks
+    again = pretrained.load(tmp_path / "whole")
+    np.testing.assert_array_equal(
+        again.score(texts, targets).nats, tuned.score(texts, targets).nats
+    )
+    rules = pretrained.Decoding(max_new_tokens=5)
+    assert again.generate(texts[:2], decoding=rules) == tuned.generate(texts[:2], decoding=rules)
+    again.save(tmp_path / "readings")  # they are in a folder now, and are not written again
+    assert not (tmp_path / "readings" / "model.safetensors").exists()
+    third = pretrained.load(tmp_path / "readings")
+    np.testing.assert_array_equal(
+        third.score(texts, targets).nats, tuned.score(texts, targets).nats
+    )
+    with pytest.raises(FileExistsError, match="holds a model; name another folder"):
+        tuned.save(tmp_path / "whole")
+
     alone = finetune(
         model, prior, texts, targets, dataclasses.replace(config, train="nvib", steps=5)
     )
@@ -137,7 +153,6 @@ def test_it_trains_writes_and_is_kept(form, tmp_path):
     np.testing.assert_array_equal(
         again.score(texts, targets).nats, alone.score(texts, targets).nats
     )
-    rules = pretrained.Decoding(max_new_tokens=5)
     assert again.generate(texts[:2], decoding=rules) == alone.generate(texts[:2], decoding=rules)
 
 
@@ -150,13 +165,57 @@ def test_weights_are_trained_without_bottlenecks():
     assert tuned.digest != model.digest
 
 
+def test_a_model_that_was_trained_is_kept_whole(tmp_path):
+    """Its rules of writing too; and it has its weights from its own folder and no other."""
+    first = tmp_path / "model"
+    made("gpt2").to_hugging_face(first)
+    (first / "generation_config.json").write_text('{"num_beams": 3, "max_new_tokens": 4}')
+    model = pretrained.load(first)
+    other = model.with_params({n: p + 0.1 * (p.ndim > 1) for n, p in model.params.items()})
+    assert other.digest != model.digest
+    other.save(tmp_path / "other")
+    assert not (tmp_path / "other" / "reading.json").exists()  # there is nothing to say
+    again = pretrained.load(tmp_path / "other")
+    assert again.decoding == other.decoding == model.decoding
+    assert again.decoding.num_beams == 3
+    for name, param in other.params.items():
+        np.testing.assert_array_equal(again.params[name], param)
+    model.save(tmp_path / "same")
+    assert json.loads((tmp_path / "same" / "reading.json").read_text())["model"] == str(first)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+    model, (texts, _) = made("gpt2"), pairs(24, 3)
+    config = TrainingConfig(steps=10, batch_size=8, learning_rate=1e-2)
+    whole = train(model, texts, config=config)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(line):
+        if line.startswith("step 7"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(model, texts, config=config, folder=tmp_path, say=stop)
+    with pytest.raises(ValueError, match="of an unfinished run with other texts, weights or set"):
+        train(model, texts[1:], config=config, folder=tmp_path)
+    said = []
+    again = train(model, texts, config=config, folder=tmp_path, say=said.append)
+    assert said[0] == "goes on after step 6"
+    assert [line.split(":")[0] for line in said[1:]] == [f"step {i}" for i in (7, 8, 9, 10)]
+    for name, param in whole.params.items():
+        np.testing.assert_array_equal(again.params[name], param)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "unfinished.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"unfinished\.safetensors cannot be read .*; delete it"):
+        train(model, texts, config=config, folder=tmp_path)
+
+
 def test_what_cannot_be():
     model, prior = made("bart"), prior_of("bart")
-    for config, said in (
-        (FinetuneConfig(sigma=0.0), "wanted a finite alpha and a sigma above 0: without variance"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            bottlenecks(model, prior, config)
+    with pytest.raises(ValueError, match="a finite alpha and a sigma above 0: without variance"):
+        bottlenecks(model, prior, FinetuneConfig(sigma=0.0))
     with pytest.raises(ValueError, match="measured with other weights"):
         bottlenecks(made("gpt2"), prior, FinetuneConfig())
     with pytest.raises(ValueError, match=r"training\.alpha is inf; wanted a finite number"):
@@ -165,4 +224,3 @@ def test_what_cannot_be():
         FinetuneConfig(lambda_gaussian=-1.0)
     with pytest.raises(ValueError, match="a bert model fills gaps"):
         finetune(made("bert"), prior_of("bert"), ["the dog"])
-    assert Tau(1.0).sigma == 0

@@ -7,12 +7,11 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pretrained_made import CONFIGS, given, made, pairs, tokenizer_folder
+from pretrained_made import CONFIGS, given, made, pairs
 from safetensors.numpy import load_file, save_file
 
-from nvib_jax import cli, pretrained
-from nvib_jax.cli.pretrained import read_pairs
-from nvib_jax.pretrained.architecture import architecture
+from nvib_jax import pretrained
+from nvib_jax.pretrained.config_json import architecture
 from nvib_jax.reading import Tau
 
 
@@ -214,62 +213,6 @@ def test_a_prior_of_too_little_or_of_no_numbers():
         broken.empirical_prior(*given("gpt2", 4))
 
 
-# ---- the commands
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "pairs", "said"),
-    [
-        ("a.tsv", "one\n\n", True, "text 1 is 'one'; wanted a text, a tab and its target"),
-        ("a.tsv", "one\ttwo\n", False, "text 1 is 'one'; wanted a text and no target"),
-        ("a.tsv", "a\tb\tc\n", True, "line 1 has 2 tabs; wanted one at most"),
-        ("a.tsv", "\n", False, "has no texts"),
-        ("a.jsonl", '{"target": "b"}\n', True, 'line 1: wanted a JSON object with "source"'),
-        ("a.jsonl", "5\n", True, 'line 1: wanted a JSON object with "source"'),
-    ],
-)
-def test_files_of_texts(tmp_path, name, content, pairs, said):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=said):
-        read_pairs(tmp_path / name, pairs)
-
-
-def test_the_commands(folder, tmp_path, capsys):
-    """A model is inspected, measured, regularised, scored again and writes."""
-    texts, targets = pairs(24)
-    for name, part in (("prior", slice(0, 8)), ("dev", slice(8, 16)), ("test", slice(16, 24))):
-        rows = zip(texts[part], targets[part], strict=True)
-        (tmp_path / f"{name}.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
-
-    def nvib(*arguments):
-        status = cli.main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    status, out, _ = nvib("inspect", folder)
-    assert status == 0
-    assert json.loads(out)["attentions"][-1] == "cross"
-    files = [f"--{name}={tmp_path / name}.tsv" for name in ("prior", "dev", "test")]
-    tuned = tmp_path / "tuned"
-    status, out, err = nvib("regularise", folder, *files, "--out", tuned, "--trials", 3)
-    assert status == 0, err
-    assert {"as it is", "temperature", "attention temperature", "expected_logit"} <= {
-        line[: line.index("  ")] for line in out.splitlines()[1:5]
-    }
-    assert {path.name for path in tuned.iterdir()} == {
-        *("reading.json", "reading.safetensors", "trials.jsonl", "figures.json")
-    }
-    status, out, _ = nvib("score", tuned, "--file", tmp_path / "test.tsv")
-    assert status == 0
-    assert "perplexity" in out
-    status, out, _ = nvib("generate", tuned, texts[0], "--max-new-tokens", 4)
-    assert status == 0
-    assert len(out.splitlines()) == 1
-    status, out, err = nvib("score", "no/such/model", "--file", tmp_path / "test.tsv")
-    assert (status, out) == (1, "")
-    assert err.startswith("nvib score: no/such/model is no folder, and cannot be the name")
-    assert tokenizer_folder().is_dir()
-
-
 # ---- size
 
 
@@ -285,8 +228,8 @@ def test_a_large_file_is_read_within_its_size(tmp_path):
         "import sys, json\n"
         "from flax import nnx\n"
         "from nvib_jax.models.params import split\n"
-        "from nvib_jax.pretrained.architecture import architecture\n"
-        "from nvib_jax.pretrained.files import write\n"
+        "from nvib_jax.pretrained.config_json import architecture\n"
+        "from nvib_jax.pretrained.weights import write\n"
         "from nvib_jax.pretrained.transformer import Transformer\n"
         "config = json.loads(sys.argv[2])\n"
         "about = architecture(config)\n"
@@ -294,7 +237,8 @@ def test_a_large_file_is_read_within_its_size(tmp_path):
     )
     load = (
         "import sys, resource, jax\n"
-        "from nvib_jax.pretrained.files import find, read\n"
+        "from nvib_jax.pretrained.files import find\n"
+        "from nvib_jax.pretrained.weights import read\n"
         "jax.numpy.zeros(3).block_until_ready()\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"

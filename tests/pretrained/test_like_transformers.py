@@ -12,8 +12,9 @@ from nvib_jax import pretrained
 from nvib_jax.models.params import merge
 from nvib_jax.pretrained import attention, transformer
 from nvib_jax.pretrained.batches import Batch
-from nvib_jax.pretrained.files import find, read
-from nvib_jax.pretrained.model import _generate
+from nvib_jax.pretrained.files import find
+from nvib_jax.pretrained.passes import written
+from nvib_jax.pretrained.weights import read
 
 BOUND = 2e-5  # of the largest logit
 
@@ -182,7 +183,7 @@ def test_what_is_written(family, rules):
     @jax.jit
     def run(params, tokens, mask):
         batch, key = Batch(tokens, mask), jax.random.key(0)
-        return _generate(merge(graph, params), {}, batch, key, rules=decoding, about=about)
+        return written(merge(graph, params), {}, batch, key, rules=decoding, about=about)
 
     found = np.asarray(run(params, jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)))
     lengths = {sum(i != about.pad for i in row) for row in found.tolist()}

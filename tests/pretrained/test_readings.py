@@ -211,7 +211,7 @@ def test_moments_are_those_of_what_is_read(family, monkeypatch):
 def read_in(model, texts):
     """What each attention reads of these texts in one batch, and its mask."""
     from nvib_jax.pretrained.batches import Batch, padded
-    from nvib_jax.pretrained.model import _everything
+    from nvib_jax.pretrained.passes import everything
 
     rows, *others = (part for part in model.rows(*texts) if part is not None)
     parts = [padded(part, max(map(len, part)), len(part), 0) for part in (rows, *others)]
@@ -219,7 +219,7 @@ def read_in(model, texts):
     @jax.jit
     def run(params):
         view = View()
-        _everything(
+        everything(
             merge(model.graph, params), Batch(*parts[0], *parts[-1][: 2 * len(others)]), view
         )
         return view.read
