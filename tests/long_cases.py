@@ -48,6 +48,7 @@ CASES = {
     ),
     "test_classifiers.py": ("*", "!test_what_cannot_be"),
     "test_classifiers_like_transformers.py": ("*",),
+    "test_flow.py": ("test_a_flow_that_is_fitted_has_the_density",),
     "test_clean.py": ("test_cleaning_takes_time_in_proportion_to_the_text*",),
     "test_cli.py": (
         "test_doctor_tries_every_implementation",

@@ -128,7 +128,7 @@ def test_the_network_commutes_with_permutations():
     garbage = x.at[1, 3:].set(jnp.inf)  # and what is masked is not seen
     seen = v(jnp.where(jnp.isinf(garbage), 1e3, garbage), t, mask, labels)
     np.testing.assert_allclose(seen[1, :3], whole[1, :3], atol=2e-5)
-    flow = {"steps": 4, "method": "midpoint"}
+    flow = {"steps": 1, "method": "euler"}
     densities = [
         log_density(lambda y, s: v(y, s, mask, labels), each, mask, **flow)
         for each in (x, permuted)
@@ -202,7 +202,9 @@ def test_a_flow_that_is_fitted_has_the_density():
     # The mean of x given x + .3 e has the covariance C (C + .09)^-1 C.
     wanted = c @ np.linalg.inv(c + 0.09 * one) @ c
     # An entry of 4,000 draws has a standard error of .02; the rest is what fitting left.
-    np.testing.assert_allclose(np.cov(drawn.reshape(4000, -1).T), wanted, atol=0.2)
+    found = np.cov(drawn.reshape(4000, -1).T)
+    np.testing.assert_allclose(found, wanted, atol=0.2)
+    np.testing.assert_allclose(np.trace(found), np.trace(wanted), rtol=0.12)
 
 
 def test_gaussians_of_single_vectors():
