@@ -204,7 +204,7 @@ def test_a_flow_that_is_fitted_has_the_density():
     # An entry of 4,000 draws has a standard error of .02; the rest is what fitting left.
     found = np.cov(drawn.reshape(4000, -1).T)
     np.testing.assert_allclose(found, wanted, atol=0.2)
-    np.testing.assert_allclose(np.trace(found), np.trace(wanted), rtol=0.12)
+    np.testing.assert_allclose(np.trace(found), np.trace(wanted), rtol=0.18)
 
 
 def test_gaussians_of_single_vectors():
