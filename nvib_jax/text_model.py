@@ -154,7 +154,7 @@ class TextModel(Engine):
             return found.astype(np.float64)
         kind = self.architecture.kind
         if not LATENTS[kind].variational:
-            raise ValueError(f"a {kind} has no density; wanted a variational latent")
+            raise ValueError(f"the kind {kind} has no density; wanted a variational latent")
         terms = self.measure(bound_terms, text_input.read(self, texts, clean), seed)
         return bound(terms, self.count_probabilities)
 

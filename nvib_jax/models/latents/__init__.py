@@ -9,17 +9,18 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
+from nvib_jax.models.latents.certain import AdversarialLatent, PlainLatent
 from nvib_jax.models.latents.dirichlet import DirichletLatent
 from nvib_jax.models.latents.rivals import (
     GaussianLatent,
-    PlainLatent,
     PooledLatent,
     QueriesLatent,
     StridedLatent,
 )
+from nvib_jax.models.latents.vq import QuantisedLatent
 from nvib_jax.types import Mixture, Posterior
 
-__all__ = ["LATENTS", "DirichletLatent", "Latent", "VariationalLatent"]
+__all__ = ["LATENTS", "AdversarialLatent", "DirichletLatent", "Latent", "VariationalLatent"]
 
 
 class Latent(Protocol):
@@ -96,4 +97,6 @@ LATENTS: dict[str, type[Any]] = {
     "VTP": PooledLatent,
     "VTS": StridedLatent,
     "VTQ": QueriesLatent,
+    "VQ": QuantisedLatent,
+    "AAE": AdversarialLatent,
 }
