@@ -147,7 +147,7 @@ class TextModel(Engine):
           float64 nats, shape (len(texts),). For nats per token, divide by the tokens plus one.
 
         Raises:
-          ValueError: the latent has no density (kind T), so there is no bound.
+          ValueError: the latent has no density (kinds T and AAE), so there is no bound.
         """
         if self.can("log_probs"):
             found = self.measure(_log_prob, text_input.read(self, texts, clean))

@@ -16,6 +16,7 @@ from flax import nnx
 import nvib_jax
 from nvib_jax import data, evaluation, kernels, objective, plots
 from nvib_jax.attention import cache
+from nvib_jax.models.latents.vq import through
 from nvib_jax.modules import linen
 from nvib_jax.text_model import TextModel
 
@@ -47,6 +48,7 @@ NAMES = {
     **public(objective),
     **public(linen),
     **public(plots),
+    "nvib_jax.models.latents.vq.through": through,
     "nvib_jax.modules.NVIB": nvib_jax.modules.NVIB,
     "nvib_jax.modules.DenoisingAttention": nvib_jax.modules.DenoisingAttention,
 }

@@ -104,7 +104,9 @@ def importance_bounds(
     """
     sizes = group_sizes(draws)
     if not is_variational(model):
-        raise ValueError(f"the kind {model.architecture.kind} has no density; wanted a variational latent")
+        raise ValueError(
+            f"the kind {model.architecture.kind} has no density; wanted a variational latent"
+        )
     rows = model.tokenize(texts)
     chunk = math.gcd(draws, DRAWS)
     run = model.compiled(log_importance_weights, draws=chunk)

@@ -35,7 +35,7 @@ def test_a_run_trains_goes_on_writes_and_is_evaluated(kind, tmp_path):
     assert all(any(n.startswith(f"latent.{part}") for n in moved) for part in parts)
 
     model = TextModel.load(config.train.run_dir)
-    texts = ["the dog sees a cat", "a cat sleeps"]
+    texts = ["the dog sees a cat", "a cat sees the dog"]
     assert len(model.reconstruct(texts)) == 2
     assert len(model.sample(3, lengths=[1, 2, 5])) == 3
     assert len(model.interpolate(*texts, steps=3)) == 3
@@ -47,7 +47,9 @@ def test_a_run_trains_goes_on_writes_and_is_evaluated(kind, tmp_path):
     assert scores["kl_gaussian"] == scores["kl_dirichlet"] == 0
     if kind == "AAE":
         assert scores["elbo_token"] is None
-        with pytest.raises(ValueError, match="the kind AAE has no density; wanted a variational latent"):
+        with pytest.raises(
+            ValueError, match="the kind AAE has no density; wanted a variational latent"
+        ):
             model.score(texts)
         return
     parts = scores["log_likelihood"] + scores["log_prob_count"] - scores["kl_codes"]
