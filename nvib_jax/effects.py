@@ -164,12 +164,13 @@ def remarks(config: Config) -> list[str]:
     """A line about fields that are set but have no effect, and one for each schedule that the run
     ends before.
     """
-    idle = [name for name in without_effect(config) if _is_set(config, name)]
+    unread = without_effect(config)
+    idle = [name for name in unread if _is_set(config, name)]
     lines = [f"without effect here: {', '.join(idle)}"] if idle else []
     steps, objective = config.train.steps, config.objective
     capacity = _capacities(config)
     ends = (
-        (objective.anneal != "constant", "objective.anneal_start + anneal_steps",
+        ("objective.anneal_steps" not in unread, "objective.anneal_start + anneal_steps",
          objective.anneal_start + objective.anneal_steps),
         (objective.alpha_delta_start is not None, "objective.alpha_delta_steps",
          objective.alpha_delta_steps),

@@ -192,6 +192,13 @@ def test_a_schedule_that_the_run_cuts_off_is_named(sections, said):
     assert remarks(changed(Config(), sections)) == said
 
 
+def test_a_schedule_that_nothing_reads_cuts_nothing_off():
+    late = {"objective": {"anneal": "linear", "anneal_start": 500, "anneal_steps": 600}}
+    said = remarks(changed(Config(), {"model": {"kind": "VQ"}, **late}))
+    assert len(said) == 1
+    assert said[0].startswith("without effect here: objective.anneal")
+
+
 def test_a_run_says_so(monkeypatch, tmp_path, capsys):
     class Enough(Exception):
         pass

@@ -136,6 +136,36 @@ def test_all_train_write_and_draw(kind):
         assert (int(metrics["share_kept"][0]), int(metrics["share_kept"][1])) == (vectors, 10)
 
 
+@pytest.mark.parametrize("kind", ["VTP", "NVAE", "VQ"])
+def test_what_a_batch_costs_as_a_whole_is_weighed_by_its_field(kind):
+    """The loss is that without, plus weight times cost, per target; empty rows cost nothing."""
+    module, data = tiny.model(kind=kind, **SMALL), tiny.batch(lengths=(6, 3, 1, 0))
+    weights = ({}, {"lambda_mmd": 2.0}, {"lambda_mmd": 2.0, "mmd_of": "vectors"},
+               {"lambda_sliced": 3.0}, {"lambda_mmd": 2.0, "mmd_bandwidth": 1.0})  # fmt: skip
+
+    @jax.jit
+    def losses(key):
+        return [
+            loss_and_metrics(
+                module, data, key, jnp.int32(0), ObjectiveConfig(units="elbo", **weight)
+            )
+            for weight in weights
+        ]
+
+    (plain, without), *others = losses(jax.random.key(0))
+    assert not {"mmd", "sliced"} & set(without)
+    costs = []
+    for (loss, metrics), weight in zip(others, weights[1:], strict=True):
+        (name,) = {"mmd", "sliced"} & set(metrics)
+        total, count = metrics[name]
+        assert int(count) == 3
+        np.testing.assert_allclose(
+            loss - plain, weight[f"lambda_{name}"] * total / 13, rtol=1e-4, atol=1e-6
+        )
+        costs.append(float(total))
+    assert len(set(costs)) == 4
+
+
 @pytest.mark.parametrize("kind", RIVALS)
 def test_every_parameter_but_the_priors_is_trained(kind):
     module, data = tiny.model(kind=kind, **SMALL), tiny.batch()
