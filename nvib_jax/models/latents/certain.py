@@ -70,9 +70,7 @@ class PlainLatent(CertainLatent):
 
 
 class AdversarialLatent(CertainLatent):
-    """Rivals of the NVIB whose vectors take no noise: T, and AAE with a prior to be drawn from.
-
-    AAE has one vector, the `pool` of the states, without noise."""
+    """AAE: one vector, the `pool` of the states, and a discriminator that judges it."""
 
     pools = True
 
