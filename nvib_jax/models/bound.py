@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvib_jax.models.latents import DIVERGENCES
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.types import Posterior
-
-DIVERGENCES = ("gaussian", "dirichlet", "codes")  # the costs of a latent that are KLs
 
 
 def bound_terms(

@@ -16,7 +16,7 @@ from nvib_jax.kl import vector_count
 from nvib_jax.models.autoencoder import Autoencoder
 from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.gate import InformationGate
-from nvib_jax.models.latents import LATENTS, AdversarialLatent, DirichletLatent
+from nvib_jax.models.latents import DIVERGENCES, LATENTS, AdversarialLatent, DirichletLatent
 from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.models.summaries import kept, mean_vector
 from nvib_jax.models.teacher_forcing import blanked, decoder_io
@@ -123,7 +123,7 @@ class NVAE(Autoencoder):
             posterior, mixture, real, jax.random.fold_in(key, 5), objective
         )
         costs = {name: jnp.where(real, cost, 0.0) for name, cost in costs.items()}
-        logged = {"gaussian": "kl_gaussian", "dirichlet": "kl_dirichlet"}
+        logged = {name: f"kl_{name}" for name in DIVERGENCES}
         metrics = {
             logged.get(name, name): (jnp.sum(cost), jnp.sum(real)) for name, cost in costs.items()
         }

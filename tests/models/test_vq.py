@@ -266,6 +266,6 @@ def test_it_learns_a_batch_by_heart():
         params, state, metrics = step(params, state, jax.random.key(i))
         found.append({n: float(a) / float(c) for n, (a, c) in metrics.items()})
     assert found[-1]["cross_entropy"] < 0.1 < found[0]["cross_entropy"]
-    assert found[-1]["codes"] < 0.5 * found[0]["codes"]
+    assert found[-1]["kl_codes"] < 0.5 * found[0]["kl_codes"]
     assert found[-1]["commitment"] < 0.1 * found[0]["commitment"]
     assert int(jnp.sum(params["latent.code_use"] > 0)) >= 10
