@@ -64,6 +64,16 @@ class ObjectiveConfig:
     """Capacity: |KL_D - C(t)| instead of KL_D, C in nats a token; None is none."""
     capacity_steps: int = 0
     """Steps from capacity 0 to the capacity, on a line."""
+    lambda_mmd: float = 0.0
+    """Weight of the maximum mean discrepancy between a batch's mixtures and draws of the prior,
+    beside the cross-entropy of a sentence (elbo units) or of a token (published)."""
+    mmd_of: Literal["sets", "vectors"] = "sets"
+    """What the discrepancy compares: how whole mixtures are distributed, or their vectors alone."""
+    mmd_bandwidth: float | None = None
+    """Width of the kernel between vectors; None is the root of their dimensions."""
+    lambda_sliced: float = 0.0
+    """Weight of the squared sliced Wasserstein distance between the vectors of a batch and those of
+    draws of the prior, in the units of lambda_mmd."""
     encoder_noise: float = 0.0
     """Share of the encoder's input words that are replaced by the unknown word in training."""
     word_dropout: float = 0.0
@@ -72,11 +82,14 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_fields(self, "objective")
         names = "lambda_gaussian lambda_dirichlet vector_price free_vectors free_gaussian "
-        names += "free_dirichlet anneal_start anneal_steps alpha_delta_steps capacity_steps"
+        names += "free_dirichlet anneal_start anneal_steps alpha_delta_steps capacity_steps "
+        names += "lambda_mmd lambda_sliced"
         _at_least("objective", self, 0, *names.split())
         for name in ("alpha_delta_start", "capacity_gaussian", "capacity_dirichlet"):
             if getattr(self, name) is not None:
                 _at_least("objective", self, 0, name)
+        if self.mmd_bandwidth is not None and not self.mmd_bandwidth > 0:
+            raise ValueError(f"objective.mmd_bandwidth is {self.mmd_bandwidth}; wanted more than 0")
         for part in ("gaussian", "dirichlet"):
             if getattr(self, f"free_{part}") and getattr(self, f"capacity_{part}") is not None:
                 raise ValueError(

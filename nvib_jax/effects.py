@@ -21,13 +21,20 @@ _CLEAN = " ".join(
 )
 
 # Kinds of latent without pseudo-counts; of a kind that is not in this library nothing is known.
-_RIVALS = ("T", "VTV", "VTP", "VTS", "VTQ")
+_RIVALS = ("T", "VTV", "VTP", "VTS", "VTQ", "VQ", "AAE")
+_CERTAIN = ("T", "VQ", "AAE")  # those that draw nothing and have no KL of Gaussians
 
 # fields, whether they are idle, and what they wait for: of an NVAE
 _LATENT_RULES: tuple[tuple[str, Callable[[NVAEConfig], bool], str], ...] = (
-    ("model.pool", lambda m: m.kind != "VTP", "model.kind VTP"),
-    ("model.stride_share", lambda m: m.kind != "VTS", "model.kind VTS"),
+    ("model.pool", lambda m: m.kind not in ("VTP", "AAE"), "model.kind VTP or AAE"),
+    ("model.stride_share", lambda m: m.kind not in ("VTS", "VQ"), "model.kind VTS or VQ"),
     ("model.latent_queries", lambda m: m.kind != "VTQ", "model.kind VTQ"),
+    (
+        "model.codes model.code_decay model.code_gradient model.commitment model.prior_layers",
+        lambda m: m.kind != "VQ",
+        "model.kind VQ",
+    ),
+    ("model.adversary", lambda m: m.kind != "AAE", "model.kind AAE"),
     (
         "model.pseudo_count model.gate model.initial_alpha model.prior_alpha model.alpha_delta "
         "model.threshold objective.alpha_delta_start objective.alpha_delta_steps "
@@ -40,13 +47,12 @@ _LATENT_RULES: tuple[tuple[str, Callable[[NVAEConfig], bool], str], ...] = (
         "model.kind NVAE",
     ),
     (
-        # A plain autoencoder draws nothing and has no KL.
         "model.initial_variance model.num_samples model.evaluation_form "
         "objective.lambda_gaussian objective.free_gaussian objective.capacity_gaussian "
         "objective.capacity_steps objective.anneal objective.anneal_start objective.anneal_steps "
         "objective.anneal_cycle",
-        lambda m: m.kind == "T",
-        "another model.kind than T",
+        lambda m: m.kind in _CERTAIN,
+        "another model.kind than T, VQ and AAE",
     ),
     (
         "model.gate_share model.gate_window",
@@ -63,7 +69,8 @@ _LATENT_RULES: tuple[tuple[str, Callable[[NVAEConfig], bool], str], ...] = (
 _STACK_RULES: tuple[tuple[str, Callable[[StackConfig], bool], str], ...] = (
     (
         "objective.vector_price objective.free_vectors objective.alpha_delta_start "
-        "objective.alpha_delta_steps objective.encoder_noise objective.word_dropout",
+        "objective.alpha_delta_steps objective.encoder_noise objective.word_dropout "
+        "objective.lambda_mmd objective.mmd_of objective.mmd_bandwidth objective.lambda_sliced",
         lambda m: True,
         "an NVAE",
     ),
@@ -83,6 +90,11 @@ _STACK_RULES: tuple[tuple[str, Callable[[StackConfig], bool], str], ...] = (
 _RULES: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("train.weight_decay", lambda c: c.train.optimizer != "adamw", "train.optimizer adamw"),
     ("objective.free_vectors", lambda c: not c.objective.vector_price, "objective.vector_price"),
+    (
+        "objective.mmd_of objective.mmd_bandwidth",
+        lambda c: not c.objective.lambda_mmd,
+        "objective.lambda_mmd",
+    ),
     (
         "objective.anneal_start objective.anneal_steps objective.dirichlet_from_start",
         lambda c: c.objective.anneal == "constant",
@@ -123,7 +135,7 @@ def without_effect(config: Config) -> dict[str, str]:
     """Fields without effect in this config -> the setting that they need to have one.
 
     >>> without_effect(Config())["model.pool"]
-    'model.kind VTP'
+    'model.kind VTP or AAE'
     """
     found = [(names, reason) for names, idle, reason in _RULES if idle(config)]
     model = config.model
@@ -157,12 +169,13 @@ def remarks(config: Config) -> list[str]:
     """A line about fields that are set but have no effect, and one for each schedule that the run
     ends before.
     """
-    idle = [name for name in without_effect(config) if _is_set(config, name)]
+    unread = without_effect(config)
+    idle = [name for name in unread if _is_set(config, name)]
     lines = [f"without effect here: {', '.join(idle)}"] if idle else []
     steps, objective = config.train.steps, config.objective
     capacity = _capacities(config)
     ends = (
-        (objective.anneal != "constant", "objective.anneal_start + anneal_steps",
+        ("objective.anneal_steps" not in unread, "objective.anneal_start + anneal_steps",
          objective.anneal_start + objective.anneal_steps),
         (objective.alpha_delta_start is not None, "objective.alpha_delta_steps",
          objective.alpha_delta_steps),
@@ -180,7 +193,7 @@ def _capacities(config: Config) -> tuple[float | None, float | None]:
     """The capacities of both KLs, where there are such KLs."""
     gaussian, dirichlet = config.objective.capacity_gaussian, config.objective.capacity_dirichlet
     kind = config.model.kind if isinstance(config.model, NVAEConfig) else ""
-    return gaussian if kind != "T" else None, dirichlet if kind not in _RIVALS else None
+    return gaussian if kind not in _CERTAIN else None, dirichlet if kind not in _RIVALS else None
 
 
 def _is_set(config: Config, name: str) -> bool:

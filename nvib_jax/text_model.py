@@ -129,14 +129,14 @@ class TextModel(SavedModel):
           float64 nats, shape (len(texts),). For nats per token, divide by the tokens plus one.
 
         Raises:
-          ValueError: the latent has no density (kind T), so there is no bound.
+          ValueError: the latent has no density (kinds T and AAE), so there is no bound.
         """
         if self.can("log_probs"):
             found = self.measure(_log_prob, text_input.read(self, texts, clean))
             return found.astype(np.float64)
         kind = self.architecture.kind
         if not LATENTS[kind].variational:
-            raise ValueError(f"a {kind} has no density; wanted a variational latent")
+            raise ValueError(f"the kind {kind} has no density; wanted a variational latent")
         terms = self.measure(bound_terms, text_input.read(self, texts, clean), seed)
         return bound(terms, self.count_probabilities)
 

@@ -26,6 +26,11 @@ NEEDS = {
     "model.pool": {"model": {"kind": "VTP"}},
     "model.stride_share": {"model": {"kind": "VTS"}},
     "model.latent_queries": {"model": {"kind": "VTQ"}},
+    "model.codes": {"model": {"kind": "VQ"}},
+    "model.code_gradient": {"model": {"kind": "VQ"}},
+    "model.adversary": {"model": {"kind": "AAE"}},
+    "objective.mmd_of": {"objective": {"lambda_mmd": 1.0}},
+    "objective.mmd_bandwidth": {"objective": {"lambda_mmd": 1.0}},
     "model.initial_kept": {"model": {"pseudo_count": "relu"}},
     "train.weight_decay": {"train": {"optimizer": "adamw"}},
     "objective.free_vectors": {"objective": {"vector_price": 1.0}},
@@ -59,6 +64,16 @@ def test_a_field_has_an_effect_where_it_is_read_and_nowhere_else(name):
     idle = Config() if name in GRAMMAR else IDLE
     assert name in without_effect(idle)
     assert name not in without_effect(changed(Config(), NEEDS[name]))
+
+
+@pytest.mark.parametrize("kind", ["VQ", "AAE"])
+def test_what_takes_no_noise_has_no_kl_of_gaussians(kind):
+    idle = without_effect(changed(Config(), {"model": {"kind": kind}}))
+    for name in ("model.num_samples", "model.evaluation_form", "objective.lambda_gaussian"):
+        assert idle[name] == "another model.kind than T, VQ and AAE"
+    assert idle["model.alpha_delta"] == "model.kind NVAE"
+    assert ("model.stride_share" in idle) == (kind == "AAE")
+    assert ("model.pool" in idle) == (kind == "VQ")
 
 
 def test_every_name_in_the_table_is_a_field():
@@ -152,7 +167,7 @@ def test_the_command_refuses_it(tmp_path, capsys):
         "from nvib_jax.config import Config\ndef config():\n    return Config()\n"
     )
     assert cli.main(["train", str(tmp_path / "little.py"), "--model.pool", "max"]) == 1
-    said = "nvib train: --model.pool has no effect without model.kind VTP\n"
+    said = "nvib train: --model.pool has no effect without model.kind VTP or AAE\n"
     assert capsys.readouterr().err == said
 
 
@@ -175,6 +190,13 @@ def test_the_command_refuses_it(tmp_path, capsys):
 )  # fmt: skip
 def test_a_schedule_that_the_run_cuts_off_is_named(sections, said):
     assert remarks(changed(Config(), sections)) == said
+
+
+def test_a_schedule_that_nothing_reads_cuts_nothing_off():
+    late = {"objective": {"anneal": "linear", "anneal_start": 500, "anneal_steps": 600}}
+    said = remarks(changed(Config(), {"model": {"kind": "VQ"}, **late}))
+    assert len(said) == 1
+    assert said[0].startswith("without effect here: objective.anneal")
 
 
 def test_a_run_says_so(monkeypatch, tmp_path, capsys):

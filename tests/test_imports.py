@@ -17,6 +17,7 @@ PURE = (
     "posterior",
     "random",
     "mixture",
+    "kernels",
     "reading",
     "kl",
     "attention",
@@ -192,7 +193,7 @@ def test_type_checkers_see_the_same_names():
 # stands before it. The top folder itself, `nvib_jax`, is `__init__`: its public names.
 FLOORS = (
     *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
-    *("mixture", "reading", "objective", "__init__", "modules"),
+    *("mixture", "kernels", "reading", "objective", "__init__", "modules"),
     *("fields", "figures", "files", "hub", "heartbeat", "progress", "processes"),
     *("compilation_cache", "plots"),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),

@@ -176,7 +176,7 @@ def test_another_latent(monkeypatch, tmp_path):
     assert again.reconstruct(texts) == model.reconstruct(texts)
     assert len(again.sample(2)) == 2
     assert len(again.interpolate(*texts, steps=3)) == 3
-    with pytest.raises(ValueError, match="a pebbles has no density"):
+    with pytest.raises(ValueError, match="the kind pebbles has no density"):
         again.score(texts)
 
 

@@ -154,6 +154,8 @@ def test_the_sweeps_of_the_repository_load():
     assert len({config.train.seed for config in runs.values()}) >= 3
     kinds = {config.model.kind for config in runs.values()}
     assert kinds == {"NVAE", "T", "VTV", "VTP", "VTS", "VTQ"}
+    rivals = load_sweep("configs/sweeps/rivals.py")
+    assert {config.model.kind for config in rivals.values()} == {"NVAE", "VTS", "VTP", "VQ", "AAE"}
 
 
 @pytest.mark.long

@@ -144,7 +144,7 @@ def test_score_is_the_bound_that_evaluation_averages(model):
 
 def test_a_plain_autoencoder_has_no_score(model):
     config = dataclasses.replace(model.config, model=tiny.model(kind="T").config)
-    with pytest.raises(ValueError, match="a T has no density; wanted a variational latent"):
+    with pytest.raises(ValueError, match="the kind T has no density; wanted a variational latent"):
         model.described(config=config).score(TEXTS)
 
 

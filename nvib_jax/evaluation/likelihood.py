@@ -45,8 +45,9 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
       "elbo_sentence", "elbo_token" (a ratio of sums; end-of-sentence is a token), their standard
       errors over sentences "elbo_sentence_error", "elbo_token_error"; "perplexity",
       `exp(-elbo_token)`, an upper bound on the model's; the parts per sentence "log_likelihood",
-      "kl_gaussian", "kl_dirichlet", "log_prob_count"; and "reconstruction_token", the likelihood
-      part per token. The bound is nan for a latent that has no density (T).
+      "kl_gaussian", "kl_dirichlet", for a latent of symbols "kl_codes", and "log_prob_count"; and
+      "reconstruction_token", the likelihood part per token. The bound is nan for a latent that has
+      no density (T, AAE).
 
     >>> bound = evidence_bound(model, texts)
     >>> parts = bound["log_likelihood"] + bound["log_prob_count"]
@@ -54,7 +55,7 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
     True
     """
     terms = model.measure(bound_terms, texts, seed)
-    log_p, kl_g, kl_d, present = terms
+    log_p, kls, present = terms
     log_count = log_count_probability(model.count_probabilities, present)
     elbo = bound(terms, model.count_probabilities)
     if not is_variational(model):
@@ -69,8 +70,7 @@ def evidence_bound(model: TextModel, texts: Sequence[str], *, seed: int = 0) -> 
         "perplexity": math.exp(min(-per_token, 700.0)),
         "reconstruction_token": ratio(log_p, tokens)[0],
         "log_likelihood": float(log_p.mean()),
-        "kl_gaussian": float(kl_g.mean()),
-        "kl_dirichlet": float(kl_d.mean()),
+        **{f"kl_{name}": float(kl.mean()) for name, kl in kls.items()},
         "log_prob_count": float(log_count.mean()),
     }
 
@@ -104,7 +104,9 @@ def importance_bounds(
     """
     sizes = group_sizes(draws)
     if not is_variational(model):
-        raise ValueError(f"a {model.architecture.kind} has no density; wanted a variational latent")
+        raise ValueError(
+            f"the kind {model.architecture.kind} has no density; wanted a variational latent"
+        )
     rows = model.tokenize(texts)
     chunk = math.gcd(draws, DRAWS)
     run = model.compiled(log_importance_weights, draws=chunk)

@@ -35,13 +35,27 @@ class NVAEConfig(ModelConfig):
 
     kind: str = "NVAE"
     """The latent: the NVIB, or a rival of `nvib_jax.models.latents`: T plain, VTV a Gaussian per
-    vector, VTP pooled to one, VTS a fixed share of the vectors, VTQ pooled by learned queries."""
+    vector, VTP pooled to one, VTS a fixed share of the vectors, VTQ pooled by learned queries, VQ
+    a fixed share, each one of a codebook, AAE pooled to one without noise, with a discriminator."""
     pool: Literal["mean", "max", "first"] = "mean"
-    """VTP: how the states become one vector."""
+    """VTP, AAE: how the states become one vector."""
     stride_share: float = 0.5
-    """VTS: share of a sentence's vectors that are kept, at least one."""
+    """VTS, VQ: share of a sentence's vectors that are kept, at least one."""
     latent_queries: int = 1
     """VTQ: learned queries, each a vector."""
+    codes: int = 512
+    """VQ: vectors in the codebook."""
+    code_decay: float = 0.99
+    """VQ: what is left after a step of a code's moving averages, from which the code is learned."""
+    code_gradient: Literal["rotation", "straight_through"] = "rotation"
+    """VQ: how the decoder's gradient passes the quantiser: turned and scaled as the vector is that
+    becomes its code, or as it is."""
+    commitment: float = 0.25
+    """VQ: weight of |z - e|^2 for each vector, which holds the encoder to its codes."""
+    prior_layers: int = 2
+    """VQ: layers of the causal Transformer that learns the distribution of the codes."""
+    adversary: float = 10.0
+    """AAE: weight of the discriminator's verdict on a sentence's vector."""
     dim: int = 256
     """Width D of the model and of the latent vectors."""
     heads: int = 4
@@ -116,14 +130,17 @@ class NVAEConfig(ModelConfig):
             "num_samples",
             "latent_queries",
             "gate_window",
+            "codes",
+            "prior_layers",
         ):
             check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("encoder_layers", "alpha_delta"):
+        for name in ("encoder_layers", "alpha_delta", "commitment", "adversary"):
             check(getattr(self, name) >= 0, name, "at least 0")
         for name in ("initial_variance", "prior_alpha"):
             check(getattr(self, name) > 0, name, "more than 0")
         check(self.initial_alpha is None or self.initial_alpha > 0, "initial_alpha", "more than 0")
         check(0 < self.stride_share <= 1, "stride_share", "0 < stride_share <= 1")
+        check(0 <= self.code_decay < 1, "code_decay", "0 <= code_decay < 1")
         least = self.keep_from
         check(least is None or 0 < least < 1, "keep_from", "0 < keep_from < 1")
         check(0 < self.gate_share < 1, "gate_share", "0 < gate_share < 1")

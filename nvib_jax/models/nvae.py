@@ -16,7 +16,7 @@ from nvib_jax.kl import vector_count
 from nvib_jax.models.autoencoder import Autoencoder
 from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.gate import InformationGate
-from nvib_jax.models.latents import LATENTS, DirichletLatent
+from nvib_jax.models.latents import DIVERGENCES, LATENTS, AdversarialLatent, DirichletLatent
 from nvib_jax.models.special_ids import SpecialIds
 from nvib_jax.models.summaries import kept, mean_vector
 from nvib_jax.models.teacher_forcing import blanked, decoder_io
@@ -24,7 +24,7 @@ from nvib_jax.models.terms import Batch, Terms
 from nvib_jax.modules import Decoder, Encoder
 from nvib_jax.modules.linear import Linear
 from nvib_jax.modules.transformer import dropout, split_key
-from nvib_jax.objective import anneal
+from nvib_jax.objective import anneal, mmd, sliced_wasserstein
 from nvib_jax.posterior import keep_largest
 from nvib_jax.types import Mixture, Posterior
 
@@ -104,7 +104,8 @@ class NVAE(Autoencoder):
         else:
             encode_key = decode_key = None
         posterior = self.encode(tokens, mask, encode_key, keep=keep)
-        memories = self.memories(self.draw(posterior, draw_key), "exact")
+        mixture = self.draw(posterior, draw_key)
+        memories = self.memories(mixture, "exact")
         nll = self.cross_entropy(memories, inputs, targets, counted, decode_key)
 
         costs = self.latent.costs(
@@ -118,8 +119,11 @@ class NVAE(Autoencoder):
         if objective.vector_price:
             costs["vectors"] = vector_count(posterior, num_samples=self.config.num_samples)
         real = jnp.any(mask, axis=-1)
+        costs |= self._aggregate_costs(
+            posterior, mixture, real, jax.random.fold_in(key, 5), objective
+        )
         costs = {name: jnp.where(real, cost, 0.0) for name, cost in costs.items()}
-        logged = {"gaussian": "kl_gaussian", "dirichlet": "kl_dirichlet"}
+        logged = {name: f"kl_{name}" for name in DIVERGENCES}
         metrics = {
             logged.get(name, name): (jnp.sum(cost), jnp.sum(real)) for name, cost in costs.items()
         }
@@ -128,6 +132,28 @@ class NVAE(Autoencoder):
         # A share of the tokens, even for a latent that pools them to fewer vectors.
         metrics["share_kept"] = (jnp.sum(kept(posterior)), jnp.sum(mask))
         return Terms(nll, jnp.sum(counted), costs, metrics, width=self.config.dim)
+
+    def _aggregate_costs(
+        self,
+        posterior: Posterior,
+        mixture: Mixture,
+        real: jax.Array,
+        key: jax.Array,
+        objective: Any,
+    ) -> dict[str, jax.Array]:
+        """What it costs that the batch's mixtures are not distributed as the prior's, each (B,)."""
+        costs: dict[str, jax.Array] = {}
+        if isinstance(self.latent, AdversarialLatent):
+            costs |= self.latent.aggregate_costs(posterior, key)
+        if objective.lambda_mmd or objective.lambda_sliced:
+            keys, count = jax.random.split(key), jnp.sum(posterior.present[:, 1:], axis=-1)
+            prior = self.latent.sample_prior(keys[0], count, most=posterior.mask.shape[1] - 1)
+        if objective.lambda_mmd:
+            how = {"bandwidth": objective.mmd_bandwidth, "of": objective.mmd_of}
+            costs["mmd"] = mmd(mixture, prior, real, **how)
+        if objective.lambda_sliced:
+            costs["sliced"] = sliced_wasserstein(mixture, prior, real, keys[1])
+        return costs
 
     def encode(
         self,

@@ -41,6 +41,9 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "log_variance.kernel": ("embed", None),
     "key_value.kernel": ("embed", None),
     "queries": (None, "embed"),
+    "codebook": (None, "embed"),
+    "left.kernel": ("embed", None),
+    "judge.kernel": ("mlp", None),
     "output.kernel": ("embed", "vocab"),
     "output.bias": ("vocab",),
 }

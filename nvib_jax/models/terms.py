@@ -23,10 +23,10 @@ class Terms:
       nll: negative log-likelihood, summed over the counted targets, float32 nats, shape ().
       counted: how many targets count, int, shape ().
       costs: name -> what the loss charges besides, nats or the cost's own unit, each float32 (B,).
-        "gaussian", "dirichlet" and "vectors" have weights, budgets and schedules in
-        `ObjectiveConfig`; "gaussian/3" is weighed as "gaussian", so that a model may have several
-        posteriors. A cost of any other name has weight 1: a model that brings a cost of its own
-        weighs it by its own config.
+        "gaussian", "dirichlet", "vectors", "mmd" and "sliced" have their weights, and some budgets
+        and schedules, in `ObjectiveConfig`; "gaussian/3" is weighed as "gaussian", so that a model
+        may have several posteriors. A cost of any other name has weight 1: a model that brings a
+        cost of its own weighs it by its own config.
       metrics: name -> (sum, count), for the log.
       width: D of the latent vectors, by which the published units divide the Gaussian KL.
     """

@@ -1,9 +1,10 @@
 """What is minimised, and what is reported: the KLs as the loss sees them, and the bounds.
 
-`bounds` has the sums over a sentence, `schedules` what the training loss makes of a KL, and
-`cross_entropy` an output layer's loss without its logits.
+`bounds` has the sums over a sentence, `schedules` what the training loss makes of a KL, `aggregate`
+what a batch costs as a whole, and `cross_entropy` an output layer's loss without its logits.
 """
 
+from nvib_jax.objective.aggregate import mmd, sliced_wasserstein
 from nvib_jax.objective.bounds import (
     elbo,
     elbo_weights,
@@ -25,5 +26,7 @@ __all__ = [
     "iwae",
     "log_density_ratio",
     "log_likelihood",
+    "mmd",
     "published_scale",
+    "sliced_wasserstein",
 ]

@@ -44,6 +44,7 @@ _LINE = {
     "cross_entropy": "nats/token",
     "kl_gaussian": "KL_G",
     "kl_dirichlet": "KL_D",
+    "kl_codes": "KL_codes",
     "share_kept": "kept",
     "tokens_per_second": "tokens/s",
 }

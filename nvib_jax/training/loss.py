@@ -88,6 +88,10 @@ def weighted(
                 free, capacity = o.free_dirichlet, o.capacity_dirichlet
             case "vectors":
                 weight, free = o.vector_price, o.free_vectors
+            case "mmd":
+                return o.lambda_mmd * cost
+            case "sliced":
+                return o.lambda_sliced * cost
             case _:
                 return cost
         held = None if capacity is None else capacity * grown

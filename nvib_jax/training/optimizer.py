@@ -3,11 +3,15 @@
 import optax
 
 from nvib_jax.config import TrainConfig
+from nvib_jax.models.config import ModelConfig, NVAEConfig
 from nvib_jax.models.params import Params
+from nvib_jax.training.codebook import with_codebook
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping, the optimiser, warm-up and decay."""
+def make_optimizer(
+    config: TrainConfig, model: ModelConfig | None = None
+) -> optax.GradientTransformation:
+    """Clipping, the optimiser, warm-up and decay; a codebook, if the model has one, beside them."""
     peak, decay = config.learning_rate, max(config.steps - config.warmup_steps, 1)
     after: optax.Schedule = {
         "constant": optax.constant_schedule(peak),
@@ -24,4 +28,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         optimizer = optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay, mask=matrices)
     else:
         optimizer = {"adam": optax.adam, "radam": optax.radam}[config.optimizer](rate)
-    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+    if isinstance(model, NVAEConfig) and model.kind == "VQ":
+        return with_codebook(optimizer, model.code_decay)
+    return optimizer

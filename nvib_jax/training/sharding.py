@@ -115,7 +115,7 @@ class StatePlan:
 
 def plan_state(config: Config, mesh: jax.sharding.Mesh, structure: Structure) -> StatePlan:
     """The plan for a config's training state; moments have the layout of their parameters."""
-    optimizer = make_optimizer(config.train)
+    optimizer = make_optimizer(config.train, config.model)
     shapes, init = structure.shapes, structure.init
     params = {name: NamedSharding(mesh, spec) for name, spec in layout(mesh, shapes).items()}
     state = jax.eval_shape(lambda params: TrainState.create(params, optimizer), shapes)

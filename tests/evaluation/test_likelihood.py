@@ -123,8 +123,8 @@ def test_one_draw_of_many_is_the_elbo(model):
     bounds = importance_bounds(model, TEXTS[:2], draws=400)[1]
     many = TEXTS[:2] * 100  # a draw each
     terms = model.measure(bound_terms, many, 1)
-    log_count = likelihood.log_count_probability(model.count_probabilities, terms[3])
-    elbos = (terms[0] + log_count - terms[1] - terms[2]).reshape(-1, 2)
+    log_count = likelihood.log_count_probability(model.count_probabilities, terms[2])
+    elbos = (terms[0] + log_count - terms[1]["gaussian"] - terms[1]["dirichlet"]).reshape(-1, 2)
     spread = importance_spread(model, TEXTS[:2])
     error = np.hypot(elbos.std(0) / 10, spread / 20)
     assert (np.abs(bounds - elbos.mean(0)) < 5 * error).all()

@@ -18,6 +18,8 @@ _KNOBS = {
     "VTP": "model.pool",
     "VTS": "model.stride_share",
     "VTQ": "model.latent_queries",
+    "VQ": "model.stride_share",
+    "AAE": "objective.encoder_noise",
 }
 # Fields that may differ between the runs of a setting.
 _FREE = {"train.seed", "train.run_dir", "train.log_every", "train.keep_checkpoints"}

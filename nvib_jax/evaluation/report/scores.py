@@ -53,6 +53,7 @@ GROUPS: tuple[tuple[str, _Group], ...] = (
             "reconstruction_token": ("the same, nats a token", 1),
             "kl_gaussian": ("of the ELBO: KL of the Gaussians, nats a sentence", 1),
             "kl_dirichlet": ("of the ELBO: KL of the weights, nats a sentence", 1),
+            "kl_codes": ("of the ELBO: KL of the codes, nats a sentence", 1),
             "log_prob_count": ("of the ELBO: log p(number of vectors), nats a sentence", 1),
             "iwae_sentence": ("importance-weighted bound, most draws, nats a sentence", 1),
             "iwae_token": ("importance-weighted bound, most draws, nats a token", 1),

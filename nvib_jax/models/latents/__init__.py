@@ -9,17 +9,27 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
+from nvib_jax.models.latents.certain import AdversarialLatent, PlainLatent
 from nvib_jax.models.latents.dirichlet import DirichletLatent
 from nvib_jax.models.latents.rivals import (
     GaussianLatent,
-    PlainLatent,
     PooledLatent,
     QueriesLatent,
     StridedLatent,
 )
+from nvib_jax.models.latents.vq import QuantisedLatent
 from nvib_jax.types import Mixture, Posterior
 
-__all__ = ["LATENTS", "DirichletLatent", "Latent", "VariationalLatent"]
+__all__ = [
+    "DIVERGENCES",
+    "LATENTS",
+    "AdversarialLatent",
+    "DirichletLatent",
+    "Latent",
+    "VariationalLatent",
+]
+
+DIVERGENCES = ("gaussian", "dirichlet", "codes")  # the costs that are KLs, and make the bound
 
 
 class Latent(Protocol):
@@ -64,8 +74,9 @@ class Latent(Protocol):
         dirichlet_form: str = "exact",
         alpha_delta: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """Name -> cost of each sentence, (B,); by default those of the evidence lower bound.
+        """Name -> cost of each sentence, (B,); by default the KLs are those of the bound.
 
+        Those named in `DIVERGENCES` are KLs in nats, which the bound subtracts, if there is one.
         `nvib_jax.models.terms.Terms` says how the loss weighs them by name.
         """
         ...
@@ -96,4 +107,6 @@ LATENTS: dict[str, type[Any]] = {
     "VTP": PooledLatent,
     "VTS": StridedLatent,
     "VTQ": QueriesLatent,
+    "VQ": QuantisedLatent,
+    "AAE": AdversarialLatent,
 }

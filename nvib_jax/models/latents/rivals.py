@@ -1,10 +1,12 @@
 """The rivals of the NVIB: latent vectors without a Dirichlet, which differ in how they are chosen.
 
-    T     plain autoencoder: every vector, no noise
+    T     plain autoencoder: every vector, no noise (`certain.py`)
     VTV   a Gaussian per vector
     VTP   one vector: the mean, the maximum or the first of the states
     VTS   a fixed share of the vectors, evenly spaced
     VTQ   k vectors, pooled by k learned queries; k = 1 is the latent attention of text VAEs
+    AAE   one vector as VTP's, no noise: a discriminator holds it to the prior (`certain.py`)
+    VQ    a share as VTS's, each vector the nearest one of a codebook (`vq.py`)
 
 The published rivals (Henderson & Fehr, 2023) attend to their vectors as Transformers do, without a
 norm in the logits and without the prior's component. That equals denoising attention to
@@ -65,8 +67,16 @@ class VectorLatent(nnx.Module):
         """`count` draws of each vector."""
         raise NotImplementedError
 
+    def still(self, posterior: Posterior) -> jax.Array:
+        """The vectors without noise, (B, S, D)."""
+        raise NotImplementedError
+
     def costs(self, posterior: Posterior, **_: Any) -> dict[str, jax.Array]:
         """KL_G in nats, (B,), and a Dirichlet KL of 0, because there are no pseudo-counts."""
+        raise NotImplementedError
+
+    def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
+        """Draws of the prior with these numbers of vectors (B,), each at most `most`."""
         raise NotImplementedError
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
@@ -97,14 +107,10 @@ class VectorLatent(nnx.Module):
         if key is not None and form in ("drawn", "average"):
             return self.draws(posterior, key, 1 if form == "drawn" else DRAWS), "exact"
         check_read(form, key)
-        return self.attended(posterior.mean, _attended(posterior), posterior.mask), "exact"
+        return self.attended(self.still(posterior), attended_to(posterior), posterior.mask), "exact"
 
-    def log_density_ratio(self, mixture: Mixture, posterior: Posterior) -> jax.Array:
-        """`log p(z) - log q(z | x)` of a mixture that `draw` made, nats, (B,)."""
-        return gaussian_log_density_ratio(mixture, posterior, self.prior)
-
-    def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
-        """Draws of the prior with these numbers of vectors (B,), each at most `most`."""
+    def gaussians(self, key: jax.Array, counts: jax.Array, most: int) -> Mixture:
+        """Vectors drawn from N(0, 1), so many a row (B,), each at most `most`."""
         drawn = mixtures.sample_prior(key, self.prior, counts, max_length=most)
         return self.attended(drawn.mean, drawn.mask.at[:, 0].set(False), drawn.mask)
 
@@ -121,40 +127,6 @@ class VectorLatent(nnx.Module):
         return self.attended(z, ~jnp.isneginf(a.log_weights), a.mask)
 
 
-class PlainLatent(VectorLatent):
-    """T: every vector without noise. It has no density, so it has no likelihood, and its prior
-    draws mean nothing."""
-
-    variational = False
-
-    def __init__(self, config: Any, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        # Two keys are drawn in place of those for the variance map, which this latent lacks, so
-        # that its decoder starts from the same parameters as that of VTV, VTP and VTS.
-        rngs.params(), rngs.params()
-
-    def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
-        """All states."""
-        return x, mask, mask
-
-    def spread(self, x: jax.Array) -> jax.Array:
-        """Zeros, which nothing reads."""
-        return jnp.zeros_like(x)
-
-    def draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
-        """The vectors themselves, because there is nothing to draw."""
-        return self.attended(posterior.mean, _attended(posterior), posterior.mask)
-
-    def costs(self, posterior: Posterior, **_: Any) -> dict[str, jax.Array]:
-        """Zeros."""
-        zeros = jnp.zeros(posterior.mean.shape[:1], jnp.float32)
-        return {"gaussian": zeros, "dirichlet": zeros}
-
-    def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """The vectors of both, attended to in the proportion (1 - t) : t."""
-        return mixtures.interpolate(a, b, t)
-
-
 class NoisyLatent(VectorLatent):
     """A Gaussian for each vector; subclasses choose the vectors."""
 
@@ -168,12 +140,16 @@ class NoisyLatent(VectorLatent):
         """A linear map of the vectors."""
         return self.log_variance(x)
 
+    def still(self, posterior: Posterior) -> jax.Array:
+        """The means of the Gaussians."""
+        return posterior.mean
+
     def draws(self, posterior: Posterior, key: jax.Array, count: int) -> Mixture:
         """`count` draws of each vector, side by side."""
         mean, log_variance = (
             jnp.tile(a, (1, count, 1)) for a in (posterior.mean, posterior.log_variance)
         )
-        kept, mask = (jnp.tile(a, (1, count)) for a in (_attended(posterior), posterior.mask))
+        kept, mask = (jnp.tile(a, (1, count)) for a in (attended_to(posterior), posterior.mask))
         z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, jnp.float32)
         return self.attended(z, kept, mask)
 
@@ -181,6 +157,14 @@ class NoisyLatent(VectorLatent):
         """The Gaussians' exact KL."""
         kl = kl_gaussian(posterior, self.prior, num_samples=self.num_samples, form="exact")
         return {"gaussian": kl, "dirichlet": jnp.zeros_like(kl)}
+
+    def log_density_ratio(self, mixture: Mixture, posterior: Posterior) -> jax.Array:
+        """`log p(z) - log q(z | x)` of a mixture that `draw` made, nats, (B,)."""
+        return gaussian_log_density_ratio(mixture, posterior, self.prior)
+
+    def sample_prior(self, key: jax.Array, counts: jax.Array, *, most: int) -> Mixture:
+        """Draws of the prior with these numbers of vectors (B,), each at most `most`."""
+        return self.gaussians(key, counts, most)
 
 
 class GaussianLatent(NoisyLatent):
@@ -200,12 +184,7 @@ class StridedLatent(NoisyLatent):
 
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
         """All states; which of them are attended to depends on the sentence's length alone."""
-        n = jnp.sum(mask, axis=-1, keepdims=True)
-        count = jnp.round(self.config.stride_share * n.astype(jnp.float32)).astype(n.dtype)
-        count = jnp.clip(count, 1, jnp.maximum(n, 1))
-        place = jnp.arange(mask.shape[1], dtype=n.dtype)[None]
-        steps = (place + 1) * count // jnp.maximum(n, 1) - place * count // jnp.maximum(n, 1)
-        return x, mask, mask & (steps > 0)
+        return x, mask, strided(mask, self.config.stride_share)
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
         """The vectors of both, attended to in the proportion (1 - t) : t."""
@@ -219,16 +198,7 @@ class PooledLatent(NoisyLatent):
 
     def vectors(self, x: jax.Array, mask: jax.Array) -> Vectors:
         """One vector, (B, 1, D)."""
-        real, some = mask[..., None], jnp.any(mask, axis=-1, keepdims=True)
-        if self.config.pool == "first":
-            pooled = x[:, 0]
-        elif self.config.pool == "max":
-            pooled = jnp.max(x, axis=1, where=real, initial=-jnp.inf)
-            pooled = jnp.where(some, pooled, 0.0)
-        else:
-            count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(x.dtype)
-            pooled = jnp.sum(jnp.where(real, x, 0.0), axis=1) / count
-        return pooled[:, None], some, some
+        return pooled(x, mask, self.config.pool)
 
     def interpolate(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
         """The points on the straight line between the two vectors."""
@@ -266,6 +236,29 @@ class QueriesLatent(NoisyLatent):
         return self.between(a, b, t)
 
 
-def _attended(posterior: Posterior) -> jax.Array:
+def strided(mask: jax.Array, share: float) -> jax.Array:
+    """A share of each row's tokens (B, N), evenly spaced and at least one: bool (B, N)."""
+    n = jnp.sum(mask, axis=-1, keepdims=True)
+    count = jnp.round(share * n.astype(jnp.float32)).astype(n.dtype)
+    count = jnp.clip(count, 1, jnp.maximum(n, 1))
+    place = jnp.arange(mask.shape[1], dtype=n.dtype)[None]
+    steps = (place + 1) * count // jnp.maximum(n, 1) - place * count // jnp.maximum(n, 1)
+    return mask & (steps > 0)
+
+
+def pooled(x: jax.Array, mask: jax.Array, pool: str) -> Vectors:
+    """One vector (B, 1, D) of the states (B, N, D): their mean or maximum, or the first."""
+    real, some = mask[..., None], jnp.any(mask, axis=-1, keepdims=True)
+    if pool == "first":
+        one = x[:, 0]
+    elif pool == "max":
+        one = jnp.where(some, jnp.max(x, axis=1, where=real, initial=-jnp.inf), 0.0)
+    else:
+        count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(x.dtype)
+        one = jnp.sum(jnp.where(real, x, 0.0), axis=1) / count
+    return one[:, None], some, some
+
+
+def attended_to(posterior: Posterior) -> jax.Array:
     """Which vectors are attended to: all that are present except the prior's."""
     return posterior.present.at[:, 0].set(False)
