@@ -14,7 +14,7 @@ import tiny
 from flax import nnx
 
 import nvib_jax
-from nvib_jax import data, evaluation, objective, plots
+from nvib_jax import data, evaluation, kernels, objective, plots
 from nvib_jax.attention import cache
 from nvib_jax.modules import linen
 from nvib_jax.text_model import TextModel
@@ -43,6 +43,7 @@ NAMES = {
     **{f"nvib_jax.{name}": getattr(nvib_jax, name) for name in nvib_jax.__all__},
     **public(nvib_jax.random),
     **public(cache),
+    **public(kernels),
     **public(objective),
     **public(linen),
     **public(plots),

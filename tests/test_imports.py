@@ -17,6 +17,7 @@ PURE = (
     "posterior",
     "random",
     "mixture",
+    "kernels",
     "reading",
     "kl",
     "attention",
@@ -131,7 +132,7 @@ def test_all_is_complete():
 # stands before it. The top folder itself, `nvib_jax`, is `__init__`: its public names.
 FLOORS = (
     *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
-    *("mixture", "reading", "objective", "__init__", "modules"),
+    *("mixture", "kernels", "reading", "objective", "__init__", "modules"),
     *("fields", "files", "heartbeat", "progress", "processes", "compilation_cache", "plots"),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),
     *("engine", "text_input", "text_model", "pretrained"),
