@@ -14,10 +14,12 @@ import tiny
 from flax import nnx
 
 import nvib_jax
-from nvib_jax import data, evaluation, kernels, objective, plots
+from nvib_jax import data, editing, evaluation, kernels, objective, plots
 from nvib_jax.attention import cache
+from nvib_jax.data import grammar_edits
 from nvib_jax.modules import linen
 from nvib_jax.text_model import TextModel
+from nvib_jax.whitening import Whitening
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -43,10 +45,13 @@ NAMES = {
     **{f"nvib_jax.{name}": getattr(nvib_jax, name) for name in nvib_jax.__all__},
     **public(nvib_jax.random),
     **public(cache),
+    **public(editing),
     **public(kernels),
     **public(objective),
     **public(linen),
     **public(plots),
+    **public(grammar_edits),
+    "nvib_jax.whitening.Whitening": Whitening,
     "nvib_jax.modules.NVIB": nvib_jax.modules.NVIB,
     "nvib_jax.modules.DenoisingAttention": nvib_jax.modules.DenoisingAttention,
 }

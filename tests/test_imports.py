@@ -18,6 +18,8 @@ PURE = (
     "random",
     "mixture",
     "kernels",
+    "editing",
+    "whitening",
     "reading",
     "kl",
     "attention",
@@ -132,10 +134,19 @@ def test_all_is_complete():
 # stands before it. The top folder itself, `nvib_jax`, is `__init__`: its public names.
 FLOORS = (
     *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
-    *("mixture", "kernels", "reading", "objective", "__init__", "modules"),
-    *("fields", "files", "heartbeat", "progress", "processes", "compilation_cache", "plots"),
+    *("mixture", "kernels", "editing", "reading", "objective", "__init__", "modules"),
+    *(
+        "whitening",
+        "fields",
+        "files",
+        "heartbeat",
+        "progress",
+        "processes",
+        "compilation_cache",
+        "plots",
+    ),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),
-    *("engine", "text_input", "text_model", "pretrained"),
+    *("engine", "text_input", "text_codec", "text_edits", "text_model", "pretrained"),
     *("training", "evaluation", "sweep", "bench", "cli", "__main__"),
 )
 

@@ -19,6 +19,11 @@ USAGE = """usage: nvib COMMAND ...
   nvib reconstruct RUN [TEXT ...]                          encode sentences and write them again
   nvib sample RUN [--count 10]                             write sentences drawn from the prior
   nvib interpolate RUN A B [--steps 5]                     sentences on the way from A to B
+  nvib merge RUN TEXT TEXT ... [--weights 2 1]             one sentence of several
+  nvib edit RUN TEXT --towards FILE --away FILE            more of what one set of examples has
+  nvib paraphrase RUN TEXT [--temperature 0.7]             sentences drawn around one
+  nvib drop RUN TEXT [--alone] [--figure words.png]        what goes as its vectors go
+  nvib embed RUN --file texts.txt --out vectors.npz        a vector for each sentence
   nvib play RUN                                            a prompt for all three, as one types
   nvib export RUN --out FOLDER                             safetensors and JSON
   nvib evaluate RUN [RUN ...]                              every figure, on text not seen
@@ -39,7 +44,8 @@ NVIB_COMPILATION_CACHE=off compiled code is not kept.
 Begin with: nvib train configs/quickstart.py
 """
 _NAMES = (
-    *("train", "prepare", "reconstruct", "sample", "interpolate", "play"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "merge", "edit", "paraphrase"),
+    *("drop", "embed", "play"),
     *("export", "evaluate", "sweep", "report", "regularise", "generate", "score", "inspect"),
     *("bench", "doctor"),
 )
