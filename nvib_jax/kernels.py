@@ -132,11 +132,12 @@ def _of_points(a: Mixture, b: Mixture, h2: jax.Array) -> jax.Array:
     one, other = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     flat = (h2 / (variance + h2)).reshape(other.shape)
 
-    def dot(x: jax.Array, y: jax.Array) -> jax.Array:
-        # Large terms cancel, so full precision is asked for: a TPU's default is bfloat16.
-        return jnp.dot(x, y.T, precision=jax.lax.Precision.HIGHEST)
-
-    across = dot(jnp.square(one), flat) - 2 * dot(one, other * flat)
+    # One product for both terms, and not two: jaxlib 0.10 fuses two for CPUs and, where `flat` is
+    # one number broadcast, returns memory that nothing has written. Large terms cancel, so full
+    # precision is asked for: a TPU's default is bfloat16.
+    left = jnp.concatenate([jnp.square(one), one], axis=-1)
+    right = jnp.concatenate([flat, -2 * other * flat], axis=-1)
+    across = jnp.dot(left, right.T, precision=jax.lax.Precision.HIGHEST)
     square = jnp.maximum(across + jnp.sum(jnp.square(other) * flat, axis=-1)[None], 0.0)
     log_k = 0.5 * (jnp.sum(jnp.log(flat), axis=-1)[None] - square / h2)
     log_k = log_k.reshape(*log_pi.shape, *log_rho.shape)

@@ -1,8 +1,9 @@
 """A trained model as a person uses it: texts in, texts out.
 
-`TextModel.load("runs/quickstart")` has methods to encode, reconstruct, sample, interpolate, embed
-and score; the command line and the evaluation use these. `nvib_jax.engine` batches texts and
-compiles functions; `nvib_jax.text_input` cleans typed text.
+`TextModel.load("runs/quickstart")` has methods to encode, reconstruct, sample, embed, compare and
+score, and by inheritance those of `nvib_jax.text_codec` (encode, decode) and `nvib_jax.text_edits`
+(interpolate, merge, edit, paraphrase, drop); the command line and the evaluation use these.
+`nvib_jax.engine` batches texts and compiles functions; `nvib_jax.text_input` cleans typed text.
 """
 
 import math
@@ -15,35 +16,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax import text_input
+from nvib_jax.checks import check_choice
 from nvib_jax.engine import rows_at_once
-from nvib_jax.generate import DecodingConfig, rewrite, write, write_prior
+from nvib_jax.generate import DecodingConfig, rewrite, write_prior
+from nvib_jax.kernels import log_similarity
 from nvib_jax.models.bound import bound, bound_terms
 from nvib_jax.models.build import family_of
 from nvib_jax.models.config import NVAEConfig
 from nvib_jax.models.latents import LATENTS
-from nvib_jax.models.nvae import NVAE
-from nvib_jax.models.params import merge
-from nvib_jax.models.summaries import form_of
 from nvib_jax.priors import LearnedPrior, Sampling, write_learned
 from nvib_jax.priors.texts import sentences_of
 from nvib_jax.progress import track
 from nvib_jax.saved_model import SavedModel
+from nvib_jax.text_edits import Editor
 from nvib_jax.text_input import UnusualText
-from nvib_jax.types import Mixture, Posterior
+from nvib_jax.types import Mixture
+from nvib_jax.whitening import Whitening
 
 __all__ = ["TextModel", "UnusualText"]
 
+EMBEDDINGS = ("mean", "whitened")
+_COMPARED = 64  # mixtures of either side that are compared at once
+
 
 @dataclass(frozen=True, repr=False)
-class TextModel(SavedModel):
+class TextModel(Editor, SavedModel):
     """A trained model, with methods to use it; `nvib_jax.engine.Engine` lists its attributes.
 
-    `load`, `save` and `push_to_hub` are those of `nvib_jax.saved_model.SavedModel`.
+    `load`, `save` and `push_to_hub` are those of `nvib_jax.saved_model.SavedModel`; `interpolate`,
+    `merge`, `edit`, `paraphrase` and `drop` those of `nvib_jax.text_edits.Editor`.
 
-    Texts may be given as they are typed: `encode`, `reconstruct`, `interpolate`, `embed` and
-    `score` clean them as the training text was cleaned, and warn (`UnusualText`) of what that
-    changed, of words the model does not know, and of lengths it was not trained on. `clean=False`
-    skips cleaning and warnings, which is right for sentences of the prepared data.
+    Texts may be given as they are typed: all methods that take some clean them as the training text
+    was cleaned, and warn (`UnusualText`) of what that changed, of words the model does not know,
+    and of lengths it was not trained on. `clean=False` skips cleaning and warnings, which is right
+    for sentences of the prepared data.
 
     >>> sentence = ["the dog sees a cat"]
     >>> len(model.reconstruct(sentence)), len(model.sample(3)), model.encode(sentence).mean.shape[0]
@@ -51,6 +57,10 @@ class TextModel(SavedModel):
     >>> text = model.decode(model.encode(sentence))  # what `reconstruct` does
     >>> model.embed(sentence).shape, model.score(sentence).shape
     ((1, 16), (1,))
+    >>> both = model.merge(["the dog sees a cat", "they sleep in a house"], [2, 1])
+    >>> model.similarity(sentence, sentence).shape, len(model.paraphrase(sentence[0], 3))
+    ((1, 1), 3)
+    >>> past = model.edit(sentence, towards=["a cat slept here"], away=["a cat sleeps here"])
     """
 
     def __repr__(self) -> str:
@@ -63,53 +73,85 @@ class TextModel(SavedModel):
 
     # ---- texts in
 
-    def notes(self, texts: Sequence[str]) -> list[str]:
-        """The warnings about these texts, one sentence each; an empty list if there are none.
-
-        They say what cleaning changes, which words are unknown, and which lengths are unusual.
-        """
-        return text_input.notes(self, texts)
-
-    def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Words of the texts, not cleaned, that contain something unknown, each once."""
-        return text_input.unknown_words(self, texts)
-
-    def encode(
-        self, texts: Sequence[str], *, keep: float | int | None = None, clean: bool = True
-    ) -> Posterior:
-        """The posterior of each text, padded to the longest bucket.
-
-        Args:
-          texts: sentences.
-          keep: as in `reconstruct`.
-          clean: False skips cleaning and warnings.
-
-        Returns:
-          `Posterior`, shape (len(texts), max_length + 1, ...); component 0 is the prior's, and
-          where `mask` is False the log pseudo-count is 0 and means nothing.
-        """
-        self.check_can("encode")
-        tokens, mask = self.padded(
-            self.tokenize(text_input.read(self, texts, clean)), self.max_length
-        )
-        given = () if keep is None else (text_input.amount(keep),)
-        return self.compiled(_encode)(self.params, tokens, mask, *given)
-
-    def embed(self, texts: Sequence[str], *, clean: bool = True) -> np.ndarray:
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        how: str = "mean",
+        like: Sequence[str] | None = None,
+        clean: bool = True,
+    ) -> np.ndarray:
         """One vector per text: the mean of its latent vectors, weighted by their pseudo-counts.
 
             e = sum_i alpha_i mu_i / sum_i alpha_i
 
         over the present components without the prior's. If there are none, it is the prior's mean
         mu^p. It is deterministic, and `model.threshold` does not apply. Of a denoising model it is
-        the mean of the encoder's last states.
+        the mean of the encoder's last states. `similarity` compares texts without one vector.
+
+        Args:
+          texts: sentences.
+          how: "mean" is `e`; "whitened" is `(e - mean) C^(-1/2)` with the mean and the covariance
+            of the embeddings of `like` (`nvib_jax.whitening`, with its ridge).
+          like: some hundreds of sentences such as will be compared; None is `texts`. For "whitened"
+            only.
+          clean: False skips cleaning and warnings, of `like` too.
 
         Returns:
           float32, shape (len(texts), D).
+
+        Raises:
+          ValueError: an unknown `how`, `like` without "whitened", or fewer than two texts to learn
+            the whitening from.
         """
+        check_choice("how", how, EMBEDDINGS)
+        if like is not None and how != "whitened":
+            raise ValueError(f"like is given with how={how!r}; 'whitened' alone takes it")
         texts = text_input.read(self, texts, clean)
         self.check_can("embed")
-        return self.measure(_embed, texts)
+        found = self.measure(_embed, texts)
+        if how == "mean":
+            return found
+        known = found
+        if like is not None:
+            known = self.measure(_embed, text_input.read(self, like, clean))
+        return Whitening.of(known)(found)
+
+    def similarity(
+        self,
+        a: Sequence[str],
+        b: Sequence[str],
+        *,
+        bandwidth: float | None = None,
+        clean: bool = True,
+    ) -> np.ndarray:
+        """How alike texts are as sets of vectors: the cosine of their mixtures under a kernel.
+
+            k(P, Q) / sqrt(k(P, P) k(Q, Q))
+
+        It needs no single vector for a text, and is 1 for the same vectors with the same weights.
+        `nvib_jax.kernels` has k; it is that of the vectors' means.
+
+        Args:
+          a: sentences.
+          b: sentences.
+          bandwidth: the distance at which two vectors are alike, in the vectors' units; None is
+            sqrt(D) / 3, which measured best where the prior's variance is 1.
+          clean: False skips cleaning and warnings.
+
+        Returns:
+          float32, shape (len(a), len(b)), 0 to 1.
+        """
+        self.check_can("encode")
+        wide = self.config.model.width**0.5 / 3 if bandwidth is None else bandwidth
+        left, right = (
+            self.vectors(text_input.read(self, texts, clean), clean=False) for texts in (a, b)
+        )
+        rows = [
+            [np.asarray(log_similarity(one, other, wide)) for other in _parts(right, len(b))]
+            for one in _parts(left, len(a))
+        ]
+        return np.minimum(np.exp(np.block(rows)), np.float32(1.0))
 
     def score(self, texts: Sequence[str], *, seed: int = 0, clean: bool = True) -> np.ndarray:
         """A lower bound on log p(x) of each text in nats: the evidence lower bound (ELBO).
@@ -141,54 +183,6 @@ class TextModel(SavedModel):
         return bound(terms, self.count_probabilities)
 
     # ---- texts out
-
-    def mixture(
-        self, posterior: Posterior, *, form: str | None = None, seed: int = 0
-    ) -> tuple[Mixture, str]:
-        """The mixture that the decoder reads for a posterior, and the form of attention to use.
-
-        `form` None is the config's `evaluation_form`; `seed` is for "drawn" and "average".
-        """
-        model = merge(self.graph, self.params)
-        return model.read(posterior, form=form, key=jax.random.key(seed))
-
-    def between(self, a: Mixture, b: Mixture, t: jax.Array) -> Mixture:
-        """The latent's interpolation between two mixtures from `mixture`; t (B,) in [0, 1]."""
-        return merge(self.graph, self.params).latent.interpolate(a, b, t)
-
-    def decode(
-        self,
-        latent: Posterior | Mixture,
-        form: str | None = None,
-        *,
-        decoding: DecodingConfig | None = None,
-        seed: int = 0,
-    ) -> list[str]:
-        """Write the text of each posterior or mixture.
-
-        Args:
-          latent: a `Posterior` from `encode`, or any `Mixture` (a sample, a mean, an
-            interpolation).
-          form: for a posterior, how to read it; None is the config's `evaluation_form`. For a
-            mixture, the form of attention; None is the one that fits its weights.
-          decoding: None is greedy.
-          seed: for the forms "drawn" and "average", and for sampling tokens.
-
-        Raises:
-          ValueError: `latent` is neither a posterior nor a mixture.
-        """
-        self.check_can("encode")
-        self.check_can("decode_step")
-        if isinstance(latent, Posterior):
-            mixture, form = self.mixture(latent, form=form, seed=seed)
-        elif isinstance(latent, Mixture):
-            mixture, form = latent, form or form_of(latent, self.architecture.evaluation_form)
-        else:
-            raise ValueError(
-                f"latent is a {type(latent).__name__}; wanted a Posterior or a Mixture"
-            )
-        run = self.compiled(write, form=form, max_length=self.max_length, config=decoding)
-        return self.texts(run(self.params, mixture, jax.random.key(seed)))
 
     def reconstruct(
         self,
@@ -289,40 +283,6 @@ class TextModel(SavedModel):
             texts += self.texts(run(self.params, jnp.asarray(part), key, *arrays))
         return texts[:count]
 
-    def interpolate(
-        self,
-        a: str,
-        b: str,
-        *,
-        steps: int = 5,
-        form: str | None = None,
-        decoding: DecodingConfig | None = None,
-        seed: int = 0,
-        clean: bool = True,
-    ) -> list[str]:
-        """Texts on the way from `a` to `b`: mixtures `(1 - t) a + t b`, t from 0 to 1.
-
-        Raises:
-          ValueError: `steps < 2`, or a text the model does not take.
-        """
-        if steps < 2:
-            raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
-        self.check_can("encode")
-        ends = self.encode(text_input.read(self, [a, b], clean), clean=False)
-        mixture, form = self.mixture(ends, form=form, seed=seed)
-        first, second = (
-            jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], steps, axis=0), mixture)
-            for i in (0, 1)
-        )
-        path = self.between(first, second, jnp.linspace(0.0, 1.0, steps))
-        return self.decode(path, form, decoding=decoding, seed=seed)
-
-
-def _encode(
-    model: NVAE, tokens: jax.Array, mask: jax.Array, keep: jax.Array | None = None
-) -> Posterior:
-    return model.encode(tokens, mask, keep=keep)
-
 
 def _log_prob(model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
     return jnp.sum(model.log_probs(tokens, mask), axis=-1)
@@ -330,3 +290,9 @@ def _log_prob(model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> j
 
 def _embed(model: Any, tokens: jax.Array, mask: jax.Array, _: jax.Array) -> jax.Array:
     return model.embed(tokens, mask)
+
+
+def _parts(mixture: Mixture, count: int) -> list[Mixture]:
+    """The rows of a mixture, `_COMPARED` at a time."""
+    starts = range(0, count, _COMPARED)
+    return [jax.tree.map(lambda x, i=i: x[i : i + _COMPARED], mixture) for i in starts]

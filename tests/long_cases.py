@@ -301,6 +301,7 @@ CASES = {
     ),
     "test_store.py": ("test_a_run_cut_off_goes_on_as_if_it_had_not_been",),
     "test_survival.py": ("test_processes_train_as_one[[]2-1-*",),
+    "test_editing_scores.py": ("test_a_trained_model_is_measured",),
     "test_text_model.py": (
         "test_interpolation_begins_and_ends_at_the_ends[[]drawn]",
         "test_reconstructions_come_in_order_whatever_the_buckets",

@@ -14,11 +14,13 @@ import tiny
 from flax import nnx
 
 import nvib_jax
-from nvib_jax import data, evaluation, kernels, objective, plots
+from nvib_jax import data, editing, evaluation, kernels, objective, plots
 from nvib_jax.attention import cache
+from nvib_jax.data import grammar_edits
 from nvib_jax.models.latents.vq import through
 from nvib_jax.modules import linen
 from nvib_jax.text_model import TextModel
+from nvib_jax.whitening import Whitening
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -44,11 +46,14 @@ NAMES = {
     **{f"nvib_jax.{name}": getattr(nvib_jax, name) for name in nvib_jax.__all__},
     **public(nvib_jax.random),
     **public(cache),
+    **public(editing),
     **public(kernels),
     **public(objective),
     **public(linen),
     **public(plots),
     "nvib_jax.models.latents.vq.through": through,
+    **public(grammar_edits),
+    "nvib_jax.whitening.Whitening": Whitening,
     "nvib_jax.modules.NVIB": nvib_jax.modules.NVIB,
     "nvib_jax.modules.DenoisingAttention": nvib_jax.modules.DenoisingAttention,
 }

@@ -18,6 +18,8 @@ PURE = (
     "random",
     "mixture",
     "kernels",
+    "editing",
+    "whitening",
     "reading",
     "kl",
     "attention",
@@ -193,11 +195,12 @@ def test_type_checkers_see_the_same_names():
 # stands before it. The top folder itself, `nvib_jax`, is `__init__`: its public names.
 FLOORS = (
     *("checks", "types", "mesh", "numerics", "random", "posterior", "kl", "attention"),
-    *("mixture", "kernels", "reading", "objective", "__init__", "modules"),
-    *("fields", "figures", "files", "hub", "heartbeat", "progress", "processes"),
+    *("mixture", "kernels", "editing", "reading", "objective", "__init__", "modules"),
+    *("whitening", "fields", "figures", "files", "hub", "heartbeat", "progress", "processes"),
     *("compilation_cache", "plots"),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),
-    *("engine", "priors", "text_input", "model_card", "saved_model", "text_model", "pretrained"),
+    *("engine", "priors", "text_input", "text_codec", "text_edits", "model_card", "saved_model"),
+    *("text_model", "pretrained"),
     *("training", "evaluation", "runs", "sweep", "bench", "cli", "__main__"),
 )
 

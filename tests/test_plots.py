@@ -313,3 +313,14 @@ def test_every_figure_shows_all_of_a_percentage():
     shares = plots.curves([("a", [1, 2], [0.1, 90])], xlabel="x", ylabel="share, %")
     assert axes_of(shares).get_ylim() == (0, 100)
     assert axes_of(shares).get_yscale() == "linear"
+
+
+def test_words_that_are_lost_are_pale():
+    """A word that others push aside is found again; one that is there once counts once."""
+    written = ["the dog that runs sees a cat", "a cat", "the the dog"]
+    figure = plots.words_lost("the dog sees a cat", ["one", "two", "three"], written)
+    (mesh,) = axes_of(figure).collections
+    shown = np.asarray(mesh.get_array()).reshape(3, 5)
+    np.testing.assert_array_equal(shown, [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
+    assert ticks(axes_of(figure).yaxis) == ["one", "two", "three"]
+    assert ticks(axes_of(figure).xaxis) == ["the", "dog", "sees", "a", "cat"]

@@ -19,6 +19,11 @@ USAGE = """usage: nvib COMMAND ...
   nvib reconstruct RUN [TEXT ...]                          encode sentences and write them again
   nvib sample RUN [--count 10] [--prior learned]           write sentences drawn from the prior
   nvib interpolate RUN A B [--steps 5]                     sentences on the way from A to B
+  nvib merge RUN TEXT TEXT ... [--weights 2 1]             one sentence of several
+  nvib edit RUN TEXT --towards FILE --away FILE            more of what one set of examples has
+  nvib paraphrase RUN TEXT [--temperature 0.7]             sentences drawn around one
+  nvib drop RUN TEXT [--alone] [--figure words.png]        what goes as its vectors go
+  nvib embed RUN --file texts.txt --out vectors.npz        a vector for each sentence
   nvib play RUN                                            a prompt for all three, as one types
   nvib fit-prior RUN                                       a prior that is like the texts
   nvib export RUN --out FOLDER                             safetensors and JSON
@@ -44,8 +49,8 @@ NVIB_COMPILATION_CACHE=off compiled code is not kept.
 Begin with: nvib train quickstart
 """
 _NAMES = (
-    *("train", "prepare", "reconstruct", "sample", "interpolate", "play", "fit-prior"),
-    *("export", "evaluate", "sweep", "report", "metrics"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "merge", "edit", "paraphrase"),
+    *("drop", "embed", "play", "fit-prior", "export", "evaluate", "sweep", "report", "metrics"),
     *("regularise", "finetune", "generate", "score", "inspect", "bench", "doctor", "completion"),
 )
 # Errors that are printed as one line. RuntimeError is among them, because libraries for files and

@@ -2,7 +2,8 @@
 
 A command's options are the fields of a frozen dataclass, which tyro shows with their defaults under
 `--help`. `train` and `prepare` (`launch.py`) take a preset file and the fields of `Config`.
-Commands on texts are in `text_commands.py`, those on whole runs in `studies.py`.
+Commands on texts are in `text_commands.py`, those that change or compare their latents in
+`latent_commands.py`, those on whole runs in `studies.py`.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,15 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from nvib_jax.cli import finetune, launch, options, pretrained, studies, text_commands
+from nvib_jax.cli import (
+    finetune,
+    latent_commands,
+    launch,
+    options,
+    pretrained,
+    studies,
+    text_commands,
+)
 from nvib_jax.cli.completion import Completion, script
 from nvib_jax.cli.options import Run, Which
 
@@ -96,6 +105,11 @@ COMMANDS: dict[str, Command] = {
     "reconstruct": _command(text_commands.Reconstruct, text_commands.reconstruct),
     "sample": _command(text_commands.Sample, text_commands.sample),
     "interpolate": _command(text_commands.Interpolate, text_commands.interpolate),
+    "merge": _command(latent_commands.Merge, latent_commands.merge),
+    "edit": _command(latent_commands.Edit, latent_commands.edit),
+    "paraphrase": _command(latent_commands.Paraphrase, latent_commands.paraphrase),
+    "drop": _command(latent_commands.Drop, latent_commands.drop),
+    "embed": _command(latent_commands.Embed, latent_commands.embed),
     "play": _command(text_commands.Play, text_commands.play),
     "fit-prior": _command(studies.FitPrior, studies.fit_prior),
     "export": _command(Export, _export),

@@ -15,6 +15,7 @@ are in nats, lengths in words.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.resources
@@ -165,6 +166,29 @@ class Grammar:
             return self._parser.parse(tokens)
         except UnexpectedInput:
             return -math.inf
+
+    def tree(self, sentence: str) -> Any:
+        """The derivation of a sentence of the language, as a `lark.Tree`.
+
+        A node's `data` is its rule's name and the number of the expansion, "clause_0"; its children
+        are the expansion's symbols in order, a word a `lark.Token` whose type is its class.
+
+        Raises:
+          ValueError: the sentence is not in the language.
+        """
+        from lark.exceptions import UnexpectedInput
+
+        tokens = self.tokens(sentence)
+        if tokens is not None:
+            with contextlib.suppress(UnexpectedInput):
+                return self._tree_parser.parse(tokens)
+        raise ValueError(
+            f"{sentence!r} is not in the grammar's language; wanted one of its sentences"
+        )
+
+    @functools.cached_property
+    def _tree_parser(self) -> Any:
+        return self.lark(parser="lalr", strict=True)
 
     def tokens(self, sentence: str) -> list[Any] | None:
         """Words as lark tokens of their classes; None if the words alone show that it is no

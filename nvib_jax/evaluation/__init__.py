@@ -8,6 +8,9 @@ collapse.py        mutual information, active dimensions, KL by dimension and ve
 samples.py         prior samples: in the language, like the data, like one another, memorised
 language_model.py  the causal language model that scores samples; language_model_training.py
 interpolation.py   paths of texts between two texts
+embeddings.py      probes, retrieval and near-duplicates by embeddings and by a kernel of mixtures
+sentence_tasks.py  STS and SentEval's files; sentence_scores.py scores embeddings on them
+editing.py         how often an edit of a grammar sentence succeeds, told exactly
 table.py, report/  runs side by side, as text and as a page
 summary.py         the page that a training run ends with
 """

@@ -14,6 +14,7 @@ from nvib_jax.plots.latent import (
     mixture_field,
     mixture_fields,
     token_weights,
+    words_lost,
 )
 from nvib_jax.plots.scores import (
     Series,
@@ -35,4 +36,5 @@ __all__ = [
     "rate_distortion",
     "token_weights",
     "vectors_by_length",
+    "words_lost",
 ]

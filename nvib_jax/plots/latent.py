@@ -1,6 +1,7 @@
 """Figures of the latent: its dimensions, its vectors, who reads them, mixtures in the plane."""
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +110,35 @@ def attention_map(
     mesh = heat_map(axes, floats(attention), queries, components)
     figure.colorbar(mesh, ax=axes, label=label, shrink=0.8)
     return figure
+
+
+@styled
+def words_lost(text: str, vectors: Sequence[str], written: Sequence[str]) -> Figure:
+    """Which words of a text are still written without certain vectors.
+
+    A word is found again where the longest common parts of both texts have it, so words that others
+    push aside still count.
+
+    Args:
+      text: what is written with all vectors; its words are the columns.
+      vectors: names of the vectors that are missing, a row each.
+      written: what is written without them, a text each.
+
+    >>> words_lost("the dog runs", ["runs"], ["the dog sleeps"]).savefig("lost.png")
+    """
+    words = text.split()
+    found = np.array([_found_again(words, other.split()) for other in written], float)
+    size = {"width": 2.0 + 0.45 * len(words), "height": 1.6 + 0.26 * len(written)}
+    figure, axes = new_axes("word, pale if it is lost", "without the vector of", **size)
+    heat_map(axes, found.reshape(len(written), len(words)), vectors, words)
+    return figure
+
+
+def _found_again(words: Sequence[str], other: Sequence[str]) -> list[bool]:
+    found = [False] * len(words)
+    for match in SequenceMatcher(a=words, b=other, autojunk=False).get_matching_blocks():
+        found[match.a : match.a + match.size] = [True] * match.size
+    return found
 
 
 class Field(NamedTuple):

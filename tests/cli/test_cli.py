@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
@@ -29,8 +30,8 @@ from nvib_jax.training import loop
 
 TEXTS = ["the dog sees a cat", "a cat that often waits runs"]
 COMMANDS = [
-    *("train", "prepare", "reconstruct", "sample", "interpolate", "play", "fit-prior"),
-    *("export", "evaluate", "sweep", "report", "metrics"),
+    *("train", "prepare", "reconstruct", "sample", "interpolate", "merge", "edit", "paraphrase"),
+    *("drop", "embed", "play", "fit-prior", "export", "evaluate", "sweep", "report", "metrics"),
     *("regularise", "finetune", "generate", "score", "inspect", "bench", "doctor", "completion"),
 ]
 
@@ -77,8 +78,9 @@ def test_unknown_command(capsys):
     assert nvib("trian") == 2
     assert capsys.readouterr().err == (
         "nvib: no command 'trian'; did you mean 'train'? There are train, prepare, reconstruct, "
-        "sample, interpolate, play, fit-prior, export, evaluate, sweep, report, metrics, "
-        "regularise, finetune, generate, score, inspect, bench, doctor, completion\n"
+        "sample, interpolate, merge, edit, paraphrase, drop, embed, play, fit-prior, export, "
+        "evaluate, sweep, report, metrics, regularise, finetune, generate, score, inspect, bench, "
+        "doctor, completion\n"
     )
     assert nvib("xyz") == 2
     assert capsys.readouterr().err.startswith("nvib: no command 'xyz'; there are train, prepare")
@@ -160,6 +162,11 @@ def test_help_shows_every_option_with_its_default(name, capsys):
         "metrics": ["RUN ...", "--split {None,train,validation}"],
         "completion": ["{bash,zsh}"],
         "interpolate": ["RUN", "TEXT ...", "--steps INT", "(default: 5)", "(default: greedy)"],
+        "merge": ["RUN", "TEXT ...", "--weights", "--form"],
+        "edit": ["RUN", "--towards PATH", "--away PATH", "--strength FLOAT", "(default: 1.0)"],
+        "paraphrase": ["RUN", "--count INT", "(default: 5)", "--temperature FLOAT"],
+        "drop": ["RUN", "--alone", "--figure {None}|PATH"],
+        "embed": ["RUN", "--out PATH", "--how {mean,whitened}", "--like PATH"],
         "regularise": ["MODEL", "--prior PATH", "--trials INT", "(default: 48)", "--revision"],
         "finetune": ["MODEL", "--classify", "--training.train {nvib,nvib+norms,all}", "--out PATH"],
         "generate": ["MODEL", "TEXT ...", "--num-beams {None}|INT", "--seed INT"],
@@ -265,6 +272,55 @@ def test_interpolate_several_pairs(capsys, tmp_path):
     assert {(r["a"], r["b"]) for r in records} == {tuple(TEXTS)}
 
 
+def test_merge(model, capsys):
+    assert nvib("merge", "RUN", *TEXTS, "--weights", 3, 1, "--jsonl") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == {"texts": TEXTS, "merged": model.merge(TEXTS, [3, 1])}
+
+
+def test_edit(model, capsys, tmp_path):
+    sets = {"towards": ["the dog saw a cat"], "away": ["the dog sees a cat", "a cat waits"]}
+    for name, texts in sets.items():
+        (tmp_path / name).write_text("\n".join(texts))
+    files = [word for name in sets for word in (f"--{name}", tmp_path / name)]
+    assert nvib("edit", "RUN", *TEXTS, *files, "--strength", 2, "--bandwidth", 1.5) == 0
+    want = model.edit(TEXTS, **sets, strength=2.0, bandwidth=1.5, clean=False)
+    assert capsys.readouterr().out.splitlines() == want
+
+
+def test_paraphrase(model, capsys):
+    assert nvib("paraphrase", "RUN", *TEXTS, "--count", 2, "--seed", 3, "--jsonl") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["text"] for r in records] == [TEXTS[0]] * 2 + [TEXTS[1]] * 2
+    want = [p for text in TEXTS for p in model.paraphrase(text, 2, seed=3)]
+    assert [r["paraphrase"] for r in records] == want
+
+
+def test_drop_and_its_figure(model, capsys, tmp_path):
+    figure = tmp_path / "lost.png"
+    assert nvib("drop", "RUN", TEXTS[0], "--alone", "--figure", figure) == 0
+    lines = capsys.readouterr().out.splitlines()
+    steps = model.drop(TEXTS[0], alone=True)
+    assert [line[7:] for line in lines] == [step.text for step in steps]
+    assert [line[:7].strip() for line in lines[1:]] == [f"-{w}" for w in TEXTS[0].split()]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_embed(model, capsys, tmp_path):
+    out = tmp_path / "vectors.npz"
+    assert nvib("embed", "RUN", *TEXTS, "--out", out) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    with np.load(out) as found:
+        assert found["texts"].tolist() == TEXTS
+        np.testing.assert_array_equal(found["vectors"], model.embed(TEXTS))
+    (tmp_path / "like.txt").write_text("the queen waits\na cat runs here\nthe dog sleeps")
+    white = ["--how", "whitened", "--like", tmp_path / "like.txt"]
+    assert nvib("embed", "RUN", *TEXTS, "--out", tmp_path / "v.npy", *white) == 0
+    like = (tmp_path / "like.txt").read_text().splitlines()
+    want = model.embed(TEXTS, how="whitened", like=like, clean=False)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), want)
+
+
 # ---- errors: one line on standard error, exit status 1, nothing on standard output
 
 
@@ -282,6 +338,18 @@ def test_interpolate_several_pairs(capsys, tmp_path):
         (["interpolate", "RUN", "the dog", "a cat", "--steps", "1"], b"", "steps is 1; wanted at"),
         (["sample", "RUN", "--count", "0"], b"", "count is 0; wanted at least 1"),
         (["sample", "RUN", "--count", "2", "--length", "99"], b"", "[99, 99]; wanted 2 of 1 to 24"),
+        (
+            ["merge", "RUN", TEXTS[0], "--weights", "1", "2"],
+            b"",
+            "weights is [1.0, 2.0]; wanted",
+        ),
+        (["embed", "RUN", "the dog", "--out", "a.txt"], b"", "out is a.txt; wanted a name that"),
+        (["paraphrase", "RUN", TEXTS[0], "--temperature", "0"], b"", "temperature is 0.0; wanted"),
+        (
+            ["drop", "RUN", "the dog", "a cat", "--figure", "a.png"],
+            b"",
+            "there are 2 sentences;",
+        ),
         (["train"], b"", "wanted a config first, as in: nvib train quickstart"),
         (["train", "--train.steps", "3"], b"", "wanted a config first"),
         (["train", "no.py"], b"", "config no.py does not exist"),
