@@ -247,9 +247,7 @@ class TextModel(Editor, SavedModel):
         self.check_can("decode_step")
         if isinstance(prior, TextModel):
             if lengths or labels or sampling:
-                raise ValueError(
-                    "lengths, labels and sampling are of other priors than a TextModel"
-                )
+                raise ValueError("lengths, labels and sampling are of priors that are no TextModel")
             written = sentences_of(prior, self, count, seed=seed)
             return self.reconstruct(written, decoding=decoding, seed=seed, clean=False)
         self.check_can("prior_memories")

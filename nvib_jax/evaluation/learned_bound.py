@@ -2,7 +2,7 @@
 
     log p(x) >= log p(m) + E_q [ log p(x | w) + log p(w | m) - log q(w | x) ]
 
-w are the m points of a text (`Whitening`), q(w | x) the text's own points blurred by the noise that
+w are the m points of a text (`PointMap`), q(w | x) the text's own points blurred by the noise that
 the prior was fitted with, p(w | m) the prior's density of ordered tuples, and p(x | w) the decoder,
 reading the posterior that the points stand for. It is another model than that of `likelihood.py`:
 its latents are points, and what the whitening leaves out is constant. Only the decoder is shared.
@@ -24,7 +24,7 @@ from nvib_jax.models.params import Params, merge
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
 from nvib_jax.priors import LearnedPrior, Sampling
-from nvib_jax.priors.whitening import Whitening
+from nvib_jax.priors.points import PointMap
 from nvib_jax.text_model import TextModel
 
 
@@ -85,7 +85,7 @@ def _terms(
     mask: jax.Array,
     key: jax.Array,
     params: Params,
-    whitening: Whitening,
+    whitening: PointMap,
     *,
     graph: nnx.GraphDef,
     noise: float,

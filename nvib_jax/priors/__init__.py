@@ -3,7 +3,7 @@
 The standard prior of a good reconstructor has holes: regions where no text's posterior lies, so
 that what is written from there is no text. A learned prior draws where posteriors are.
 
-    whitening   posterior <-> a set of points, in the few directions that differ
+    points      posterior <-> a set of points, in the few directions that differ
     flow        flow matching on sets: loss, integration, likelihood, as functions of a velocity
     network     the velocity, a Transformer without positions
     densities   what may be fitted: the flow, or a mixture of Gaussians for single vectors

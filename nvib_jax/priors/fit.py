@@ -11,8 +11,8 @@ from nvib_jax.data.batches import choose_buckets
 from nvib_jax.engine import Engine
 from nvib_jax.models.params import digest_of, merge, split
 from nvib_jax.priors.config import PriorConfig
+from nvib_jax.priors.points import PointMap, features
 from nvib_jax.priors.prior import LearnedPrior, fresh
-from nvib_jax.priors.whitening import Whitening, features
 from nvib_jax.progress import track
 
 BUCKETS = 4  # padded numbers of vectors, each compiled once
@@ -54,7 +54,7 @@ def fit_prior(
     progress(f"encoding {len(texts):,} texts")
     sets, log_variance = encoded(model, texts)
     there = [i for i, vectors in enumerate(sets) if len(vectors)]
-    whitening = Whitening.of(np.concatenate(sets), log_variance, c.variance_share)
+    whitening = PointMap.of(np.concatenate(sets), log_variance, c.variance_share)
     center, basis, scale = (np.asarray(getattr(whitening, n)) for n in ("center", "basis", "scale"))
     points = [((sets[i] - center) @ basis / scale).astype(np.float32) for i in there]
     classes = {name: values[there] for name, values in classes.items()}

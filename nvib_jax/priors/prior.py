@@ -17,7 +17,7 @@ from nvib_jax.generate import DecodingConfig, generate
 from nvib_jax.models.params import Params, digest_of, merge, split
 from nvib_jax.priors.config import PriorConfig, Sampling
 from nvib_jax.priors.densities import DENSITIES
-from nvib_jax.priors.whitening import Whitening
+from nvib_jax.priors.points import PointMap
 from nvib_jax.types import Posterior
 
 ARRAYS, DESCRIPTION = "prior.safetensors", "prior.json"
@@ -41,7 +41,7 @@ class LearnedPrior:
     config: PriorConfig
     labels: dict[str, tuple[str, ...]]
     most: int
-    whitening: Whitening
+    whitening: PointMap
     params: Params
     digest: str
 
@@ -160,7 +160,7 @@ class LearnedPrior:
                 config=PriorConfig(**said["config"]),
                 labels={n: tuple(v) for n, v in said["labels"].items()},
                 most=said["most"],
-                whitening=Whitening(**parts["whitening"]),
+                whitening=PointMap(**parts["whitening"]),
                 params=parts["density"],
                 digest=said["model"],
             )
@@ -210,7 +210,7 @@ def draw_posterior(
     counts: jax.Array,
     key: jax.Array,
     params: Params,
-    whitening: Whitening,
+    whitening: PointMap,
     labels: Mapping[str, jax.Array],
     *,
     graph: nnx.GraphDef,

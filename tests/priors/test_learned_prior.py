@@ -15,8 +15,8 @@ from nvib_jax.data import prepare
 from nvib_jax.evaluation.learned_bound import learned_bound
 from nvib_jax.models.params import merge
 from nvib_jax.priors import LearnedPrior, PriorConfig, Sampling, fit_prior
+from nvib_jax.priors.points import PointMap, features
 from nvib_jax.priors.prior import ARRAYS, DESCRIPTION
-from nvib_jax.priors.whitening import Whitening, features
 from nvib_jax.text_model import TextModel
 
 SMALL = {"steps": 3, "batch_size": 8, "dim": 16, "heads": 2, "hidden": 16, "layers": 1}
@@ -52,7 +52,7 @@ def posterior(rows=3, size=4, width=5, seed=0):
 def whitening_of(found, share=1.0):
     there = np.asarray(found.present[:, 1:])
     vectors = np.asarray(features(found))[there]
-    return Whitening.of(vectors, np.asarray(found.log_variance)[:, 1:][there], share), vectors
+    return PointMap.of(vectors, np.asarray(found.log_variance)[:, 1:][there], share), vectors
 
 
 def test_points_have_mean_0_and_variance_1_and_lead_back():
@@ -82,9 +82,9 @@ def test_fewer_directions_hold_the_share_that_is_asked():
 
 def test_whitening_wants_vectors_that_differ():
     with pytest.raises(ValueError, match="there are 1 vectors; wanted at least 2"):
-        Whitening.of(np.ones((1, 3)), np.ones((1, 2)), 1.0)
+        PointMap.of(np.ones((1, 3)), np.ones((1, 2)), 1.0)
     with pytest.raises(ValueError, match="all vectors are the same"):
-        Whitening.of(np.ones((5, 3)), np.ones((1, 2)), 1.0)
+        PointMap.of(np.ones((5, 3)), np.ones((1, 2)), 1.0)
 
 
 def test_it_draws_texts_and_the_model_stays(model, prior):

@@ -19,7 +19,7 @@ from nvib_jax.types import Posterior, Prior
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Whitening:
+class PointMap:
     """The map between posteriors and points.
 
     Attributes:
@@ -35,7 +35,7 @@ class Whitening:
     log_variance: jax.Array
 
     @classmethod
-    def of(cls, vectors: np.ndarray, log_variance: np.ndarray, share: float) -> "Whitening":
+    def of(cls, vectors: np.ndarray, log_variance: np.ndarray, share: float) -> "PointMap":
         """The whitening of vectors [mu, log alpha], (M, D + 1), and their log variances (M, D).
 
         Raises:
