@@ -113,6 +113,14 @@ def test_shifts_were_found():
     assert [shift for shift, _ in OUT_OF_DOMAIN] == ["noise", "typos", "long"]
 
 
+def test_figures_of_priors_are_what_was_measured():
+    from nvib_jax.bench.priors import markdown
+
+    (printed,) = re.findall(r"<!-- priors -->\n(.*?)\n<!-- end -->", PAGES, flags=re.DOTALL)
+    rows = json.loads((ROOT / "nvib_jax/bench/results/priors.json").read_text())
+    assert printed.strip() == markdown(rows)
+
+
 def test_the_first_screen_says_what_it_is():
     """What it is, two commands, functions, the table: within the first hundred lines."""
     lines = README.splitlines()

@@ -8,11 +8,12 @@ sampling tokens, and greedily where that is said.
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 from nvib_jax.data import prepare
@@ -97,6 +98,34 @@ def main(options: Options) -> None:
         add("language model", lambda: sampled(source))
     for kind in ("gaussians", "flow"):
         add(kind, functools.partial(learned, kind))
+
+
+COLUMNS = (  # score, heading, factor, digits
+    ("in_language", "in language %", 100, 1),
+    ("greedy_in_language", "greedily %", 100, 1),
+    ("log_prob", "their log p", 1, 1),
+    ("words", "words", 1, 1),
+    ("self_bleu", "self-BLEU", 1, 1),
+    ("distinct_2", "distinct-2 %", 100, 1),
+    ("memorised", "memorised %", 100, 1),
+    ("forward_perplexity", "PPL", 1, 1),
+    ("elbo_token", "bound, nats a token", 1, 1),
+)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table: means over models, +- their standard deviation where there are several."""
+    heads = ["", "models", *(heading for _, heading, _, _ in COLUMNS)]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    for name in dict.fromkeys(row["prior"] for row in rows):
+        here = [row for row in rows if row["prior"] == name]
+        cells = [name, str(len(here))]
+        for score, _, factor, digits in COLUMNS:
+            values = np.array([factor * row[score] for row in here if score in row])
+            cell = f"{values.mean():.{digits}f}" if len(values) else "-"
+            cells.append(cell + f" ± {values.std(ddof=1):.{digits}f}" * (len(values) > 1))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def scores_of(
