@@ -1,9 +1,10 @@
 """A trained model as a person uses it: texts in, texts out.
 
 `TextModel.load("runs/quickstart")` has methods to encode, reconstruct, sample, embed, compare and
-score, and by inheritance those of `nvib_jax.text_codec` (encode, decode) and `nvib_jax.text_edits`
+score, and by inheritance those of `nvib_jax.text.codec` (encode, decode) and `nvib_jax.text.edits`
 (interpolate, merge, edit, paraphrase, drop); the command line and the evaluation use these.
-`nvib_jax.engine` batches texts and compiles functions; `nvib_jax.text_input` cleans typed text.
+`nvib_jax.text.engine` batches texts and compiles functions; `nvib_jax.text.as_typed` cleans what is
+typed.
 """
 
 import math
@@ -15,9 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax import text_input
 from nvib_jax.checks import check_choice
-from nvib_jax.engine import rows_at_once
 from nvib_jax.generate import DecodingConfig, rewrite, write_prior
 from nvib_jax.kernels import log_similarity
 from nvib_jax.models.bound import bound, bound_terms
@@ -27,9 +26,11 @@ from nvib_jax.models.latents import LATENTS
 from nvib_jax.priors import LearnedPrior, Sampling, write_learned
 from nvib_jax.priors.texts import sentences_of
 from nvib_jax.progress import track
-from nvib_jax.saved_model import SavedModel
-from nvib_jax.text_edits import Editor
-from nvib_jax.text_input import UnusualText
+from nvib_jax.text import as_typed
+from nvib_jax.text.as_typed import UnusualText
+from nvib_jax.text.edits import Editor
+from nvib_jax.text.engine import rows_at_once
+from nvib_jax.text.saved import SavedModel
 from nvib_jax.types import Mixture
 from nvib_jax.whitening import Whitening
 
@@ -41,10 +42,10 @@ _COMPARED = 64  # mixtures of either side that are compared at once
 
 @dataclass(frozen=True, repr=False)
 class TextModel(Editor, SavedModel):
-    """A trained model, with methods to use it; `nvib_jax.engine.Engine` lists its attributes.
+    """A trained model, with methods to use it; `nvib_jax.text.engine.Engine` lists its attributes.
 
-    `load`, `save` and `push_to_hub` are those of `nvib_jax.saved_model.SavedModel`; `interpolate`,
-    `merge`, `edit`, `paraphrase` and `drop` those of `nvib_jax.text_edits.Editor`.
+    `load`, `save` and `push_to_hub` are those of `nvib_jax.text.saved.SavedModel`; `interpolate`,
+    `merge`, `edit`, `paraphrase` and `drop` those of `nvib_jax.text.edits.Editor`.
 
     Texts may be given as they are typed: all methods that take some clean them as the training text
     was cleaned, and warn (`UnusualText`) of what that changed, of words the model does not know,
@@ -107,14 +108,14 @@ class TextModel(Editor, SavedModel):
         check_choice("how", how, EMBEDDINGS)
         if like is not None and how != "whitened":
             raise ValueError(f"like is given with how={how!r}; 'whitened' alone takes it")
-        texts = text_input.read(self, texts, clean)
+        texts = as_typed.read(self, texts, clean)
         self.check_can("embed")
         found = self.measure(_embed, texts)
         if how == "mean":
             return found
         known = found
         if like is not None:
-            known = self.measure(_embed, text_input.read(self, like, clean))
+            known = self.measure(_embed, as_typed.read(self, like, clean))
         return Whitening.of(known)(found)
 
     def similarity(
@@ -145,7 +146,7 @@ class TextModel(Editor, SavedModel):
         self.check_can("encode")
         wide = self.config.model.width**0.5 / 3 if bandwidth is None else bandwidth
         left, right = (
-            self.vectors(text_input.read(self, texts, clean), clean=False) for texts in (a, b)
+            self.vectors(as_typed.read(self, texts, clean), clean=False) for texts in (a, b)
         )
         rows = [
             [np.asarray(log_similarity(one, other, wide)) for other in _parts(right, len(b))]
@@ -174,12 +175,12 @@ class TextModel(Editor, SavedModel):
           ValueError: the latent has no density (kinds T and AAE), so there is no bound.
         """
         if self.can("log_probs"):
-            found = self.measure(_log_prob, text_input.read(self, texts, clean))
+            found = self.measure(_log_prob, as_typed.read(self, texts, clean))
             return found.astype(np.float64)
         kind = self.architecture.kind
         if not LATENTS[kind].variational:
             raise ValueError(f"the kind {kind} has no density; wanted a variational latent")
-        terms = self.measure(bound_terms, text_input.read(self, texts, clean), seed)
+        terms = self.measure(bound_terms, as_typed.read(self, texts, clean), seed)
         return bound(terms, self.count_probabilities)
 
     # ---- texts out
@@ -209,10 +210,10 @@ class TextModel(Editor, SavedModel):
         Returns:
           One text for each, in order.
         """
-        texts = text_input.read(self, texts, clean)
+        texts = as_typed.read(self, texts, clean)
         self.check_can("remember")
         how: dict[str, Any] = {"form": form, "max_length": self.max_length, "config": decoding}
-        given = () if keep is None else (text_input.amount(keep),)
+        given = () if keep is None else (as_typed.amount(keep),)
         return self.texts(self.measure(rewrite, texts, seed, arrays=given, **how))
 
     def sample(

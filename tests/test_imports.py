@@ -140,7 +140,7 @@ LATER = {
     "Run": "nvib_jax.runs",
     "TextModel": "nvib_jax.text_model",
     "evaluate": "nvib_jax.evaluation.protocol",
-    "load": "nvib_jax.saved_model",
+    "load": "nvib_jax.text.saved",
     "train": "nvib_jax.runs",
 }
 
@@ -199,8 +199,7 @@ FLOORS = (
     *("whitening", "fields", "figures", "files", "hub", "heartbeat", "progress", "processes"),
     *("compilation_cache", "plots"),
     *("models", "data", "config", "presets", "effects", "generate", "checkpoint"),
-    *("engine", "priors", "text_input", "text_codec", "text_edits", "model_card", "saved_model"),
-    *("text_model", "pretrained"),
+    *("text", "priors", "text_model", "pretrained"),
     *("training", "evaluation", "runs", "sweep", "bench", "cli", "__main__"),
 )
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 import nvib_jax as nvib
 from nvib_jax import hub
 from nvib_jax.figures import in_words
-from nvib_jax.model_card import model_card
+from nvib_jax.text.card import model_card
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 EVALUATION = {

@@ -11,11 +11,11 @@ import tiny
 import nvib_jax as nvib
 from nvib_jax import editing
 from nvib_jax.kernels import log_similarity
-from nvib_jax.text_edits import Editor
+from nvib_jax.text.edits import Editor
 from nvib_jax.text_model import TextModel
 from nvib_jax.whitening import Whitening
 
-pytestmark = pytest.mark.filterwarnings("ignore::nvib_jax.text_input.UnusualText")
+pytestmark = pytest.mark.filterwarnings("ignore::nvib_jax.text.as_typed.UnusualText")
 TEXTS = ["the dog sees a cat", "a cat that often waits runs", "the queen waits here"]
 
 

@@ -11,7 +11,7 @@ from nvib_jax.data import DataConfig
 from nvib_jax.data.clean import Cleaner, clean_text
 from nvib_jax.data.config import CleanConfig
 from nvib_jax.data.grammar import MAX_WORDS, MIN_WORDS
-from nvib_jax.text_input import UnusualText, length_note, training_lengths
+from nvib_jax.text.as_typed import UnusualText, length_note, training_lengths
 from nvib_jax.text_model import TextModel
 
 USUAL = "the dog sees a cat"

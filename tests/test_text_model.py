@@ -11,15 +11,15 @@ import pytest
 import tiny
 
 import nvib_jax as nvib
-from nvib_jax import engine
 from nvib_jax.evaluation import evidence_bound
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.summaries import form_of, mean_vector
+from nvib_jax.text import engine
 from nvib_jax.text_model import TextModel
 
 # What is said of unusual texts has tests of its own, in test_text_input.py.
-pytestmark = pytest.mark.filterwarnings("ignore::nvib_jax.text_input.UnusualText")
+pytestmark = pytest.mark.filterwarnings("ignore::nvib_jax.text.as_typed.UnusualText")
 TEXTS = ["the dog sleeps", "a cat that often waits runs", "the queen waits", "soldiers rest"]
 
 

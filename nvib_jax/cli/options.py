@@ -80,7 +80,7 @@ def warn(text: str) -> None:
 @contextlib.contextmanager
 def notes_as_lines() -> Iterator[None]:
     """Within it, warnings of the category `UnusualText` are printed as plain lines."""
-    from nvib_jax.text_input import UnusualText
+    from nvib_jax.text.as_typed import UnusualText
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnusualText)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from nvib_jax import text_input
 from nvib_jax.cli.options import notes_as_lines, warn
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.text import as_typed
 from nvib_jax.text_model import TextModel
 
 HELP = """\
@@ -91,7 +91,7 @@ class Player:
         kept = None
         if amount != "all":
             kept = _number("/keep", amount, float if "." in amount else int, 0)
-            text_input.amount(kept)  # it refuses what is neither a share nor a number
+            as_typed.amount(kept)  # it refuses what is neither a share nor a number
         self.keep = kept
         return []
 

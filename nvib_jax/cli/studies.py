@@ -90,7 +90,7 @@ def fit_prior(options: FitPrior) -> None:
     from nvib_jax.data.config import relocated
     from nvib_jax.priors.fit import fit_prior
     from nvib_jax.priors.prior import PRIOR
-    from nvib_jax.text_input import cleaned
+    from nvib_jax.text.as_typed import cleaned
 
     model, labels = load(options.run, options.checkpoint), None
     if options.labelled is None:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax.attention import Memory
-from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.likelihood import ratio, token_counts
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
 from nvib_jax.generate import generate
@@ -21,6 +20,7 @@ from nvib_jax.mixture import READS, expected
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.teacher_forcing import decoder_io
 from nvib_jax.objective import log_likelihood
+from nvib_jax.text.engine import ROWS
 from nvib_jax.text_model import TextModel
 from nvib_jax.types import Mixture
 

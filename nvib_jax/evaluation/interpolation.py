@@ -14,11 +14,11 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from nvib_jax.engine import ROWS
 from nvib_jax.evaluation.reconstruction import corpus_bleu, word_edit_distance
 from nvib_jax.generate import DecodingConfig, write
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.progress import track
+from nvib_jax.text.engine import ROWS
 from nvib_jax.text_model import TextModel
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nvib_jax.data import PreparedData
-from nvib_jax.engine import COUNTED
 from nvib_jax.evaluation import causal, denoising
 from nvib_jax.evaluation.likelihood import evidence_bound
 from nvib_jax.evaluation.reconstruction import reconstruction_scores
@@ -18,6 +17,7 @@ from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.models.config import CausalConfig, DenoisingConfig
 from nvib_jax.processes import is_first
+from nvib_jax.text.engine import COUNTED
 from nvib_jax.text_model import TextModel
 
 SAMPLES = DecodingConfig(method="sample")

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from nvib_jax.engine import check_texts
 from nvib_jax.pretrained.architecture import Architecture
 from nvib_jax.pretrained.decoding import Decoding
 from nvib_jax.pretrained.tokenizer import PretrainedTokenizer
+from nvib_jax.text.engine import check_texts
 
 Rows = list[list[int]]
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvib_jax.data.batches import choose_buckets
-from nvib_jax.engine import Engine
 from nvib_jax.models.params import digest_of, merge, split
 from nvib_jax.priors.config import PriorConfig
 from nvib_jax.priors.points import PointMap, features
 from nvib_jax.priors.prior import LearnedPrior, fresh
 from nvib_jax.progress import track
+from nvib_jax.text.engine import Engine
 
 BUCKETS = 4  # padded numbers of vectors, each compiled once
 

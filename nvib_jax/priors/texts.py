@@ -7,8 +7,8 @@ no holes, but also no density of its own.
 
 from typing import Any
 
-from nvib_jax.engine import Engine
 from nvib_jax.generate import DecodingConfig
+from nvib_jax.text.engine import Engine
 
 ATTEMPTS = 8
 

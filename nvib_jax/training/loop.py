@@ -20,11 +20,11 @@ from nvib_jax.checkpoint.store import Checkpoints
 from nvib_jax.config import Config
 from nvib_jax.data import PreparedData, prepare
 from nvib_jax.effects import remarks
-from nvib_jax.engine import COUNTED
 from nvib_jax.files import write_whole
 from nvib_jax.presets import to_json
 from nvib_jax.processes import check_same, is_first
 from nvib_jax.progress import to_standard_error
+from nvib_jax.text.engine import COUNTED
 from nvib_jax.text_model import TextModel
 from nvib_jax.training.claim import CLAIM, Claim
 from nvib_jax.training.feed import arrays_of, describe, open_batches

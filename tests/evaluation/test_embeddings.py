@@ -158,7 +158,7 @@ def test_scores_of_a_model(model, monkeypatch):
     assert again["retrieval"] == found["retrieval"]
 
 
-@pytest.mark.filterwarnings("ignore::nvib_jax.text_input.UnusualText")
+@pytest.mark.filterwarnings("ignore::nvib_jax.text.as_typed.UnusualText")
 def test_sts_of_a_model(model):
     """Scores that are the words' own cosines are ranked perfectly by the words."""
     texts = default_grammar().sentences(3, 12)

@@ -32,7 +32,7 @@ TEXTS = ["the dog sleeps", "a cat that often waits runs", "the queen waits", "so
 @pytest.fixture(scope="module")
 def model():
     patch = pytest.MonkeyPatch()
-    patch.setattr("nvib_jax.engine.ROWS", 8)
+    patch.setattr("nvib_jax.text.engine.ROWS", 8)
     yield TextModel.load(tiny.trained()[0].train.run_dir)
     patch.undo()
 

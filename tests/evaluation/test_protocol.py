@@ -181,7 +181,7 @@ def test_kept_are_vectors_however_often_each_is_drawn(model, texts, form):
 
 def test_a_latent_that_pools_is_told_by_its_kind(model, texts, monkeypatch):
     """Eight vectors are as many as the tokens of a batch in the bucket of 8, and mean others."""
-    monkeypatch.setattr("nvib_jax.engine.FEW", 1)  # as if the texts were a thousand
+    monkeypatch.setattr("nvib_jax.text.engine.FEW", 1)  # as if the texts were a thousand
     options = dataclasses.replace(model.config.model, kind="VTQ", latent_queries=8)
     config = dataclasses.replace(
         model.config, model=options, data=dataclasses.replace(model.config.data, buckets=(8, 24))

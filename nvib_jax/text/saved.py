@@ -11,10 +11,10 @@ from typing import Any, Self
 from nvib_jax import hub
 from nvib_jax.checkpoint.exported import export
 from nvib_jax.checkpoint.load import load
-from nvib_jax.engine import Engine
 from nvib_jax.files import write_whole
-from nvib_jax.model_card import model_card
 from nvib_jax.progress import to_standard_error
+from nvib_jax.text.card import model_card
+from nvib_jax.text.engine import Engine
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import jax
 
-from nvib_jax import text_input
-from nvib_jax.engine import Engine
 from nvib_jax.generate import DecodingConfig, write
 from nvib_jax.models.nvae import NVAE
 from nvib_jax.models.params import merge
 from nvib_jax.models.summaries import form_of
+from nvib_jax.text import as_typed
+from nvib_jax.text.engine import Engine
 from nvib_jax.types import Mixture, Posterior
 
 
@@ -21,11 +21,11 @@ class Codec(Engine):
 
         They say what cleaning changes, which words are unknown, and which lengths are unusual.
         """
-        return text_input.notes(self, texts)
+        return as_typed.notes(self, texts)
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
         """Words of the texts, not cleaned, that contain something unknown, each once."""
-        return text_input.unknown_words(self, texts)
+        return as_typed.unknown_words(self, texts)
 
     def encode(
         self, texts: Sequence[str], *, keep: float | int | None = None, clean: bool = True
@@ -43,9 +43,9 @@ class Codec(Engine):
         """
         self.check_can("encode")
         tokens, mask = self.padded(
-            self.tokenize(text_input.read(self, texts, clean)), self.max_length
+            self.tokenize(as_typed.read(self, texts, clean)), self.max_length
         )
-        given = () if keep is None else (text_input.amount(keep),)
+        given = () if keep is None else (as_typed.amount(keep),)
         return self.compiled(_encode)(self.params, tokens, mask, *given)
 
     def mixture(

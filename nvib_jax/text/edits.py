@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax import editing, text_input
+from nvib_jax import editing
 from nvib_jax.checks import check_count
 from nvib_jax.generate import DecodingConfig
 from nvib_jax.mixture import expected
 from nvib_jax.models.latents import LATENTS
 from nvib_jax.posterior import keep_largest
-from nvib_jax.text_codec import Codec
+from nvib_jax.text import as_typed
+from nvib_jax.text.codec import Codec
 from nvib_jax.types import Mixture
 
 
@@ -57,7 +58,7 @@ class Editor(Codec):
         if steps < 2:
             raise ValueError(f"steps is {steps}; wanted at least 2, the two ends")
         self.check_can("encode")
-        ends = self.encode(text_input.read(self, [a, b], clean), clean=False)
+        ends = self.encode(as_typed.read(self, [a, b], clean), clean=False)
         mixture, form = self.mixture(ends, form=form, seed=seed)
         first, second = (
             jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], steps, axis=0), mixture)
@@ -96,7 +97,7 @@ class Editor(Codec):
           ValueError: weights that do not fit, or a text the model does not take.
         """
         self.check_can("encode")
-        texts = text_input.read(self, texts, clean)
+        texts = as_typed.read(self, texts, clean)
         shares = np.asarray([1.0] * len(texts) if weights is None else weights, np.float32)
         fits = shares.shape == (len(texts),) and (shares >= 0).all()
         if not fits or not 0 < shares.sum() < np.inf:
@@ -146,9 +147,9 @@ class Editor(Codec):
           One text for each, in order.
         """
         self.check_can("encode")
-        texts = text_input.read(self, texts, clean)
+        texts = as_typed.read(self, texts, clean)
         sets = [
-            self.vectors(text_input.read(self, examples, clean), clean=False)
+            self.vectors(as_typed.read(self, examples, clean), clean=False)
             for examples in (towards, away)
         ]
         posterior = self.encode(texts, clean=False)
@@ -161,7 +162,7 @@ class Editor(Codec):
         Returns:
           A `Mixture` of impulses, shape (len(texts), max_length + 1, D).
         """
-        posterior = self.encode(text_input.read(self, texts, clean), clean=False)
+        posterior = self.encode(as_typed.read(self, texts, clean), clean=False)
         mean = expected(editing.without_prior(posterior))
         return dataclasses.replace(mean, log_variance=None, weights_kind=None)
 
@@ -195,7 +196,7 @@ class Editor(Codec):
         if not LATENTS[kind].variational:
             raise ValueError(f"a {kind} draws nothing; wanted a variational latent")
         count = check_count("count", count)
-        posterior = self.encode(text_input.read(self, [text], clean), clean=False)
+        posterior = self.encode(as_typed.read(self, [text], clean), clean=False)
         calm = editing.temper(posterior, temperature)
         rows = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), calm)
         return self.decode(rows, "drawn", decoding=decoding, seed=seed)
@@ -232,7 +233,7 @@ class Editor(Codec):
           ValueError: the text has one vector only.
         """
         self.check_can("encode")
-        (text,) = text_input.read(self, [text], clean)
+        (text,) = as_typed.read(self, [text], clean)
         posterior = self.encode([text], clean=False)
         own = np.flatnonzero(np.asarray(editing.without_prior(posterior).present[0]))
         if len(own) < 2:

@@ -17,7 +17,7 @@ from nvib_jax.data.clean import clean_text
 from nvib_jax.data.config import DataConfig
 from nvib_jax.data.grammar import MAX_WORDS, MIN_WORDS
 from nvib_jax.data.tokenizer import Tokenizer
-from nvib_jax.engine import Engine, check_texts
+from nvib_jax.text.engine import Engine, check_texts
 
 
 class UnusualText(UserWarning):

@@ -1,0 +1,1 @@
+"""The parts of `TextModel`: batching, typed text, encoding and writing, edits, files."""
