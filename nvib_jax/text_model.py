@@ -61,7 +61,7 @@ class TextModel(Editor, SavedModel):
     >>> both = model.merge(["the dog sees a cat", "they sleep in a house"], [2, 1])
     >>> model.similarity(sentence, sentence).shape, len(model.paraphrase(sentence[0], 3))
     ((1, 1), 3)
-    >>> past = model.edit(sentence, towards=["a cat slept here"], away=["a cat sleeps here"])
+    >>> past = model.edit(sentence, towards=["a cat slept"], away=["a cat sleeps"])
     """
 
     def __repr__(self) -> str:

@@ -148,10 +148,9 @@ class Editor(Codec):
         """
         self.check_can("encode")
         texts = as_typed.read(self, texts, clean)
-        sets = [
-            self.vectors(as_typed.read(self, examples, clean), clean=False)
-            for examples in (towards, away)
-        ]
+        # A warning names the caller of this method, which a comprehension would hide on Python 3.11.
+        towards, away = as_typed.read(self, towards, clean), as_typed.read(self, away, clean)
+        sets = self.vectors(towards, clean=False), self.vectors(away, clean=False)
         posterior = self.encode(texts, clean=False)
         moved = editing.shift(posterior, *sets, strength=strength, bandwidth=bandwidth)
         return self.decode(moved, form, decoding=decoding, seed=seed)
