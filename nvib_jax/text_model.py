@@ -61,7 +61,8 @@ class TextModel(Editor, SavedModel):
     >>> both = model.merge(["the dog sees a cat", "they sleep in a house"], [2, 1])
     >>> model.similarity(sentence, sentence).shape, len(model.paraphrase(sentence[0], 3))
     ((1, 1), 3)
-    >>> past = model.edit(sentence, towards=["a cat slept"], away=["a cat sleeps"])
+    >>> past, now = ["a cat slept in a house"], ["a cat sleeps in a house"]
+    >>> edited = model.edit(sentence, towards=past, away=now)
     """
 
     def __repr__(self) -> str:
@@ -145,9 +146,8 @@ class TextModel(Editor, SavedModel):
         """
         self.check_can("encode")
         wide = self.config.model.width**0.5 / 3 if bandwidth is None else bandwidth
-        left, right = (
-            self.vectors(as_typed.read(self, texts, clean), clean=False) for texts in (a, b)
-        )
+        a, b = as_typed.read(self, a, clean), as_typed.read(self, b, clean)
+        left, right = self.vectors(a, clean=False), self.vectors(b, clean=False)
         rows = [
             [np.asarray(log_similarity(one, other, wide)) for other in _parts(right, len(b))]
             for one in _parts(left, len(a))

@@ -148,7 +148,7 @@ class Editor(Codec):
         """
         self.check_can("encode")
         texts = as_typed.read(self, texts, clean)
-        # A warning names the caller of this method, which a comprehension would hide on Python 3.11.
+        # Warnings name the caller of this method; in a comprehension they would name this line.
         towards, away = as_typed.read(self, towards, clean), as_typed.read(self, away, clean)
         sets = self.vectors(towards, clean=False), self.vectors(away, clean=False)
         posterior = self.encode(texts, clean=False)
