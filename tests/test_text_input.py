@@ -67,6 +67,13 @@ def test_every_method_reads_alike(model, method):
     np.testing.assert_array_equal(run([USUAL], clean=False), run([USUAL]))
 
 
+def test_examples_of_an_edit_are_read_alike(model):
+    with pytest.warns(UnusualText, match="is read as") as told:
+        model.edit([USUAL], towards=[USUAL.upper()], away=[USUAL])
+        model.similarity([USUAL], [USUAL.upper()])
+    assert [w.filename for w in told] == [__file__] * 2
+
+
 def test_interpolation_reads_alike(model):
     with pytest.warns(UnusualText, match="1 of 2 texts: 'A dog sees a cat' is read as"):
         path = model.interpolate("A dog sees a cat", USUAL, steps=2)
