@@ -123,7 +123,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         for score, _, factor, digits in COLUMNS:
             values = np.array([factor * row[score] for row in here if score in row])
             cell = f"{values.mean():.{digits}f}" if len(values) else "-"
-            cells.append(cell + f" ± {values.std(ddof=1):.{digits}f}" * (len(values) > 1))
+            if len(values) > 1:
+                cell += f" ± {values.std(ddof=1):.{digits}f}"
+            cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
