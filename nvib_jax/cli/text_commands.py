@@ -142,7 +142,7 @@ def sample(options: Sample) -> None:
         lengths=lengths,
         prior=prior,
         labels=None if options.label is None else {"label": options.label},
-        sampling=options.sampling if isinstance(prior, LearnedPrior) else None,
+        sampling=None if options.sampling == Sampling() else options.sampling,
         decoding=options.decoding,
         seed=options.seed,
     )

@@ -5,7 +5,7 @@
 w are the m points of a text (`PointMap`), q(w | x) the text's own points blurred by the noise that
 the prior was fitted with, p(w | m) the prior's density of ordered tuples, and p(x | w) the decoder,
 reading the posterior that the points stand for. It is another model than that of `likelihood.py`:
-its latents are points, and what the whitening leaves out is constant. Only the decoder is shared.
+its latents are points, and what the point_map leaves out is constant. Only the decoder is shared.
 """
 
 import math
@@ -57,7 +57,7 @@ def learned_bound(
       ValueError: the prior was fitted to other parameters.
     """
     prior.check_fits(model.params)
-    given = (prior.params, prior.whitening)
+    given = (prior.params, prior.point_map)
     how: dict[str, Any] = {
         "graph": prior.graph,
         "noise": prior.config.noise,
@@ -85,23 +85,23 @@ def _terms(
     mask: jax.Array,
     key: jax.Array,
     params: Params,
-    whitening: PointMap,
+    point_map: PointMap,
     *,
     graph: nnx.GraphDef,
     noise: float,
     sampling: Sampling,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(log p(x | w), log q(w | x) - log p(w | m), m) of one draw of each text, each (B,)."""
-    blur_key, density_key = jax.random.split(key)
-    points, there = whitening.points(model.encode(tokens, mask))
+    blur_key, density_key, read_key = jax.random.split(key, 3)
+    points, there = point_map.points(model.encode(tokens, mask))
     normal = jax.random.normal(blur_key, points.shape, jnp.float32)
     points = jnp.where(there[..., None], points + noise * normal, 0.0)
     log_q = -0.5 * jnp.square(normal) - math.log(noise * math.sqrt(2 * math.pi))
     log_q = jnp.sum(jnp.where(there[..., None], log_q, 0.0), axis=(1, 2))
     log_prior = merge(graph, params).log_density(points, there, density_key, sampling)
 
-    posterior = whitening.posterior(points, there, model.latent.prior)
+    posterior = point_map.posterior(points, there, model.latent.prior)
     inputs, targets, counted = decoder_io(tokens, mask, model.special)
-    logits = model.decode(model.memories(*model.read(posterior)), inputs)
+    logits = model.decode(model.memories(*model.read(posterior, key=read_key)), inputs)
     log_p = log_likelihood(logits, targets, counted)
     return log_p, log_q - log_prior, jnp.sum(there, axis=-1)

@@ -127,8 +127,12 @@ def evaluate_run(
     data = prepare(relocated(model.config.data), progress=progress)
     prior = None
     if config.samples and (Path(run) / PRIOR).is_dir():
-        prior = LearnedPrior.load(Path(run) / PRIOR)
-        prior.check_fits(params)
+        try:
+            prior = LearnedPrior.load(Path(run) / PRIOR)
+            prior.check_fits(params)
+        except (FileNotFoundError, ValueError) as error:  # such as another checkpoint's
+            progress(f"the learned prior is left out: {error}")
+            prior = None
     found = {
         "name": Path(run).name,
         "kind": model.architecture.kind if model.encodes else family_of(model.config.model),

@@ -35,9 +35,9 @@ class PriorConfig:
     batch_size: int = 256
     """Texts a step."""
     learning_rate: float = 2e-3
-    """flow: peak of the learning rate."""
+    """Peak of the learning rate."""
     average: float = 0.998
-    """flow: decay of the running mean of its parameters, which is what is kept."""
+    """Decay of the running mean of its parameters, which is what is kept."""
     seed: int = 0
     """Seed of parameters, batches and noise."""
 

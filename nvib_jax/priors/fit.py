@@ -54,12 +54,13 @@ def fit_prior(
     progress(f"encoding {len(texts):,} texts")
     sets, log_variance = encoded(model, texts)
     there = [i for i, vectors in enumerate(sets) if len(vectors)]
-    whitening = PointMap.of(np.concatenate(sets), log_variance, c.variance_share)
-    center, basis, scale = (np.asarray(getattr(whitening, n)) for n in ("center", "basis", "scale"))
-    points = [((sets[i] - center) @ basis / scale).astype(np.float32) for i in there]
+    vectors = np.concatenate(sets)
+    point_map = PointMap.of(vectors, log_variance, c.variance_share)
+    ends = np.cumsum([len(sets[i]) for i in there])
+    points = np.split(np.asarray(point_map.coordinates(vectors)), ends[:-1])
     classes = {name: values[there] for name, values in classes.items()}
-    width = basis.shape[1]
-    progress(f"fitting {c.kind} to {sum(map(len, points)):,} vectors in {width} directions")
+    width = len(point_map.scale)
+    progress(f"fitting {c.kind} to {len(vectors):,} vectors in {width} directions")
 
     graph, params = split(fresh(c, width, model.max_length, named))
     rate = optax.warmup_cosine_decay_schedule(
@@ -92,7 +93,7 @@ def fit_prior(
         if (index + 1) % max(c.steps // 10, 1) == 0:
             progress(f"prior: step {index + 1:,}, loss {np.mean(jax.device_get(losses)):.4f}")
             losses.clear()
-    return LearnedPrior(c, named, model.max_length, whitening, average, digest_of(model.params))
+    return LearnedPrior(c, named, model.max_length, point_map, average, digest_of(model.params))
 
 
 def encoded(model: Engine, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:

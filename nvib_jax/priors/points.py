@@ -36,7 +36,7 @@ class PointMap:
 
     @classmethod
     def of(cls, vectors: np.ndarray, log_variance: np.ndarray, share: float) -> "PointMap":
-        """The whitening of vectors [mu, log alpha], (M, D + 1), and their log variances (M, D).
+        """The map of vectors [mu, log alpha], (M, D + 1), and their log variances (M, D).
 
         Raises:
           ValueError: fewer than two vectors, or all of them are the same.
@@ -49,14 +49,21 @@ class PointMap:
         if values[0] < 1e-12:
             raise ValueError("all vectors are the same; wanted texts whose vectors differ")
         rank = int(np.searchsorted(np.cumsum(values), share * values.sum())) + 1
+        # Rounding leaves tiny variances, or negative ones, where there are none.
+        rank = min(rank, int(np.sum(values > 1e-9 * values[0])))
         arrays = (vectors.mean(0), basis[:, :rank], np.sqrt(values[:rank]), log_variance.mean(0))
         return cls(*(jnp.asarray(a, jnp.float32) for a in arrays))
+
+    def coordinates(self, vectors: jax.Array | np.ndarray) -> jax.Array:
+        """The points of vectors [mu, log alpha], (..., D + 1) -> (..., R)."""
+        flat = jnp.asarray(vectors, jnp.float32).reshape(-1, vectors.shape[-1])
+        found = (flat - self.center[None]) @ self.basis / self.scale[None]
+        return found.reshape(*vectors.shape[:-1], -1)
 
     def points(self, posterior: Posterior) -> tuple[jax.Array, jax.Array]:
         """(points (B, S - 1, R), which are valid (B, S - 1)): the present vectors, listed first."""
         there = posterior.present[:, 1:]
-        points = (features(posterior) - self.center[None, None]) @ self.basis
-        points = points / self.scale[None, None]
+        points = self.coordinates(features(posterior))
         order = jnp.argsort(~there, axis=-1, stable=True)
         points = jnp.take_along_axis(points, order[..., None], axis=1)
         there = jnp.take_along_axis(there, order, axis=1)

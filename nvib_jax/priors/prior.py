@@ -33,7 +33,7 @@ class LearnedPrior:
       config: what it is and how it was fitted.
       labels: name of each label that texts may have -> its classes.
       most: largest number of vectors.
-      whitening: between posteriors and points.
+      point_map: between posteriors and points.
       params: of the density.
       digest: SHA-256 of the parameters of the model that it was fitted to.
     """
@@ -41,7 +41,7 @@ class LearnedPrior:
     config: PriorConfig
     labels: dict[str, tuple[str, ...]]
     most: int
-    whitening: PointMap
+    point_map: PointMap
     params: Params
     digest: str
 
@@ -53,7 +53,7 @@ class LearnedPrior:
     @property
     def width(self) -> int:
         """R, coordinates of a point."""
-        return self.whitening.basis.shape[1]
+        return self.point_map.basis.shape[1]
 
     def classes(self, name: str, values: Sequence[str]) -> np.ndarray:
         """The class of each value of a label, int32.
@@ -109,7 +109,7 @@ class LearnedPrior:
             name: jnp.full((rows,), self.classes(name, [value])[0])
             for name, value in (labels or {}).items()
         }
-        return self.params, self.whitening, given
+        return self.params, self.point_map, given
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write `prior.safetensors` and `prior.json`; replaces those that are there."""
@@ -118,7 +118,7 @@ class LearnedPrior:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {f"density.{n}": a for n, a in self.params.items()}
-        arrays |= {f"whitening.{n}": a for n, a in asdict(self.whitening).items()}
+        arrays |= {f"point_map.{n}": a for n, a in asdict(self.point_map).items()}
         with draft_of(folder / ARRAYS) as draft:
             save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, draft)
         said = {
@@ -152,7 +152,7 @@ class LearnedPrior:
                 raise ValueError(
                     f"{folder / DESCRIPTION} has format {said['format']}; wanted {FORMAT}"
                 )
-            parts: dict[str, dict[str, Any]] = {"density": {}, "whitening": {}}
+            parts: dict[str, dict[str, Any]] = {"density": {}, "point_map": {}}
             for name, array in load_file(folder / ARRAYS).items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = jnp.asarray(array)
@@ -160,7 +160,7 @@ class LearnedPrior:
                 config=PriorConfig(**said["config"]),
                 labels={n: tuple(v) for n, v in said["labels"].items()},
                 most=said["most"],
-                whitening=PointMap(**parts["whitening"]),
+                point_map=PointMap(**parts["point_map"]),
                 params=parts["density"],
                 digest=said["model"],
             )
@@ -210,7 +210,7 @@ def draw_posterior(
     counts: jax.Array,
     key: jax.Array,
     params: Params,
-    whitening: PointMap,
+    point_map: PointMap,
     labels: Mapping[str, jax.Array],
     *,
     graph: nnx.GraphDef,
@@ -220,7 +220,7 @@ def draw_posterior(
     """Numbers of vectors (B,) -> posteriors; `model` is the module whose component comes first."""
     mask = jnp.arange(most, dtype=jnp.int32)[None] < counts[:, None]
     points = merge(graph, params).draw(mask, key, labels, sampling)
-    return whitening.posterior(points, mask, model.latent.prior)
+    return point_map.posterior(points, mask, model.latent.prior)
 
 
 def write_learned(
