@@ -204,3 +204,37 @@ def test_a_language_model_as_a_prior(model):
     Writer.sample = lambda self, count, **how: [""] * count
     with pytest.raises(ValueError, match="wrote 0 sentences of 1 to 24 tokens in 8 attempts"):
         model.sample(1, prior=writer)
+
+
+def test_directions_without_variance_are_left_out():
+    """Rivals' log pseudo-counts are all 0, and dividing by their deviation would give NaN."""
+    vectors = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    vectors[:, 3] = 0.0
+    point_map = PointMap.of(vectors, np.zeros((1, 3)), 1.0)
+    assert point_map.scale.shape == (3,)
+    assert np.isfinite(point_map.coordinates(vectors)).all()
+
+
+def test_options_of_a_learned_prior_are_not_taken_for_the_standard_one(capsys):
+    run = str(tiny.trained()[0].train.run_dir)
+    assert cli.main(["sample", run, "--sampling.steps=7"]) == 1
+    assert "labels and sampling are of a learned prior" in capsys.readouterr().err
+
+
+def test_a_prior_of_another_checkpoint_is_named_and_left_out(prior, tmp_path, monkeypatch):
+    """`nvib evaluate` measures the rest of the run."""
+    import shutil
+
+    from nvib_jax.evaluation import protocol
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny.trained()[0].train.run_dir, run)
+    dataclasses.replace(prior, digest="0" * 64).save(run / "prior")
+    given, said = [], []
+    monkeypatch.setattr(protocol, "measure", lambda *a, prior, **k: given.append(prior) or {})
+    protocol.evaluate_run(run, progress=said.append)
+    prior.save(run / "prior")
+    protocol.evaluate_run(run, progress=said.append)
+    assert given[0] is None
+    assert given[1] is not None
+    assert [line[:31] for line in said if "prior" in line] == ["the learned prior is left out: "]
