@@ -9,9 +9,13 @@ from pathlib import Path
 
 # Level 0: the tests' time is LLVM's, a sampler alone takes it seconds; the arithmetic is the same.
 # The older code generator saves as much again; later versions have no other, and no such flag.
+# A worker has a core to itself, so that to cut a program into parts and to order it for several
+# threads is work that wins nothing: a tenth.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
         "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
         os.environ.get("XLA_FLAGS", ""),
     ]

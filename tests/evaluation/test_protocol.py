@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -53,19 +54,22 @@ def texts(model):
     return prepare(model.config.data).sentences("test", 10)
 
 
+def evaluated(run, parent, config):
+    """The evaluation of a copy of the run, because the run's own folder is everyone's."""
+    folder = shutil.copytree(run, parent / "run")
+    lines = []
+    return folder, evaluate_run(folder, config, progress=lines.append), lines
+
+
 @pytest.fixture(scope="module")
 def found(run, tmp_path_factory):
-    """The evaluation of a copy of the run: its folder is everyone's."""
-    import shutil
-
-    folder = tmp_path_factory.mktemp("evaluated") / "run"
-    shutil.copytree(run, folder)
-    lines = []
-    return folder, evaluate_run(folder, SMALL, progress=lines.append), lines
+    """What is quick to measure."""
+    config = dataclasses.replace(SMALL, draws=0, pairs=0, forms=False, language_model=False)
+    return evaluated(run, tmp_path_factory.mktemp("evaluated"), config)
 
 
-def test_everything_is_there_and_is_what_was_written(found):
-    folder, result, lines = found
+def test_everything_is_there_and_is_what_was_written(run, tmp_path):
+    folder, result, lines = evaluated(run, tmp_path, SMALL)
     assert json.loads((folder / "evaluation.json").read_text()) == result
     assert (folder / "checkpoints" / str(result["step"])).is_dir()
     assert result["split"] == "test"
@@ -87,18 +91,23 @@ def test_everything_is_there_and_is_what_was_written(found):
     right = sum(row["exact"] * row["sentences"] for row in result["by_length"])
     assert right == pytest.approx(10 * scores["exact"])
     assert any("reconstructing 10 sentences" in line for line in lines)
+    check_table((folder, result), "sample PPL", "ELBO/token", "half to a")
 
 
-def test_the_table_of_a_run(found):
+def check_table(found, *columns):
     runs = read_runs([found[0]])
     head, line = score_table(runs).splitlines()
     named = [line.split("  ")[0] for line in legend(runs).splitlines()]
     assert re.split(r"  +", head.strip()) == ["seeds", *named]  # each column, in order
     assert all(len(line) > 20 for line in legend(runs).splitlines())
-    for column in ("BLEU", "kept %", "ELBO/token", "sample PPL"):
+    for column in ("BLEU", "kept %", *columns):
         assert column in head
     assert line.startswith("run")
     assert f"{found[1]['scores']['bleu']:.1f}" in line.split()
+
+
+def test_the_table_of_a_run(found):
+    check_table(found, "in lang. %")
 
 
 def test_seeds_are_one_line(found, tmp_path):
