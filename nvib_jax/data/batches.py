@@ -222,3 +222,33 @@ def choose_buckets(lengths: np.ndarray, count: int) -> tuple[int, ...]:
 
     costs: list[Any] = [best(len(values), k) for k in range(1, min(count, len(values)) + 1)]
     return min(costs, key=lambda cost: cost[0])[1]
+
+
+def endless_epochs(
+    lengths: Sequence[int] | np.ndarray, buckets: Sequence[int], batch_size: int, seed: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Epochs without end over things in memory, each with every one of them once.
+
+    Args:
+      lengths: of the things.
+      buckets: padded lengths, rising; the last is at least the longest.
+      batch_size: the most in a batch.
+      seed: of the order; batches of all buckets come mixed.
+
+    Yields:
+      The places of a batch's things, fewer at a bucket's end, and the bucket.
+
+    >>> batches = endless_epochs([3, 9, 2], buckets=(4, 9), batch_size=2, seed=0)
+    >>> sorted((sorted(places.tolist()), bucket) for places, bucket in itertools.islice(batches, 2))
+    [([0, 2], 4), ([1], 9)]
+    """
+    rng = np.random.default_rng(seed)
+    bucket_of = np.searchsorted(buckets, lengths)
+    while True:
+        plan = []
+        for index, bucket in enumerate(buckets):
+            members = rng.permutation(np.flatnonzero(bucket_of == index))
+            starts = range(0, len(members), batch_size)
+            plan += [(members[start : start + batch_size], bucket) for start in starts]
+        for index in rng.permutation(len(plan)):
+            yield plan[index]

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nvib_jax.data.batches import choose_buckets
+from nvib_jax.data.batches import choose_buckets, endless_epochs
 from nvib_jax.data.prepared import PreparedData
 from nvib_jax.data.tokenizer import Tokenizer
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig, targets_of
@@ -215,17 +215,9 @@ def _batches(
     rows: Sequence[list[int]], buckets: Sequence[int], config: LanguageModelConfig
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Endless epochs, each with every sentence once, in batches of one bucket, in random order."""
-    rng = np.random.default_rng(config.seed)
-    bucket_of = np.searchsorted(buckets, [len(row) for row in rows])
-    while True:
-        plan = []
-        for bucket, width in enumerate(buckets):
-            members = rng.permutation(np.flatnonzero(bucket_of == bucket))
-            for start in range(0, len(members), config.batch_size):
-                plan.append((members[start : start + config.batch_size], width))
-        for index in rng.permutation(len(plan)):
-            members, width = plan[index]
-            yield padded([rows[i] for i in members], width, config.batch_size)
+    lengths = [len(row) for row in rows]
+    for members, width in endless_epochs(lengths, buckets, config.batch_size, config.seed):
+        yield padded([rows[i] for i in members], width, config.batch_size)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.data.batches import choose_buckets
+from nvib_jax.data.batches import choose_buckets, endless_epochs
 from nvib_jax.models.params import digest_of, merge, split
 from nvib_jax.priors.config import PriorConfig
 from nvib_jax.priors.points import PointMap, features
@@ -124,23 +124,14 @@ def _batches(
     points: Sequence[np.ndarray], classes: Mapping[str, np.ndarray], c: PriorConfig
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
     """Endless epochs in batches of about as many vectors each, in random order."""
-    rng = np.random.default_rng(c.seed)
     counts = np.array([len(p) for p in points])
     buckets = choose_buckets(counts, BUCKETS)
-    bucket_of = np.searchsorted(buckets, counts)
-    while True:
-        plan = []
-        for bucket, width in enumerate(buckets):
-            members = rng.permutation(np.flatnonzero(bucket_of == bucket))
-            starts = range(0, len(members), c.batch_size)
-            plan += [(members[i : i + c.batch_size], width) for i in starts]
-        for index in rng.permutation(len(plan)):
-            members, width = plan[index]
-            batch = np.zeros((c.batch_size, width, points[0].shape[1]), np.float32)
-            mask = np.zeros(batch.shape[:2], bool)
-            given = {name: np.full(c.batch_size, -1, np.int32) for name in classes}
-            for row, i in enumerate(members):
-                batch[row, : counts[i]], mask[row, : counts[i]] = points[i], True
-                for name, values in classes.items():
-                    given[name][row] = values[i]
-            yield batch, mask, given
+    for members, width in endless_epochs(counts, buckets, c.batch_size, c.seed):
+        batch = np.zeros((c.batch_size, width, points[0].shape[1]), np.float32)
+        mask = np.zeros(batch.shape[:2], bool)
+        given = {name: np.full(c.batch_size, -1, np.int32) for name in classes}
+        for row, i in enumerate(members):
+            batch[row, : counts[i]], mask[row, : counts[i]] = points[i], True
+            for name, values in classes.items():
+                given[name][row] = values[i]
+        yield batch, mask, given
