@@ -359,7 +359,6 @@ CASES = {
         "test_a_run_cut_off_goes_on_as_if_it_had_not_been",
         "test_resuming_with_fewer_steps_*",
     ),
-    "test_survival.py": ("test_processes_train_as_one[[]2-1-*",),
     "test_editing_scores.py": (
         "test_a_trained_model_is_measured",
         "test_a_table_of_runs",

@@ -97,20 +97,20 @@ def test_scores_were_found():
 
 
 OUT_OF_DOMAIN = re.findall(
-    r"<!-- out of domain (\w+) -->\n(.*?)\n?<!-- end -->", PAGES, flags=re.DOTALL
+    r"<!-- (\S+) (\w+) -->\n(.*?)\n?<!-- end of shift -->", PAGES, flags=re.DOTALL
 )
 
 
-@pytest.mark.parametrize(("shift", "printed"), OUT_OF_DOMAIN, ids=[t[0] for t in OUT_OF_DOMAIN])
-def test_figures_out_of_domain_are_what_was_measured(shift, printed):
+@pytest.mark.parametrize(("path", "shift", "printed"), OUT_OF_DOMAIN)
+def test_figures_out_of_domain_are_what_was_measured(path, shift, printed):
     from nvib_jax.bench.out_of_domain import markdown
 
-    rows = json.loads((ROOT / "nvib_jax/bench/results/out-of-domain.json").read_text())
+    rows = json.loads((ROOT / path).read_text())
     assert printed.strip() == markdown(rows, shift)
 
 
 def test_shifts_were_found():
-    assert [shift for shift, _ in OUT_OF_DOMAIN] == ["noise", "typos", "long"]
+    assert [shift for _, shift, _ in OUT_OF_DOMAIN] == 2 * ["noise", "typos", "long"]
 
 
 def test_figures_of_priors_are_what_was_measured():

@@ -39,7 +39,7 @@ ONE = MeshConfig(data=1)
 
 
 def config(name, mesh=None, **train):
-    train = {"steps": 50, "eval_every": 25, "log_every": 1, **train}
+    train = {"steps": 50, "eval_every": 10, "log_every": 1, **train}
     settings = tiny.config(name, **train)
     return dataclasses.replace(settings, mesh=mesh or MeshConfig())
 
@@ -61,20 +61,31 @@ def alone():
 # ---- several processes
 
 
-@pytest.mark.parametrize(
-    ("count", "devices", "mesh"),
-    [
-        (2, 1, MeshConfig()),
-        pytest.param(2, 2, MeshConfig(tensor=2, fsdp=2), marks=pytest.mark.long),
-    ],
-)
-def test_processes_train_as_one(alone, count, devices, mesh):
+@pytest.fixture(scope="module")
+def pair():
+    """The same by two processes, which nothing happens to."""
+    settings = config("pair", keep_checkpoints=2)
+    finish(settings, start_group(settings, 2))
+    return settings
+
+
+def assert_as_one(settings, alone, devices):
     """The same losses of fifty steps, of held-out sentences too; one of them writes and speaks."""
-    settings = config(f"group-{count}-{devices}", mesh)
-    finish(settings, start_group(settings, count, devices=devices))
     assert_same_losses(settings.train.run_dir, alone.train.run_dir, 1e-5)
     assert said(settings).count("held-out     50") == 1
-    assert f"{count * devices} devices of {count} processes" in said(settings)
+    assert f"{devices} devices of 2 processes" in said(settings)
+
+
+@pytest.mark.long
+def test_processes_train_as_one(alone, pair):
+    assert_as_one(pair, alone, devices=2)
+
+
+@pytest.mark.long
+def test_processes_divide_a_model(alone):
+    settings = config("divided", MeshConfig(tensor=2, fsdp=2))
+    finish(settings, start_group(settings, 2, devices=2))
+    assert_as_one(settings, alone, devices=4)
 
 
 @pytest.mark.long
@@ -135,7 +146,7 @@ from nvib_jax.cli import main
 from nvib_jax.checkpoint.store import Checkpoints
 whole = Checkpoints._read_items
 def read(self, step, shapes):
-    if step == 20:
+    if step == 50:
         raise OSError("this disk alone")
     return whole(self, step, shapes)
 if sys.argv[-1] == "1":
@@ -145,25 +156,24 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.long
-def test_one_process_that_cannot_read_takes_the_others_along():
-    """Process 1 fails at step 20 alone: both go on from 10, and end as if nothing had happened."""
-    settings = config("one-fails", steps=20, eval_every=10)
-    finish(settings, start_group(settings, 2))
-    whole = TextModel.load(settings.train.run_dir, which="last").params
+def test_one_process_that_cannot_read_takes_the_others_along(pair):
+    """Process 1 fails at step 50 alone: both go on from 40, and end as if nothing had happened."""
+    settings = config("one-fails", keep_checkpoints=2)
+    shutil.copytree(pair.train.run_dir, settings.train.run_dir)
+    before = saved_steps(pair.train.run_dir)
     finish(settings, start_group(settings, 2, "--auto-resume", python=["-c", FAILS]))
-    assert "resumed at step 10" in said(settings)
+    assert f"resumed at step {before[-2]}" in said(settings)
     assert "damaged (another process could not read it)" in said(settings)
-    assert saved_steps(settings.train.run_dir) == [10, 20]
-    again = TextModel.load(settings.train.run_dir, which="last").params
-    for name, value in whole.items():
-        np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
+    assert saved_steps(settings.train.run_dir) == before
+    found, wanted = (TextModel.load(c.train.run_dir, which="last").params for c in (settings, pair))
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.long
-def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint():
+def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint(pair):
     """kill -9 of one; the other does not hang, and both together end bit-equal."""
-    whole, cut = (config(name, steps=60, eval_every=10) for name in ("pair-whole", "pair-cut"))
-    finish(whole, start_group(whole, 2))
+    cut = config("pair-cut", keep_checkpoints=2)
     group = start_group(cut, 2)
     wait_for(lambda: saved_steps(cut.train.run_dir)[-1:] >= [20])
     group[1].kill()
@@ -171,8 +181,8 @@ def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint():
     assert group[0].wait(timeout=1200) != 0
     finish(cut, start_group(cut, 2, "--auto-resume"))
     assert "resumed at step" in said(cut)
-    assert_same_params(cut.train.run_dir, whole.train.run_dir)
-    assert losses(cut.train.run_dir) == losses(whole.train.run_dir)
+    assert_same_params(cut.train.run_dir, pair.train.run_dir)
+    assert losses(cut.train.run_dir) == losses(pair.train.run_dir)
 
 
 @pytest.mark.long
@@ -221,10 +231,9 @@ def test_kills_cost_nothing():
 
 @pytest.mark.long
 def test_a_run_moves_between_topologies(alone):
-    """8 devices, then 4 x 2, then 1, then 8: the data go on, the losses are those of one device."""
+    """4 x 2 devices, then 1, then 8: the data go on, the losses are those of one device."""
     settings = config("moved")
     for steps, mesh in (
-        (10, MeshConfig()),
         (20, MeshConfig(fsdp=4, tensor=2)),
         (30, ONE),
         (50, MeshConfig(data=4, fsdp=2)),
@@ -241,12 +250,11 @@ def test_a_run_moves_between_topologies(alone):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mesh", [ONE, MeshConfig(fsdp=2, tensor=2)], ids=str)
-def test_exact_resume_on_a_mesh(mesh):
+def test_exact_resume_on_a_mesh():
     """2N steps are N, a stop, and N: bit-equal parameters, the same records."""
-    name = f"exact-{mesh.fsdp}"
-    whole = config(f"{name}-whole", mesh, steps=20, eval_every=10)
-    parts = config(f"{name}-parts", mesh, steps=10, eval_every=10)
+    mesh = MeshConfig(fsdp=2, tensor=2)
+    whole = config("exact-whole", mesh, steps=20)
+    parts = config("exact-parts", mesh, steps=10)
     loop.train(whole)
     loop.train(parts)
     more = dataclasses.replace(parts, train=dataclasses.replace(parts.train, steps=20))
