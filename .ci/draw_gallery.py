@@ -24,7 +24,8 @@ from nvib_jax.plots import style
 
 OUT = Path(__file__).resolve().parent.parent / "colab" / "gallery.png"
 SENTENCES, SAMPLES, STEPS, COUNTED = 3, 5, 5, 512
-LINE, LETTER = 0.165, 0.0535  # inches
+LINE, LETTER = 0.165, 0.0585  # inches, of 7 points
+FEW, CLASSES = 30, 14  # tokens at a place, below which a share says little; classes shown
 
 
 def show_texts(axes: Axes, title: str, lines: list[list[tuple[str, bool]]]) -> None:
@@ -58,33 +59,34 @@ def draw(run: str) -> Figure:
     model = nvib.load(run)
     texts = prepare(model.config.data).sentences("test", COUNTED)
     found = choice(model, texts, grammar=True)
-    figure = Figure(figsize=(8.2, 4.4))
-    share = figure.add_axes((0.065, 0.62, 0.36, 0.31))
-    rows = found["by_position"]
+    figure = Figure(figsize=(9.4, 4.3))
+    share = figure.add_axes((0.06, 0.63, 0.4, 0.3))
+    rows = [row for row in found["by_position"] if row["tokens"] >= FEW]
     share.plot([r["position"] for r in rows], [100 * r["kept"] for r in rows], marker="o", ms=3)
+    share.set_xticks(range(1, len(rows) + 1, 2))
     share.set(ylim=(0, 100), xlabel="place in the sentence", ylabel="vectors kept, %")
     share.set_title("no place is kept or dropped as such ...", loc="left", fontsize=9)
 
-    classes = sorted(found["by_class"], key=lambda row: -row["kept"])
-    most = [row for row in classes if row["tokens"] > 0.015 * sum(r["tokens"] for r in classes)]
-    bars = figure.add_axes((0.6, 0.62, 0.38, 0.31))
+    frequent = sorted(found["by_class"], key=lambda row: -row["tokens"])[:CLASSES]
+    most = sorted(frequent, key=lambda row: -row["kept"])
+    bars = figure.add_axes((0.6, 0.63, 0.385, 0.3))
     bars.barh(range(len(most)), [100 * row["kept"] for row in most], color=style.COLOURS[0])
-    bars.set_yticks(range(len(most)), [row["class"] for row in most], fontsize=6)
+    bars.set_yticks(range(len(most)), [row["class"].lower() for row in most], fontsize=6.5)
     bars.invert_yaxis()
     bars.grid(visible=False, axis="y")
-    bars.set(xlim=(0, 100), xlabel="vectors kept, %")
+    bars.set(xlim=(0, 100), xlabel="vectors kept, %, of the most frequent classes of words")
     bars.set_title("... what is said decides", loc="left", fontsize=9)
 
     kept = []
     for usage in token_usage(model, texts[:SENTENCES]):
-        present = np.asarray(usage["pseudo_counts"]) > model.config.model.threshold
+        present = np.asarray(usage["pseudo_counts"]) > 0
         kept.append(list(zip(usage["tokens"], present.tolist(), strict=True)))
-    whole = figure.add_axes((0.02, 0.35, 0.96, 0.13))
-    show_texts(whole, "read back exactly, or nearly, from the vectors of these words", kept)
+    whole = figure.add_axes((0.02, 0.33, 0.96, 0.13))
+    show_texts(whole, "test sentences, and the words whose vectors are kept", kept)
     path = model.interpolate(*texts[:2], steps=STEPS)
-    between = figure.add_axes((0.02, 0.0, 0.6, 0.22))
+    between = figure.add_axes((0.02, 0.0, 0.58, 0.23))
     show_texts(between, "from one sentence to another", [[(line, False)] for line in path])
-    drawn = figure.add_axes((0.62, 0.0, 0.36, 0.22))
+    drawn = figure.add_axes((0.62, 0.0, 0.36, 0.23))
     new = [[(line, False)] for line in model.sample(SAMPLES)]
     show_texts(drawn, "samples of the prior", new)
     return figure

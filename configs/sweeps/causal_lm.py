@@ -5,7 +5,7 @@
 All have three layers and are trained alike; in `nvib` the upper two read mixtures of the past. The
 grammar's probabilities are known, and on WikiText-2 (`wikitext2-*`; its files lie where
 `configs/wikitext2_cpu.py` says) a model of this size can overfit. `configs/README.md` has what
-came out of the former.
+came out, of the latter for one seed.
 """
 
 import dataclasses
