@@ -1,6 +1,6 @@
 """What is fitted to the latents of a trained model, and how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from nvib_jax.fields import check_fields
@@ -57,6 +57,31 @@ class PriorConfig:
         check(0 <= self.label_dropout < 1, "label_dropout", "0 <= label_dropout < 1")
         check(self.learning_rate > 0, "learning_rate", "more than 0")
         check(0 <= self.average < 1, "average", "0 <= average < 1")
+
+
+# Fields that matter for one kind only -> that kind.
+_OF_ONE_KIND = {
+    "components": "gaussians",
+    **dict.fromkeys(("dim", "heads", "hidden", "layers", "label_dropout"), "flow"),
+}
+
+
+def check_effects(config: PriorConfig) -> None:
+    """Refuse a field that was set and does nothing for this kind.
+
+    It is asked before a fit, and not of a config that is read, whose defaults may be an older
+    version's.
+
+    Raises:
+      ValueError: there is one.
+    """
+    for field in fields(config):
+        value, kind = getattr(config, field.name), _OF_ONE_KIND.get(field.name, config.kind)
+        if kind != config.kind and value != field.default:
+            raise ValueError(
+                f"prior.{field.name} is {value}, which has no effect on prior.kind "
+                f"{config.kind}; wanted prior.kind {kind}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

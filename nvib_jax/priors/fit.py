@@ -9,7 +9,7 @@ import numpy as np
 
 from nvib_jax.data.batches import choose_buckets, endless_epochs
 from nvib_jax.models.params import digest_of, merge, split
-from nvib_jax.priors.config import PriorConfig
+from nvib_jax.priors.config import PriorConfig, check_effects
 from nvib_jax.priors.points import PointMap, features
 from nvib_jax.priors.prior import LearnedPrior, fresh
 from nvib_jax.progress import track
@@ -37,11 +37,13 @@ def fit_prior(
       progress: called with a line of text, ten times or more.
 
     Raises:
-      ValueError: no texts, labels that are not one for each text, or a model without a posterior.
+      ValueError: no texts, labels that are not one for each text, a model without a posterior, or
+        a field of the config that the kind has no use for.
     """
     import optax
 
     c = config or PriorConfig()
+    check_effects(c)
     model.check_can("encode")
     named = {name: tuple(sorted(set(values))) for name, values in (labels or {}).items()}
     for name, values in (labels or {}).items():

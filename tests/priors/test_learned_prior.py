@@ -150,13 +150,21 @@ def test_fitting_wants_a_label_for_each_text(model, texts):
     with pytest.raises(ValueError, match="label tense has 1 values; wanted 24"):
         fit_prior(model, texts, PriorConfig(**SMALL), labels={"tense": ["past"]})
     with pytest.raises(ValueError, match="kind 'gaussians' takes none"):
-        fit_prior(
-            model, texts, PriorConfig(kind="gaussians", **SMALL), labels={"a": ["b"] * len(texts)}
-        )
+        fit_prior(model, texts, PriorConfig(kind="gaussians"), labels={"a": ["b"] * len(texts)})
     with pytest.raises(ValueError, match=r"prior\.noise is 0\.0; wanted more than 0"):
         PriorConfig(noise=0.0)
     with pytest.raises(ValueError, match=r"prior\.heads is 5; wanted a divisor"):
         PriorConfig(heads=5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "other"),
+    [("gaussians", "layers", 2, "flow"), ("flow", "components", 8, "gaussians")],
+)
+def test_a_field_of_the_other_kind_is_refused(model, texts, kind, field, value, other):
+    said = f"prior.{field} is {value}, which has no effect on prior.kind {kind}; wanted prior.kind"
+    with pytest.raises(ValueError, match=f"{said} {other}"):
+        fit_prior(model, texts, PriorConfig(kind=kind, **{field: value}))
 
 
 def test_the_bound_is_the_sum_of_its_parts(model, prior, texts):
