@@ -221,7 +221,7 @@ def markdown(rows: Sequence[dict[str, Any]], shift: str) -> str:
 
 
 def _over_seeds(rows: Sequence[dict[str, Any]], name: str, factor: float, digits: int) -> str:
-    values = [factor * row[name] for row in rows]
+    values = [factor * row[name] for row in rows if name in row]
     if not values:
         return ""
     mean = sum(values) / len(values)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.pretrained.knobs import treated
+from nvib_jax.pretrained.knobs import averaged, treated
 from nvib_jax.pretrained.model import PretrainedModel
 from nvib_jax.pretrained.overlap import SCORES
 from nvib_jax.pretrained.readings import Priors
@@ -65,20 +65,19 @@ def figures(
     """
     rows, others = model.rows(texts, targets)
     knobs = {name: jnp.float32(value) for name, value in found.knobs.items()}
-    run = model.compiled(treated, form=found.form)
+    run = model.compiled(averaged if passes else treated, form=found.form)
     priors = dict(prior.priors)
 
     size = len(rows)
     nats, tokens, right = np.zeros(size), np.zeros(size), np.zeros(size)
     confidence, correct = [], []
     for part, batch in model.batches(rows, others):
-        first = jax.random.key(int(part[0]))
-        keys = list(jax.random.split(first, passes)) if passes else [None]
-        given = (model.params, knobs, priors, batch)
-        outs = [jax.device_get(run(*given, key)) for key in keys]
-        counted = outs[0]["counted"][: len(part)]
-        p = np.mean([np.exp(out["log_p"], dtype=np.float64) for out in outs], 0)[: len(part)]
-        most = np.mean([np.exp(out["log_most"], dtype=np.float64) for out in outs], 0)[: len(part)]
+        keys = (jax.random.split(jax.random.key(int(part[0])), passes),) if passes else ()
+        out = jax.device_get(run(model.params, knobs, priors, batch, *keys))
+        counted, log_p, log_most = (
+            out[name][: len(part)] for name in ("counted", "log_p", "log_most")
+        )
+        p, most = np.exp(log_p, dtype=np.float64), np.exp(log_most, dtype=np.float64)
         hit = counted & (p >= most * (1 - 1e-6))
         nats[part] = np.sum(np.where(counted, -np.log(np.maximum(p, 1e-300)), 0.0), axis=1)
         tokens[part], right[part] = counted.sum(1), hit.sum(1)

@@ -127,7 +127,6 @@ def treated(
     knobs: dict[str, jax.Array],
     priors: dict[str, Any],
     batch: Batch,
-    key: jax.Array | None = None,
     *,
     form: str,
 ) -> dict[str, jax.Array]:
@@ -138,16 +137,58 @@ def treated(
       knobs: numbers by name.
       priors: `EmpiricalPrior`s by the attention's name.
       batch: B texts.
-      key: of dropout; None is none.
       form: of the readings.
 
     Returns:
       "log_p" of the token and "log_most" of the likeliest, float32, and "counted", bool, (B, T).
     """
+    logits, wanted, counted = _logits(graph, params, knobs, priors, batch, None, form)
+    said = predicted(logits, wanted)
+    return {"log_p": said.log_p, "log_most": said.log_most, "counted": counted}
+
+
+def averaged(
+    graph: Any,
+    params: Params,
+    knobs: dict[str, jax.Array],
+    priors: dict[str, Any],
+    batch: Batch,
+    keys: jax.Array,
+    *,
+    form: str,
+) -> dict[str, jax.Array]:
+    """As `treated`, of the mean of the probabilities of passes with dropout, a key for each.
+
+    The likeliest token is that of the mean, which may be the likeliest of no pass.
+    """
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits, wanted, counted = _logits(graph, params, knobs, priors, batch, key, form)
+        return jax.nn.log_softmax(logits, axis=-1), wanted, counted
+
+    def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.logaddexp(total, one(key)[0]), None
+
+    first, wanted, counted = one(keys[0])
+    total, _ = jax.lax.scan(add, first, keys[1:])
+    # The sum of probabilities is one of logits up to a constant, which `predicted` takes off.
+    said = predicted(total, wanted)
+    return {"log_p": said.log_p, "log_most": said.log_most, "counted": counted}
+
+
+def _logits(
+    graph: Any,
+    params: Params,
+    knobs: dict[str, jax.Array],
+    priors: dict[str, Any],
+    batch: Batch,
+    key: jax.Array | None,
+    form: str,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(logits, what each should predict, which of those count), each (B, T, ...)."""
     module = merge(graph, scaled(params, knobs))
     about = module.architecture
     readings = traced_readings(about.attentions, priors, knobs, form)
     states, wanted, counted = states_of(module, batch, View(readings, key=key, rate=about.dropout))
     logits = module.logits(states) / knobs.get("temperature", jnp.float32(1.0))
-    said = predicted(logits, wanted)
-    return {"log_p": said.log_p, "log_most": said.log_most, "counted": counted}
+    return logits, wanted, counted

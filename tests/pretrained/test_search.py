@@ -145,6 +145,24 @@ def test_passes_with_dropout_are_averaged(model, prior):
     assert eight.nats.sum() < one.nats.sum()  # the mean of probabilities, by Jensen
 
 
+def test_the_likeliest_token_of_passes_is_that_of_their_mean(monkeypatch, model, prior):
+    """Two passes that differ over the first place agree on the second one of all."""
+    from nvib_jax.pretrained import knobs
+
+    first, second = np.log([0.5, 0.1, 0.4]), np.log([0.1, 0.5, 0.4])
+    wanted, counted = jnp.array([[2]]), jnp.ones((1, 1), bool)
+
+    def logits(graph, params, knobs, priors, batch, key, form):
+        row = jnp.where(jax.random.key_data(key)[-1] == 0, first, second)
+        return row.astype(jnp.float32)[None, None], wanted, counted
+
+    monkeypatch.setattr(knobs, "_logits", logits)
+    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
+    out = knobs.averaged(None, {}, {}, {}, None, keys, form="exact")
+    np.testing.assert_allclose(np.exp(out["log_p"]), 0.4, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(out["log_most"]), 0.4, rtol=1e-6)
+
+
 def test_what_is_written_has_its_figures(model, prior):
     found = written(model, prior, untreated(), *TEST)
     assert set(found) == {*SCORES, "length_ratio", "length_correlation"}
