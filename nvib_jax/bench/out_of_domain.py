@@ -130,6 +130,11 @@ def trained(kind: str, seed: int, sizes: Sizes, say: Callable[[str], None]) -> P
     return train(model, texts, targets, TrainingConfig(steps=sizes.steps, seed=seed), say=say)
 
 
+def translator(seed: int, sizes: Sizes, say: Callable[[str], None]) -> PretrainedModel:
+    """A model of Marian's architecture, trained on short sentences; notebook 5 regularises it."""
+    return trained("translator", seed, sizes, say)
+
+
 def measure(
     seed: int,
     sizes: Sizes,
