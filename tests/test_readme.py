@@ -97,7 +97,7 @@ def test_scores_were_found():
 
 
 OUT_OF_DOMAIN = re.findall(
-    r"<!-- (\S+) (\w+) -->\n(.*?)\n?<!-- end of shift -->", PAGES, flags=re.DOTALL
+    r"<!-- (\S+\.json) (\w+) -->\n(.*?)\n?<!-- end of shift -->", PAGES, flags=re.DOTALL
 )
 
 
