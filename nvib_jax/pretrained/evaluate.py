@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvib_jax.pretrained.knobs import averaged, treated
+from nvib_jax.pretrained.knobs import treated
 from nvib_jax.pretrained.model import PretrainedModel
 from nvib_jax.pretrained.overlap import SCORES
 from nvib_jax.pretrained.readings import Priors
@@ -65,7 +65,7 @@ def figures(
     """
     rows, others = model.rows(texts, targets)
     knobs = {name: jnp.float32(value) for name, value in found.knobs.items()}
-    run = model.compiled(averaged if passes else treated, form=found.form)
+    run = model.compiled(treated, form=found.form)
     priors = dict(prior.priors)
 
     size = len(rows)

@@ -127,6 +127,7 @@ def treated(
     knobs: dict[str, jax.Array],
     priors: dict[str, Any],
     batch: Batch,
+    keys: jax.Array | None = None,
     *,
     form: str,
 ) -> dict[str, jax.Array]:
@@ -137,58 +138,44 @@ def treated(
       knobs: numbers by name.
       priors: `EmpiricalPrior`s by the attention's name.
       batch: B texts.
+      keys: of passes with dropout, whose probabilities are averaged; None is one pass without.
       form: of the readings.
 
     Returns:
       "log_p" of the token and "log_most" of the likeliest, float32, and "counted", bool, (B, T).
     """
-    logits, wanted, counted = _logits(graph, params, knobs, priors, batch, None, form)
+    module = merge(graph, scaled(params, knobs))
+    about = module.architecture
+    readings = traced_readings(about.attentions, priors, knobs, form)
+
+    def passed(key: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        view = View(readings, key=key, rate=about.dropout)
+        states, wanted, counted = states_of(module, batch, view)
+        logits = module.logits(states) / knobs.get("temperature", jnp.float32(1.0))
+        return logits, wanted, counted
+
+    logits, wanted, counted = passed(None if keys is None else keys[0])
+    if keys is not None:
+        logits = summed(lambda key: passed(key)[0], keys, logits)
     said = predicted(logits, wanted)
     return {"log_p": said.log_p, "log_most": said.log_most, "counted": counted}
 
 
-def averaged(
-    graph: Any,
-    params: Params,
-    knobs: dict[str, jax.Array],
-    priors: dict[str, Any],
-    batch: Batch,
-    keys: jax.Array,
-    *,
-    form: str,
-) -> dict[str, jax.Array]:
-    """As `treated`, of the mean of the probabilities of passes with dropout, a key for each.
+def summed(
+    logits_of: Callable[[jax.Array], jax.Array], keys: jax.Array, first: jax.Array
+) -> jax.Array:
+    """Logits (..., V) of the mean of the probabilities of several passes.
 
-    The likeliest token is that of the mean, which may be the likeliest of no pass.
+    The likeliest token of the mean may be the likeliest of no pass. What is returned is the log of
+    the sum, which differs from that of the mean by a constant.
+
+    Args:
+      logits_of: the logits of a pass by its key.
+      keys: one for each pass.
+      first: the logits by the first of them.
     """
 
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits, wanted, counted = _logits(graph, params, knobs, priors, batch, key, form)
-        return jax.nn.log_softmax(logits, axis=-1), wanted, counted
-
     def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.logaddexp(total, one(key)[0]), None
+        return jnp.logaddexp(total, jax.nn.log_softmax(logits_of(key), axis=-1)), None
 
-    first, wanted, counted = one(keys[0])
-    total, _ = jax.lax.scan(add, first, keys[1:])
-    # The sum of probabilities is one of logits up to a constant, which `predicted` takes off.
-    said = predicted(total, wanted)
-    return {"log_p": said.log_p, "log_most": said.log_most, "counted": counted}
-
-
-def _logits(
-    graph: Any,
-    params: Params,
-    knobs: dict[str, jax.Array],
-    priors: dict[str, Any],
-    batch: Batch,
-    key: jax.Array | None,
-    form: str,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(logits, what each should predict, which of those count), each (B, T, ...)."""
-    module = merge(graph, scaled(params, knobs))
-    about = module.architecture
-    readings = traced_readings(about.attentions, priors, knobs, form)
-    states, wanted, counted = states_of(module, batch, View(readings, key=key, rate=about.dropout))
-    logits = module.logits(states) / knobs.get("temperature", jnp.float32(1.0))
-    return logits, wanted, counted
+    return jax.lax.scan(add, jax.nn.log_softmax(first, axis=-1), keys[1:])[0]
