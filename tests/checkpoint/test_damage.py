@@ -359,11 +359,22 @@ def mount(tmp_path):
 def test_a_full_disk(mount, tmp_path, monkeypatch, capfd, seen):
     """The first checkpoint fits, the second does not: one sentence, and the first is whole."""
     usage = shutil.disk_usage("/")
-    free = usage._replace(free=0 if seen else 2**40)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: free if saved_steps(run) else usage)
-    run = tmp_path / "disk" / "run"
     disk = tmp_path / "disk"
-    mount(disk, "-t", "tmpfs", "-o", "size=1500k", "tmpfs")
+    run, other = disk / "run", disk / "another program's file"
+
+    def disk_usage(path):
+        if not saved_steps(run):
+            return usage
+        if seen:
+            return usage._replace(free=0)
+        if not other.exists():  # there is a checkpoint now: room for half of another is left
+            written = sum(f.stat().st_size for f in (run / FOLDER).rglob("*") if f.is_file())
+            other.write_bytes(bytes(free(disk).free - written // 2))
+        return usage._replace(free=2**40)
+
+    free = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    mount(disk, "-t", "tmpfs", "-o", "size=20m", "tmpfs")
     config = tiny.with_train(tiny.trained()[0], run_dir=str(run), steps=30)
     reason = r"it takes .* MiB and 0.0 MiB are free" if seen else "No space left on device"
     with pytest.raises(
@@ -381,7 +392,7 @@ def test_a_full_disk(mount, tmp_path, monkeypatch, capfd, seen):
     assert TextModel.load(disk / "run", which="last").params.keys() == wanted.params.keys()
     for left in (disk / "run" / FOLDER).iterdir():
         assert left.name == "10" or "tmp" in left.name
-    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+    other.unlink(missing_ok=True)
     loop.train(tiny.with_train(config, steps=20), resume=True)
     assert same(TextModel.load(disk / "run", which="last").params, wanted.params)
 
