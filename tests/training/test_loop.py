@@ -16,6 +16,7 @@ import tiny
 from tensorboardX.proto.event_pb2 import Event
 
 from nvib_jax.checkpoint.retention import saved_steps
+from nvib_jax.config import MeshConfig
 from nvib_jax.data import DataConfig, prepare
 from nvib_jax.data.config import CleanConfig
 from nvib_jax.evaluation.report.runs import read_run
@@ -150,9 +151,9 @@ def test_text_without_a_validation_split(tmp_path):
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path, change, error, match):
     config = tiny.with_train(tiny.config(), run_dir=str(tmp_path / "run"))
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **change))
+    data = dataclasses.replace(config.data, **change)
     with pytest.raises(error, match=match):
-        loop.train(config)
+        loop.train(dataclasses.replace(config, data=data, mesh=MeshConfig()))
     assert not (tmp_path / "run").exists()
 
 

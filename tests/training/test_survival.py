@@ -39,7 +39,7 @@ ONE = MeshConfig(data=1)
 
 
 def config(name, mesh=None, **train):
-    train = {"steps": 50, "eval_every": 10, "log_every": 1, **train}
+    train = {"steps": 20, "eval_every": 5, "log_every": 1, "eval_sentences": 19, **train}
     settings = tiny.config(name, **train)
     return dataclasses.replace(settings, mesh=mesh or MeshConfig())
 
@@ -52,9 +52,11 @@ def assert_same_params(run, other):
 
 @pytest.fixture(scope="module")
 def alone():
-    """Fifty steps on one device, in this process."""
+    """Twenty steps on one device, in this process, and their summary of nineteen sentences."""
     settings = config("alone", ONE)
-    loop.train(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "SUMMARY_SAMPLES", 1000)
+        loop.train(settings, then=summary.summarize_run)
     return settings
 
 
@@ -70,9 +72,9 @@ def pair():
 
 
 def assert_as_one(settings, alone, devices):
-    """The same losses of fifty steps, of held-out sentences too; one of them writes and speaks."""
+    """The same losses of twenty steps, of held-out sentences too; one process writes and speaks."""
     assert_same_losses(settings.train.run_dir, alone.train.run_dir, 1e-5)
-    assert said(settings).count("held-out     50") == 1
+    assert said(settings).count("held-out     20") == 1
     assert f"{devices} devices of 2 processes" in said(settings)
 
 
@@ -82,29 +84,19 @@ def test_processes_train_as_one(alone, pair):
 
 
 @pytest.mark.long
-def test_processes_divide_a_model(alone):
+def test_processes_that_divide_a_model_train_evaluate_and_write_as_one(alone):
+    """Two of two devices, sentences and model split over both: losses, scores and page of one."""
     settings = config("divided", MeshConfig(tensor=2, fsdp=2))
-    finish(settings, start_group(settings, 2, devices=2))
+    finish(settings, start_group(settings, 2, "--summary", devices=2))
     assert_as_one(settings, alone, devices=4)
-
-
-@pytest.mark.long
-def test_processes_evaluate_and_write_as_one(monkeypatch):
-    """Nineteen sentences over two processes of two devices: the scores and the page of one."""
-    monkeypatch.setattr(summary, "SUMMARY_SAMPLES", 1000)
-    pair, one = (
-        config(name, mesh, steps=5, eval_every=5, eval_sentences=19)
-        for name, mesh in (("page-pair", MeshConfig(fsdp=2)), ("page-one", ONE))
-    )
-    scores = loop.train(one, then=summary.summarize_run).result
-    finish(pair, start_group(pair, 2, "--summary", devices=2))
-    found = json.loads(Path(pair.train.run_dir, "scores.json").read_text())["trained"]
-    for name, value in found.items():
-        if value is not None:
-            assert scores[name] == pytest.approx(value, rel=1e-4), name
-    page, wanted = (Path(c.train.run_dir, "summary.txt").read_text() for c in (pair, one))
-    assert page == wanted
-    assert said(pair).count("Samples from the prior") == 1
+    runs = [Path(c.train.run_dir) for c in (settings, alone)]
+    found, wanted = (json.loads((r / "scores.json").read_text())["trained"] for r in runs)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == (value if value is None else pytest.approx(value, rel=1e-4)), name
+    page, other = ((r / "summary.txt").read_text() for r in runs)
+    assert page == other
+    assert said(settings).count("Samples from the prior") == 1
 
 
 @pytest.mark.long
@@ -146,7 +138,7 @@ from nvib_jax.cli import main
 from nvib_jax.checkpoint.store import Checkpoints
 whole = Checkpoints._read_items
 def read(self, step, shapes):
-    if step == 50:
+    if step == 20:
         raise OSError("this disk alone")
     return whole(self, step, shapes)
 if sys.argv[-1] == "1":
@@ -157,7 +149,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.long
 def test_one_process_that_cannot_read_takes_the_others_along(pair):
-    """Process 1 fails at step 50 alone: both go on from 40, and end as if nothing had happened."""
+    """Process 1 fails at step 20 alone: both go on from 15, and end as if nothing had happened."""
     settings = config("one-fails", keep_checkpoints=2)
     shutil.copytree(pair.train.run_dir, settings.train.run_dir)
     before = saved_steps(pair.train.run_dir)
@@ -175,7 +167,7 @@ def test_a_killed_process_of_two_costs_the_steps_since_the_checkpoint(pair):
     """kill -9 of one; the other does not hang, and both together end bit-equal."""
     cut = config("pair-cut", keep_checkpoints=2)
     group = start_group(cut, 2)
-    wait_for(lambda: saved_steps(cut.train.run_dir)[-1:] >= [20])
+    wait_for(lambda: saved_steps(cut.train.run_dir)[-1:] >= [10])
     group[1].kill()
     group[1].wait()
     assert group[0].wait(timeout=1200) != 0
@@ -207,7 +199,7 @@ def test_kills_cost_nothing():
     whole = dataclasses.replace(
         settings, train=dataclasses.replace(settings.train, run_dir=str(tiny.folder() / "unhurt"))
     )
-    loop.train(whole)
+    finish(whole, [start(whole)])  # where there is one core, 8 devices round otherwise than one
     rng, run, inside = random.Random(0), settings.train.run_dir, 0
     for kill in range(KILLS):
         process = start(settings, "--auto-resume")
@@ -234,9 +226,9 @@ def test_a_run_moves_between_topologies(alone):
     """4 x 2 devices, then 1, then 8: the data go on, the losses are those of one device."""
     settings = config("moved")
     for steps, mesh in (
-        (20, MeshConfig(fsdp=4, tensor=2)),
-        (30, ONE),
-        (50, MeshConfig(data=4, fsdp=2)),
+        (8, MeshConfig(fsdp=4, tensor=2)),
+        (12, ONE),
+        (20, MeshConfig(data=4, fsdp=2)),
     ):
         part = dataclasses.replace(
             settings, mesh=mesh, train=dataclasses.replace(settings.train, steps=steps)
@@ -244,7 +236,7 @@ def test_a_run_moves_between_topologies(alone):
         loop.train(part, resume=None)
     found, wanted = losses(settings.train.run_dir), losses(alone.train.run_dir)
     trained = [(step, split) for step, split in wanted if split == "train"]
-    assert len(trained) == 50
+    assert len(trained) == 20
     for step in trained:
         assert found[step] == pytest.approx(wanted[step], rel=1e-5), step
 
