@@ -31,6 +31,7 @@ CASES = {
         "test_exact_is_published_when_all_variances_are_equal*",
     ),
     "test_beam.py": (
+        "test_every_layers_cache_follows_its_prefix*",
         "test_search_is_the_plain_one[[]2-*",
         "test_search_is_the_plain_one[[]3-*",
         "test_every_layers_cache_follows_its_prefix[[]2-*",
@@ -55,6 +56,9 @@ CASES = {
         "test_writing_step_by_step_*",
     ),
     "test_denoising.py": (
+        "test_the_decoder_is_given_*",
+        "test_pseudo_counts_multiply_*",
+        "test_layers_and_their_mean",
         "test_it_*",
         "test_a_run_in_two_parts*",
         "test_training_draws_and_evaluation_does_not",
@@ -126,7 +130,6 @@ CASES = {
     ),
     "test_eager.py": (
         "test_few_programs*",
-        "!test_few_programs[[]kl_dirichlet]",
         "!test_few_programs[[]sample]",
     ),
     "test_effects.py": ("test_what_has_no_effect_trains_no_rival_otherwise",),
@@ -174,6 +177,7 @@ CASES = {
         "test_padding_of_any_kind_*",
     ),
     "test_language_model.py": (
+        "test_perplexity_by_hand",
         "test_no_model_beats_the_source",
         "test_it_learns_the_shares_of_sentences_of_every_length",
         "test_a_corpus_has_its_model_trained_once",
@@ -185,6 +189,7 @@ CASES = {
         "test_padding_and_company_change_nothing",
     ),
     "test_likelihood.py": (
+        "test_a_plain_autoencoder_has_no_bound",
         "test_the_bound_rises_to_the_likelihood_of_a_linear_gaussian_decoder[[]0.3]",
         "test_one_draw_of_many_is_the_elbo",
         "test_the_bound_rises_to_the_likelihood_of_a_linear_gaussian_decoder*",
@@ -227,6 +232,8 @@ CASES = {
         "test_weights_are_the_attention_*[[]post]",
     ),
     "test_nvae.py": (
+        "test_a_batch_of_filler_rows_alone_*",
+        "test_split_and_merge_*",
         "test_every_parameter_but_the_priors_has_a_gradient[[]options1]",
         "test_cached_steps_give_the_teacher_forced_logits[[]pre-1-True]",
         "test_cached_steps_give_the_teacher_forced_logits[[]post-1-False]",
@@ -291,6 +298,7 @@ CASES = {
     ),
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
     "test_protocol.py": (
+        "test_a_budget_is_a_share_*",
         "test_forms_by_their_own_functions",
         "test_distances_to_the_mean_of_draws",
         "test_a_latent_that_pools_is_told_by_its_kind",
@@ -314,8 +322,17 @@ CASES = {
         "test_readings_are_saved_*",
         "test_shares_rise_*",
     ),
-    "test_report.py": ("test_the_ramp_is_shaded_and_said",),
+    "test_report.py": (
+        "test_what_the_choice_depends_on_is_a_table",
+        "test_a_run_that_was_not_evaluated_*",
+        "test_shares_by_length_come_*",
+        "test_an_evaluation_comes_before_*",
+        "test_one_run_has_no_plane_*",
+        "test_the_ramp_is_shaded_and_said",
+    ),
     "test_rivals.py": (
+        "test_queries_pool_to_k_*",
+        "test_between_two_texts_pooled_*",
         "test_every_parameter_but_the_priors_is_trained[[]VT[VP]*",
         "test_all_train_write_and_draw[[]VT[VS]]",
         "test_every_parameter_but_the_priors_is_trained[[]VTS*",
@@ -339,6 +356,7 @@ CASES = {
         "!test_the_interval_is_that_of_the_same_texts",
     ),
     "test_self_attention.py": (
+        "test_every_parameter_has_a_gradient",
         "test_it_is_the_plain_layer_in_the_limit[[]False-[ps]*",
         "test_it_is_the_plain_layer_in_the_limit[[]True-[ps]*",
         "test_steps_with_a_cache_are_the_whole[[][ps]*",
@@ -346,6 +364,7 @@ CASES = {
         "!test_the_linen_module_is_the_nnx_one[[]{}]",
     ),
     "test_step.py": (
+        "test_the_noise_is_named_by_the_step",
         "test_the_prior_and_vectors_are_left_alone_by_decay[[]*adam]",
         "test_the_prior_and_vectors_are_left_alone_by_decay*",
         "test_parts_of_a_batch_give_its_gradient",
@@ -360,6 +379,7 @@ CASES = {
         "test_resuming_with_fewer_steps_*",
     ),
     "test_editing_scores.py": (
+        "test_the_strength_is_chosen_*",
         "test_a_trained_model_is_measured",
         "test_a_table_of_runs",
     ),
@@ -394,6 +414,9 @@ CASES = {
         "test_what_another_family_cannot_do_is_said",
     ),
     "test_gate.py": (
+        "test_gate_and_autoencoder_take_*",
+        "test_surprise_depends_on_*",
+        "test_the_model_keeps_what_*",
         "test_a_model_for_every_budget_is_trained_at_many*",
         "test_gate_and_autoencoder_take_no_gradient_from_each_other[[]surprise]",
         "test_padding_changes_nothing[[]surprise]",
@@ -404,13 +427,13 @@ CASES = {
         "test_in_x64*",
     ),
     "test_grammar.py": (
+        "test_the_grammar_is_unambiguous",
         "test_small_language_by_brute_force",
         "test_probabilities_of_short_english_sentences_sum_to_that_of_their_length[[]5]",
     ),
     "test_writing.py": (
         "*",
         "!test_which_forms_see_how_a_function_is_written[[]expected_logit-along_the_normal]",
-        "!test_which_forms_see_how_a_function_is_written[[]published-along_the_normal]",
     ),
     "test_vq.py": (
         "test_it_learns_a_batch_by_heart",
@@ -454,6 +477,11 @@ CASES = {
         "test_greedy_is_the_argmax_without_a_cache[[]1-*",
         "test_tokens_are_independent_of_the_drawn_weights[[]rewrite]",
     ),
-    "test_text_edits.py": ("test_similarity_is_the_cosine_of_mixtures",),
+    "test_text_edits.py": (
+        "test_pooled_vectors_are_averaged_*",
+        "test_similarity_is_the_cosine_of_mixtures",
+    ),
     "test_runs.py": ("test_a_run_is_given_for_its_folder",),
+    "test_claim.py": ("test_two_commands_without_a_name_take_two",),
+    "test_tfds_source.py": ("test_prepared_data_need_no_builder",),
 }
