@@ -217,15 +217,16 @@ def markdown(rows: Sequence[dict[str, Any]], shift: str) -> str:
         first = "nats" if name == "identity" else "difference"
         cells = [
             str(len(target)),
-            _over_seeds(target, first, 1, 3),
-            _over_seeds(source, "difference", 1, 3),
-            *(_over_seeds(target, *column) for column in more.values()),
+            over_seeds(target, first, 1, 3),
+            over_seeds(source, "difference", 1, 3),
+            *(over_seeds(target, *column) for column in more.values()),
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _over_seeds(rows: Sequence[dict[str, Any]], name: str, factor: float, digits: int) -> str:
+def over_seeds(rows: Sequence[dict[str, Any]], name: str, factor: float, digits: int) -> str:
+    """Mean of a column +- its standard deviation over several rows; "" where no row has it."""
     values = [factor * row[name] for row in rows if name in row]
     if not values:
         return ""

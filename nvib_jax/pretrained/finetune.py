@@ -17,7 +17,7 @@ from nvib_jax.models.params import Params, merge
 from nvib_jax.objective.schedules import anneal
 from nvib_jax.pretrained.attention import View
 from nvib_jax.pretrained.batches import Batch
-from nvib_jax.pretrained.bottleneck import MAPS, Bottleneck
+from nvib_jax.pretrained.bottleneck import Bottleneck
 from nvib_jax.pretrained.model import PretrainedModel
 from nvib_jax.pretrained.passes import cross_entropy
 from nvib_jax.pretrained.readings import Priors
@@ -50,10 +50,13 @@ class FinetuneConfig(TrainingConfig):
     """Steps in which the weights of the KLs rise to these."""
     form: Literal["expected_count", "exact"] = "expected_count"
     """Of the KLs."""
+    rank: int = 0
+    """Rank of what is learned beside the identity of the means' and the variances' maps; 0 learns
+    whole matrices, twice the width squared an attention."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lambda_gaussian", "lambda_dirichlet", "anneal_steps"):
+        for name in ("lambda_gaussian", "lambda_dirichlet", "anneal_steps", "rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; wanted at least 0")
 
@@ -68,15 +71,17 @@ def bottlenecks(
     """
     if prior.digest != model.digest:
         raise ValueError(f"the prior was measured with other weights than those of {model.name}")
-    tau = Tau(config.alpha, config.sigma)
+    tau, key = Tau(config.alpha, config.sigma), jax.random.key(config.seed)
     return {
         name: Bottleneck.identity(
             Reading(found.prior, tau),
             head_dim=model.architecture.head_dim,
             concentration=config.concentration,
             alpha_delta=config.alpha_delta,
+            rank=config.rank,
+            key=jax.random.fold_in(key, index),
         )
-        for name, found in prior.priors.items()
+        for index, (name, found) in enumerate(prior.priors.items())
     }
 
 
@@ -140,7 +145,7 @@ def _parts(
     model: PretrainedModel, start: dict[str, Bottleneck], train: Train
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """(what is trained, what is not): flat dicts; a bottleneck's maps are "nvib/NAME/FIELD"."""
-    maps = {f"{LEARNED}{name}/{f}": getattr(b, f) for name, b in start.items() for f in MAPS}
+    maps = {f"{LEARNED}{name}/{f}": a for name, b in start.items() for f, a in b.maps.items()}
 
     def is_trained(name: str) -> bool:
         head = model.architecture.labels and name.startswith(("pooler.", "classifier."))
@@ -153,8 +158,10 @@ def _parts(
 def _joined(trained: dict[str, jax.Array], fixed: Any, priors: Any) -> tuple[Any, Any]:
     """(parameters, bottlenecks): the inverse of `_parts`."""
     params = fixed | {n: p for n, p in trained.items() if not n.startswith(LEARNED)}
-    found = {
-        name: Bottleneck(prior, **{f: trained[f"{LEARNED}{name}/{f}"] for f in MAPS})
-        for name, prior in priors.items()
-    }
+    maps: dict[str, dict[str, jax.Array]] = {name: {} for name in priors}
+    for path, array in trained.items():
+        if path.startswith(LEARNED):
+            name, _, field = path.removeprefix(LEARNED).rpartition("/")
+            maps[name][field] = array
+    found = {name: Bottleneck.of(prior, maps[name]) for name, prior in priors.items()}
     return params, found

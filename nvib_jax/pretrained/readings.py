@@ -15,7 +15,8 @@ import numpy as np
 from nvib_jax.attention.inputs import FORMS
 from nvib_jax.checks import check_choice
 from nvib_jax.files import draft_of, write_whole
-from nvib_jax.pretrained.bottleneck import MAPS, Bottleneck
+from nvib_jax.modules.nvib import PRIOR_ARRAYS
+from nvib_jax.pretrained.bottleneck import Bottleneck
 from nvib_jax.reading import EmpiricalPrior, Reading, Tau
 from nvib_jax.types import Prior
 
@@ -101,11 +102,11 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     arrays, taus = {}, {}
     for name, reading in found.items():
-        for field in ("mean", "log_variance", "log_alpha", "alpha_delta"):
+        for field in PRIOR_ARRAYS:
             arrays[f"{name}.{field}"] = np.asarray(getattr(reading.prior, field), order="C")
         if isinstance(reading, Bottleneck):
-            for field in MAPS:
-                arrays[f"{name}.{field}"] = np.asarray(getattr(reading, field), order="C")
+            for field, array in reading.maps.items():
+                arrays[f"{name}.{field}"] = np.asarray(array, order="C")
         else:
             taus[name] = {n: float(getattr(reading.tau, n)) for n in ("alpha", "sigma", "mean")}
     with draft_of(folder / ARRAYS) as draft:
@@ -132,12 +133,11 @@ def open_saved(folder: str | Path) -> tuple[dict[str, Reading | Bottleneck], dic
             for key, value in arrays.items()
             if key.rpartition(".")[0] == name
         }
-        maps = {field: fields.pop(field) for field in MAPS if field in fields}
-        prior = Prior(**fields)
+        prior = Prior(**{field: fields.pop(field) for field in PRIOR_ARRAYS})
         if name in taus:
             found[name] = Reading(prior, Tau(**taus[name]), about["form"])
         else:
-            found[name] = Bottleneck(prior, **maps)
+            found[name] = Bottleneck.of(prior, fields)
     return found, about
 
 

@@ -13,6 +13,7 @@ from pretrained_made import given, made, pairs
 from nvib_jax import pretrained
 from nvib_jax.models.params import merge
 from nvib_jax.pretrained.attention import View
+from nvib_jax.pretrained.bottleneck import Bottleneck
 from nvib_jax.pretrained.finetune import FinetuneConfig, bottlenecks, finetune
 from nvib_jax.pretrained.train import TrainingConfig, train
 
@@ -107,6 +108,38 @@ def test_draws_tell_nothing_of_later_tokens():
     assert np.abs(one[:, 5:] - two[:, 5:]).max() > 1e-2 * scale
 
 
+def test_low_rank_is_a_kernel_near_the_identity():
+    """At first it is the identity exactly; later it is what its parts make."""
+    model, prior = made("gpt2"), prior_of("gpt2")
+    config = FinetuneConfig(concentration=10.0)
+    whole, thin = (
+        bottlenecks(model, prior, dataclasses.replace(config, rank=rank)) for rank in (0, 3)
+    )
+    x, mask = jax.random.normal(jax.random.key(0), (2, 5, 16)), jnp.ones((2, 5), bool)
+
+    def moved(one):
+        """As if it had been trained: its parts are other numbers."""
+        maps = {n: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape) for n, a in one.items()}
+        return Bottleneck.of(thin[name].prior, maps)
+
+    for name in whole:
+        one, other = (b[name].posterior(x, mask) for b in (whole, thin))
+        for field in ("mean", "log_variance", "log_alpha"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+        trained = moved(thin[name].maps)
+        parts = (trained.mean_kernel, trained.variance_kernel)
+        mean, variance = (k.scale * jnp.eye(16) + k.down @ k.up for k in parts)
+        dense = dataclasses.replace(trained, mean_kernel=mean, variance_kernel=variance)
+        found, wanted = (b.posterior(x, mask) for b in (trained, dense))
+        np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-5)
+        np.testing.assert_allclose(found.log_variance, wanted.log_variance, atol=1e-5)
+        assert np.abs(found.mean - one.mean).max() > 0.1
+        few, many = (sum(a.size for a in b[name].maps.values()) for b in (thin, whole))
+        assert few < many / 2
+    with pytest.raises(ValueError, match=r"training.rank is -1; wanted at least 0"):
+        FinetuneConfig(rank=-1)
+
+
 def test_the_exact_kl_trains_it_too():
     model = made("gpt2")
     texts, _ = pairs(32, 3)
@@ -156,8 +189,11 @@ def test_it_trains_writes_and_is_kept(tmp_path):
         tuned.save(tmp_path / "whole")
 
     alone = finetune(
-        model, prior, texts, targets, dataclasses.replace(config, train="nvib", steps=5)
+        model, prior, texts, targets, dataclasses.replace(config, train="nvib", steps=5, rank=2)
     )
+    learned = next(iter(alone.readings.values()))
+    assert [a.shape for a in vars(learned.mean_kernel).values()] == [(), (16, 2), (2, 16)]
+    assert np.abs(learned.mean_kernel.up).max() > 0
     assert all((alone.params[name] == p).all() for name, p in model.params.items())
     alone.save(tmp_path / "tuned")
     again = pretrained.load(tmp_path / "tuned")
