@@ -1,48 +1,29 @@
 """`nvib merge`, `edit`, `paraphrase`, `drop` and `embed`: their options and what they do."""
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-import tyro
 
 from nvib_jax.cli.options import Run, Which, load, notes_as_lines
-from nvib_jax.cli.text_commands import Files, Form, Inputs, Texts, show, texts_of
+from nvib_jax.cli.text_commands import Files, Inputs, Rewriting, Texts, Writing, show, texts_of
 from nvib_jax.files import write_whole
-from nvib_jax.generate import DecodingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge:
+class Merge(Rewriting):
     """Write one sentence of several: their mixtures joined, the weights divided."""
 
-    run: Run
-    """Folder of a run."""
-    text: Texts = ()
-    """Sentences; none here and none in --file means standard input."""
-    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
     weights: tuple[float, ...] = ()
     """How much each sentence counts; none is all alike."""
-    form: Form | None = None
-    """How the posteriors are read; None is what the config says."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    checkpoint: Which = "best"
-    """Which checkpoint."""
-    seed: int = 0
-    """Seed of draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
+class Edit(Rewriting):
     """Give sentences more of what one set of examples has and another has not."""
 
-    run: Run
-    """Folder of a run."""
-    text: Texts = ()
-    """Sentences; none here and none in --file means standard input."""
-    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
     towards: Files
     """A file of examples of what is wanted, one a line. May be given several times."""
     away: Files
@@ -51,55 +32,26 @@ class Edit:
     """How many times the difference of the sets is added."""
     bandwidth: float | None = None
     """Distance within which examples move a vector; None moves all vectors alike."""
-    form: Form | None = None
-    """How the posteriors are read; None is what the config says."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    checkpoint: Which = "best"
-    """Which checkpoint."""
-    seed: int = 0
-    """Seed of draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paraphrase:
+class Paraphrase(Writing):
     """Write sentences of draws around each sentence's latent."""
 
-    run: Run
-    """Folder of a run."""
-    text: Texts = ()
-    """Sentences; none here and none in --file means standard input."""
-    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
     count: int = 5
     """Draws for each sentence."""
     temperature: float = 1.0
     """Noise of the draws: 1 is the posterior's, less stays nearer to the sentence."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    checkpoint: Which = "best"
-    """Which checkpoint."""
-    seed: int = 0
-    """Seed of draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drop:
+class Drop(Rewriting):
     """Write a sentence again as its vectors are taken away one by one."""
 
-    run: Run
-    """Folder of a run."""
-    text: Texts = ()
-    """Sentences; none here and none in --file means standard input."""
-    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
     alone: bool = False
     """Take away each vector alone; otherwise those before it stay away, the weakest first."""
     figure: Path | None = None
     """Also draw which words are lost, of one sentence, to this file (png, svg, pdf)."""
-    form: Form | None = None
-    """How the posterior is read; None is what the config says."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    checkpoint: Which = "best"
-    """Which checkpoint."""
-    seed: int = 0
-    """Seed of draws."""
 
 
 @dataclass(frozen=True, kw_only=True)

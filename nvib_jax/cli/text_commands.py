@@ -33,23 +33,35 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct:
-    """Encode sentences and write them again."""
+class Writing:
+    """Of every command that reads sentences and writes some."""
 
     run: Run
     """Folder of a run."""
     text: Texts = ()
     """Sentences; none here and none in --file means standard input."""
     inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
-    form: Form | None = None
-    """How the posterior is read; None is what the config says."""
-    keep: int | float | None = None
-    """Vectors given to the decoder: 0.3 is a share of each sentence's, 3 a number; None is all."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     checkpoint: Which = "best"
     """Which checkpoint."""
     seed: int = 0
     """Seed of draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewriting(Writing):
+    """Of those that write what they have read, in a form."""
+
+    form: Form | None = None
+    """How posteriors are read; None is what the config says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(Rewriting):
+    """Encode sentences and write them again."""
+
+    keep: int | float | None = None
+    """Vectors given to the decoder: 0.3 is a share of each sentence's, 3 a number; None is all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +91,13 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolate:
+class Interpolate(Rewriting):
     """Write the sentences on the way from one to another."""
 
-    run: Run
-    """Folder of a run."""
     text: Texts = ()
     """Two sentences, or four for two pairs, and so on; none means --file or standard input."""
-    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = field(default_factory=Inputs)
     steps: int = 5
     """Points on the way, both ends included."""
-    form: Form | None = None
-    """How the posterior is read; None is what the config says."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    checkpoint: Which = "best"
-    """Which checkpoint."""
-    seed: int = 0
-    """Seed of draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
