@@ -1,6 +1,7 @@
 """A sweep goes on where it stopped, keeps runs apart, and names what failed."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -176,8 +177,11 @@ def test_a_sweep_for_real(tmp_path):
     assert "s0: train" in first.stdout
     assert "s1: evaluate" in first.stdout
     assert "BLEU" in first.stdout
-    again = subprocess.run(command, capture_output=True, text=True)
+    # One of them is asked for; the scores of both are kept.
+    again = subprocess.run([*command, "--only", "s1"], capture_output=True, text=True)
     # The table's legend speaks of training sentences, so the word alone says nothing.
     assert ": train" not in again.stdout
     assert ": evaluate" not in again.stdout
     assert "BLEU" in again.stdout
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert [row["name"] for row in scores] == ["s0", "s1"]

@@ -137,16 +137,19 @@ def evaluate(options: Evaluate) -> None:
 
 def sweep(options: Sweep) -> None:
     """Run what is not done yet, save the scores of all runs, and print their table."""
+    from nvib_jax.evaluation.protocol import RESULT
     from nvib_jax.evaluation.table import legend, read_runs, save_scores, score_table
     from nvib_jax.sweep import load_sweep, run_sweep
 
-    runs = load_sweep(options.file)
+    runs = chosen = load_sweep(options.file)
     if options.only:
-        runs = {name: c for name, c in runs.items() if any(part in name for part in options.only)}
-    if not runs:
+        chosen = {name: c for name, c in runs.items() if any(part in name for part in options.only)}
+    if not chosen:
         raise ValueError(f"no run of {options.file} has any of {options.only} in its name")
     out = options.out or Path("runs") / options.file.stem
-    done = read_runs(run_sweep(runs, out, jobs=options.jobs, evaluation=options.options))
+    run_sweep(chosen, out, jobs=options.jobs, evaluation=options.options)
+    # Runs that an earlier call chose are there too.
+    done = read_runs([out / name for name in runs if (out / name / RESULT).is_file()])
     save_scores(done, out / "scores.json")
     print(f"{score_table(done)}\n\n{legend(done)}\n\nall scores in {out / 'scores.json'}")
 

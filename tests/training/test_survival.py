@@ -34,7 +34,7 @@ from nvib_jax.evaluation import summary
 from nvib_jax.text_model import TextModel
 from nvib_jax.training import loop
 
-KILLS = 12
+KILLS = 8
 ONE = MeshConfig(data=1)
 
 
