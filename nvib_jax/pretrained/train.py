@@ -1,8 +1,8 @@
 """Training of a model's weights on texts, or on texts and their targets, by maximum likelihood.
 
 It makes the small models that the out-of-domain experiments regularise, and trains classifiers. Any
-downloaded model can be trained further by it, if it fits one device. Its loop, `fit`, is that of
-fine-tuning with bottlenecks too (`finetune.py`).
+downloaded model can be trained further by it, if it fits one device; several devices share each
+batch. Its loop, `fit`, is that of fine-tuning with bottlenecks too (`finetune.py`).
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nvib_jax.fields import check_fields
 from nvib_jax.files import draft_of
@@ -50,12 +51,14 @@ class TrainingConfig:
     """Share of each target that is spread over the vocabulary."""
     seed: int = 0
     """Of dropout and of the order of the texts."""
+    devices: int = 1
+    """Devices of this process that share each batch, the weights whole on each; 0 takes all."""
 
     def __post_init__(self) -> None:
         check_fields(self, "training")
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; wanted at least 1")
+        for name, least in (("steps", 1), ("batch_size", 1), ("devices", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"training.{name} is {value}; wanted at least {least}")
 
 
 def train(
@@ -131,8 +134,13 @@ def fit(
 
     Returns:
       `trained` after the last step.
+
+    Raises:
+      ValueError: more devices than there are, or a batch that they cannot share; a kept state of
+        another run.
     """
     c, report = config, say or (lambda line: None)
+    divided, whole = _sharings(c)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, c.learning_rate, max(c.steps // 10, 1), c.steps
     )
@@ -156,12 +164,15 @@ def fit(
     done, (trained, state) = (0, (trained, state)) if kept is None else kept.read((trained, state))
     if done:
         report(f"goes on after step {done:,}")
+    trained, state = jax.device_put((trained, state), whole)
     stream, every = _endless(rows, c, model.architecture.pad), max(c.steps // 10, 1)
     for index in track(range(c.steps), "training", total=c.steps, unit="steps"):
         batch = next(stream)
         if index < done:
             continue
-        trained, state, figures = step(trained, state, np.int32(index), batch())
+        trained, state, figures = step(
+            trained, state, np.int32(index), jax.device_put(batch(), divided)
+        )
         seen.append(figures)
         if (index + 1) % every == 0:
             means = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(seen))
@@ -172,7 +183,24 @@ def fit(
                 kept.write(index + 1, (trained, state))
     if kept is not None:
         kept.path.unlink(missing_ok=True)
-    return trained
+    # As they came: on one device, and free to go to another.
+    return trained if whole is None else jax.tree.map(jnp.asarray, jax.device_get(trained))
+
+
+def _sharings(config: TrainingConfig) -> tuple[NamedSharding | None, NamedSharding | None]:
+    """How batches and how weights lie on the devices; None leaves them on the one they are on."""
+    there, c = jax.local_devices(), config
+    count = c.devices or len(there)
+    if count > len(there):
+        raise ValueError(f"training.devices is {count}; there are {len(there)}")
+    if c.batch_size % count:
+        raise ValueError(
+            f"training.batch_size is {c.batch_size}; wanted a multiple of the {count} devices"
+        )
+    if count == 1:
+        return None, None
+    mesh = Mesh(np.array(there[:count]), ("data",))
+    return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
 
 def _decayed(params: Params) -> dict[str, bool]:
@@ -216,7 +244,9 @@ def _about(
     """Digest of all that a run depends on."""
     read = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(model.readings))}
     given = [model.digest, digest_of(start), digest_of(read)]
-    content = json.dumps([given, asdict(config), rows])
+    settings = asdict(config)
+    del settings["devices"]  # another number of them goes on with the same run
+    content = json.dumps([given, settings, rows])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -231,6 +231,45 @@ def test_a_model_that_was_trained_is_kept_whole(tmp_path):
     assert json.loads((tmp_path / "same" / "reading.json").read_text())["model"] == str(first)
 
 
+def test_devices_that_share_a_batch_train_as_one():
+    """Draws and dropout too; and it ends where it began, on one device."""
+    model, (texts, _) = made("gpt2"), pairs(24, 3)
+    prior = prior_of("gpt2")
+    config = FinetuneConfig(steps=4, batch_size=8, learning_rate=1e-2, train="all")
+    said = {1: [], 4: []}
+    one, four = (
+        finetune(
+            model, prior, texts, None, dataclasses.replace(config, devices=n), say=said[n].append
+        )
+        for n in (1, 4)
+    )
+    assert len(said[1]) == 4  # a line a step: nats and the two KLs
+    for line, other in zip(said[1], said[4], strict=True):
+        wanted, found = (np.array(x.replace(",", "").split()[3::2], float) for x in (line, other))
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(four.score(texts).nats, one.score(texts).nats, rtol=1e-3)
+    # Adam divides gradients by themselves, and so errors of rounding too where they are near 0.
+    for name, param in one.params.items():
+        np.testing.assert_allclose(four.params[name], param, atol=5e-3, err_msg=name)
+        assert len(four.params[name].devices()) == 1
+        assert not four.params[name].committed
+    assert max(np.abs(four.params[n] - p).max() for n, p in model.params.items()) > 2e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"devices": -1}, "training.devices is -1; wanted at least 0"),
+        ({"devices": 9}, "training.devices is 9; there are 8"),
+        ({"devices": 0, "batch_size": 12}, "batch_size is 12; wanted a multiple of the 8 devices"),
+    ],
+)
+def test_devices_that_cannot_share(change, error):
+    texts, _ = pairs(24, 3)
+    with pytest.raises(ValueError, match=error):
+        train(made("gpt2"), texts, config=TrainingConfig(**change))
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     model, (texts, _) = made("gpt2"), pairs(24, 3)
     config = TrainingConfig(steps=10, batch_size=8, learning_rate=1e-2)
