@@ -114,13 +114,17 @@ COLUMNS = (  # score, heading, factor, digits
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table: means over models, +- their standard deviation where there are several."""
-    heads = ["", "models", *(heading for _, heading, _, _ in COLUMNS)]
+    """The table: means over models, +- their standard deviation where there are several.
+
+    A score that no row has is no column: only a grammar says what is in its language.
+    """
+    columns = [column for column in COLUMNS if any(column[0] in row for row in rows)]
+    heads = ["", "models", *(heading for _, heading, _, _ in columns)]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     for name in dict.fromkeys(row["prior"] for row in rows):
         here = [row for row in rows if row["prior"] == name]
         cells = [name, str(len(here))]
-        for score, _, factor, digits in COLUMNS:
+        for score, _, factor, digits in columns:
             values = np.array([factor * row[score] for row in here if score in row])
             cell = f"{values.mean():.{digits}f}" if len(values) else "-"
             if len(values) > 1:
