@@ -141,9 +141,8 @@ def fit(
     """
     c, report = config, say or (lambda line: None)
     divided, whole = _sharings(c)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, c.learning_rate, max(c.steps // 10, 1), c.steps
-    )
+    warmup = min(max(c.steps // 10, 1), c.steps - 1)  # a single step has none
+    schedule = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, c.steps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(c.clip),
         optax.adamw(schedule, b2=0.98, weight_decay=c.weight_decay, mask=_decayed),

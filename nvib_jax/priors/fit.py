@@ -65,8 +65,9 @@ def fit_prior(
     progress(f"fitting {c.kind} to {len(vectors):,} vectors in {width} directions")
 
     graph, params = split(fresh(c, width, model.max_length, named))
+    warmup = min(max(c.steps // 20, 1), c.steps - 1)  # a single step has none
     rate = optax.warmup_cosine_decay_schedule(
-        0.0, c.learning_rate, max(c.steps // 20, 1), c.steps, 0.02 * c.learning_rate
+        0.0, c.learning_rate, warmup, c.steps, 0.02 * c.learning_rate
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98))
 

@@ -15,7 +15,7 @@ from nvib_jax.models.params import merge
 from nvib_jax.pretrained.attention import View
 from nvib_jax.pretrained.bottleneck import Bottleneck
 from nvib_jax.pretrained.finetune import FinetuneConfig, bottlenecks, finetune
-from nvib_jax.pretrained.train import TrainingConfig, train
+from nvib_jax.pretrained.train import TrainingConfig, fit, train
 
 
 def prior_of(family):
@@ -254,6 +254,23 @@ def test_devices_that_share_a_batch_train_as_one():
         assert len(four.params[name].devices()) == 1
         assert not four.params[name].committed
     assert max(np.abs(four.params[n] - p).max() for n, p in model.params.items()) > 2e-2
+
+
+def test_each_device_has_its_part_of_a_batch():
+    model, (texts, _), seen = made("gpt2"), pairs(24, 3), []
+
+    def loss(trained, batch, key, index):
+        jax.debug.inspect_array_sharding(batch.tokens, callback=seen.append)
+        nats = jnp.sum(trained["w"] * batch.tokens.astype(jnp.float32))
+        return nats, {"nats": nats}
+
+    for devices, rows in ((1, 8), (4, 2), (0, 1)):
+        config = TrainingConfig(steps=1, batch_size=8, devices=devices)
+        found = fit(
+            model, {"w": jnp.zeros(())}, loss, model.rows(texts), config, folder=None, say=None
+        )
+        assert seen[-1].shard_shape((8, 8))[0] == rows
+        assert float(found["w"]) < 0
 
 
 @pytest.mark.parametrize(
