@@ -19,10 +19,9 @@ import tyro
 from nvib_jax.data import prepare
 from nvib_jax.data.config import relocated
 from nvib_jax.evaluation.causal_transformer import LanguageModelConfig
-from nvib_jax.evaluation.language_model import LanguageModel
 from nvib_jax.evaluation.language_model_training import cached_language_model
 from nvib_jax.evaluation.learned_bound import learned_bound
-from nvib_jax.evaluation.likelihood import evidence_bound
+from nvib_jax.evaluation.likelihood import evidence_bound, token_counts
 from nvib_jax.evaluation.samples import language_scores, sample_scores
 from nvib_jax.files import write_whole
 from nvib_jax.generate import DecodingConfig
@@ -41,17 +40,37 @@ class Options:
     """JSON file, to which rows are added; rows that it has are not measured again."""
     language_model: Path | None = None
     """Folder of a causal language model's run, a prior too."""
+    judge: Path | None = None
+    """Folder of a causal language model's run that scores the samples; None trains the one of
+    `nvib evaluate`."""
     samples: int = 1000
     """Samples of each prior."""
     seed: int = 0
     """Seed of fitting and samples."""
 
 
+@dataclass(frozen=True)
+class Judge:
+    """A trained causal language model as what scores samples."""
+
+    model: TextModel
+
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """`exp(-sum of log p / sum of tokens)` of those that are not empty, ends counted."""
+        written = [text for text in texts if text]
+        nats = -self.model.score(written, clean=False).sum()
+        return float(np.exp(nats / token_counts(self.model, written).sum()))
+
+
 def main(options: Options) -> None:
     """Measure the rows that the file lacks."""
     model = TextModel.load(options.run)
     data = prepare(relocated(model.config.data), progress=to_standard_error)
-    judge = cached_language_model(data, LanguageModelConfig(), to_standard_error)
+    judge: Any = (
+        cached_language_model(data, LanguageModelConfig(), to_standard_error)
+        if options.judge is None
+        else Judge(TextModel.load(options.judge))
+    )
     rows: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
     held = data.sentences("test", options.samples)
     texts = data.sentences("train")
@@ -135,7 +154,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def scores_of(
-    written: list[str], texts: list[str], judge: LanguageModel, grammar: bool, seed: int
+    written: list[str], texts: list[str], judge: Any, grammar: bool, seed: int
 ) -> dict[str, Any]:
     """The scores of samples, and twelve of them, the first and not the best."""
     found: dict[str, Any] = sample_scores(written, training=texts, language_model=judge, seed=seed)

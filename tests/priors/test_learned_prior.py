@@ -19,7 +19,7 @@ from nvib_jax.priors.points import PointMap, features
 from nvib_jax.priors.prior import ARRAYS, DESCRIPTION
 from nvib_jax.text_model import TextModel
 
-SMALL = {"steps": 3, "batch_size": 8, "dim": 16, "heads": 2, "hidden": 16, "layers": 1}
+SMALL = {"steps": 1, "batch_size": 8, "dim": 16, "heads": 2, "hidden": 16, "layers": 1}
 QUICK = Sampling(steps=2, method="euler")
 
 
