@@ -24,7 +24,15 @@ from nvib_jax.pretrained.opening import fresh, load
 from nvib_jax.pretrained.train import TrainingConfig, train
 
 GENDERS = ("g0", "g1", "g2")
-BODY = {**TRANSLATOR, "model_type": "bart", "activation_function": "gelu", "bos_token_id": 0}
+BODY = {
+    **TRANSLATOR,
+    "model_type": "bart",
+    "activation_function": "gelu",
+    "bos_token_id": 0,
+    "d_model": 64,
+    "encoder_ffn_dim": 256,
+    "decoder_ffn_dim": 256,
+}
 # Name -> fields of the fine-tuning; None is training without bottlenecks.
 TREATMENTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
