@@ -124,7 +124,23 @@ def test_figures_of_priors_are_what_was_measured(path, printed):
 
 
 def test_figures_of_priors_were_found():
-    assert len(PRIORS) == 1
+    assert len(PRIORS) == 2
+
+
+LABELS = re.findall(
+    r"<!-- (\S+\.json) (\d+) -->\n(.*?)\n<!-- end of labels -->", PAGES, flags=re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("path", "labels", "printed"), LABELS)
+def test_figures_of_few_labels_are_what_was_measured(path, labels, printed):
+    from nvib_jax.bench.few_labels import markdown
+
+    assert printed == markdown(json.loads((ROOT / path).read_text()), int(labels))
+
+
+def test_numbers_of_labels_were_found():
+    assert [labels for _, labels, _ in LABELS] == ["64", "512"]
 
 
 def test_the_first_screen_says_what_it_is():
