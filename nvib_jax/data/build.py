@@ -151,7 +151,7 @@ def _clean_block(
 ) -> tuple[bytes, int, Dropped]:
     """(lines of clean sentences, how many, what was dropped)."""
     sentences, dropped = _cleaner(config, layout).sentences(documents)
-    return "".join(f"{s}\n" for s in sentences).encode(), len(sentences), dropped
+    return "\n".join([*sentences, ""]).encode(), len(sentences), dropped
 
 
 @functools.lru_cache(maxsize=1)

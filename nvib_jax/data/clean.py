@@ -27,14 +27,15 @@ _SPLITTERS = {"running": split_running, "wikitext": split_tokenised}
 
 def is_heading(line: str) -> bool:
     """Whether a line is enclosed in equals signs, like WikiText's ` = = Title = = `."""
-    return len(line.strip()) > 1 and _HEADING.fullmatch(line) is not None
+    # Most lines have no such sign, and to look for one is cheaper than the expression.
+    return "=" in line and len(line.strip()) > 1 and _HEADING.fullmatch(line) is not None
 
 
 def collapse_spaces(text: str) -> str:
     """Leave one space between words and none at the ends; control characters become spaces."""
-    if not text.isprintable():
-        text = _CONTROLS.sub(" ", text)
-    return " ".join(text.replace("▁", " ").split())
+    if text.isprintable() and "▁" not in text:  # its spaces are ordinary ones
+        return " ".join(text.split()) if "  " in text else text.strip(" ")
+    return " ".join(_CONTROLS.sub(" ", text).split())
 
 
 def join_marks(text: str) -> str:

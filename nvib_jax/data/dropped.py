@@ -49,10 +49,10 @@ class Dropped:
           clean: the same sentences after it.
           drops: says whether cleaning drops a character; None if it drops none.
         """
-        self.sentences += sum(not text.isspace() and text != "" for text in raw)
-        self.empty += sum(
-            not c and not r.isspace() and r != "" for r, c in zip(raw, clean, strict=True)
-        )
+        left = [r for r, c in zip(raw, clean, strict=True) if not c]
+        blank = sum(not text.strip() for text in left)  # cleaning makes nothing of nothing
+        self.sentences += len(raw) - blank
+        self.empty += len(left) - blank
         codes = np.frombuffer("".join(raw).encode("utf-32-le", "surrogatepass"), np.uint32)
         found = np.bincount(codes)
         occurring = {chr(i): int(found[i]) for i in np.flatnonzero(found)}
