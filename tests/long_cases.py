@@ -16,6 +16,7 @@ CASES = {
         "test_descending_*",
     ),
     "test_attention.py": (
+        "test_causal_is_the_mask_that_it_says[[]1-6-pallas_tpu]",
         "test_bfloat16_errs_at_most_twice_the_plain_formulation[[]published-*",
         "test_causal_is_the_mask_that_it_says[[]4-6-[pr]*",
         "test_implementations_agree[[]published-[28]-*",
@@ -31,12 +32,10 @@ CASES = {
         "test_exact_is_published_when_all_variances_are_equal*",
     ),
     "test_beam.py": (
+        "test_search_is_the_plain_one*",
         "test_every_layers_cache_follows_its_prefix*",
-        "test_search_is_the_plain_one[[]2-*",
-        "test_search_is_the_plain_one[[]3-*",
         "test_every_layers_cache_follows_its_prefix[[]2-*",
         "test_a_beam_that_holds_everything_finds_the_best[[]*-[!0]*",
-        "test_search_is_the_plain_one[[]1-*",
         "test_one_kept_is_the_best_of_all_kept[[]2*",
         "test_more_beams_find_*",
     ),
@@ -69,6 +68,7 @@ CASES = {
     "test_classifiers.py": ("*",),
     "test_classifiers_like_transformers.py": ("*",),
     "test_flow.py": (
+        "test_the_network_commutes_with_permutations",
         "test_a_flow_that_is_fitted_has_the_density",
         "test_guidance_*",
         "test_samples_have_*",
@@ -140,6 +140,7 @@ CASES = {
     ),
     "test_finetune.py": ("*",),
     "test_frameworks.py": (
+        "test_in_an_equinox_module[[]True]",
         "test_weight_decay_moves_a_prior_that_is_not_masked",
         "test_every_parameter_of_a_linen_model_learns",
         "test_in_an_equinox_module[[]False]",
@@ -151,6 +152,7 @@ CASES = {
         "test_a_bad_step_stops_the_run_and_names_its_batch",
     ),
     "test_interpolation.py": (
+        "test_paths_begin_and_end_at_the_reconstructions[[]None]",
         "test_batches_do_not_matter",
         "test_steps",
         "test_seeds_name_draws",
@@ -163,6 +165,7 @@ CASES = {
         "test_a_worker_that_dies_is_named",
     ),
     "test_kl.py": (
+        "test_one_atom_has_nothing_to_lose[[]exact]",
         "test_exact_against_mpmath[[]7*",
         "test_exact_against_mpmath[[]2-1]",
         "test_expected_count_against_mpmath[[]5]",
@@ -216,6 +219,7 @@ CASES = {
     ),
     "test_memory.py": ("test_running_out_is_one_sentence[[]error1]",),
     "test_mesh.py": (
+        "test_one_latent_head_is_left_whole",
         "test_the_state_is_made_in_parts_and_stays_so",
         "test_a_kernel_on_a_mesh*",
     ),
@@ -297,6 +301,7 @@ CASES = {
     ),
     "test_promotion.py": ("test_models_convert_nothing_silently[[]*",),
     "test_protocol.py": (
+        "test_the_table_of_a_run",
         "test_a_budget_is_a_share_*",
         "test_forms_by_their_own_functions",
         "test_distances_to_the_mean_of_draws",
@@ -307,6 +312,7 @@ CASES = {
         "test_everything_is_there_and_is_what_was_written",
     ),
     "test_readings.py": (
+        "test_the_gate_is_the_librarys_attention[[]bart-exact-0.5]",
         "test_alpha_infinity_is_the_model*",
         "!test_alpha_infinity_is_the_model[[]bart-expected_logit]",
         "test_the_gate_is_the_librarys_attention*",
@@ -322,6 +328,7 @@ CASES = {
         "test_shares_rise_*",
     ),
     "test_report.py": (
+        "test_scores_of_an_earlier_step_are_marked_where_the_curves_go_on",
         "test_what_the_choice_depends_on_is_a_table",
         "test_a_run_that_was_not_evaluated_*",
         "test_shares_by_length_come_*",
@@ -363,6 +370,7 @@ CASES = {
         "!test_the_linen_module_is_the_nnx_one[[]{}]",
     ),
     "test_step.py": (
+        "test_annealing_is_in_steps*",
         "test_the_noise_is_named_by_the_step",
         "test_the_prior_and_vectors_are_left_alone_by_decay[[]*adam]",
         "test_the_prior_and_vectors_are_left_alone_by_decay*",
@@ -374,6 +382,8 @@ CASES = {
         "test_the_weights_weigh_*",
     ),
     "test_store.py": (
+        "test_restored_onto_any_placement",
+        "test_the_best_and_the_last_are_kept",
         "test_a_run_cut_off_goes_on_as_if_it_had_not_been",
         "test_resuming_with_fewer_steps_*",
     ),
@@ -396,6 +406,7 @@ CASES = {
         "!test_train_twice_starts_once",
     ),
     "test_transforms.py": (
+        "test_transforms[[]kl_dirichlet]",
         "test_transforms[[]log_density_ratio]",
         "test_transforms[[]kl_* exact]",
         "test_transforms[[]sample_prior]",
@@ -480,7 +491,12 @@ CASES = {
         "test_pooled_vectors_are_averaged_*",
         "test_similarity_is_the_cosine_of_mixtures",
     ),
-    "test_runs.py": ("test_a_run_is_given_for_its_folder",),
+    "test_runs.py": (
+        "test_callbacks_get_what_is_written",
+        "test_a_run_is_given_for_its_folder",
+    ),
     "test_claim.py": ("test_two_commands_without_a_name_take_two",),
     "test_tfds_source.py": ("test_prepared_data_need_no_builder",),
+    "test_compilation_cache.py": ("test_a_second_process_compiles_nothing",),
+    "test_plots.py": ("test_no_pyplot",),
 }

@@ -78,7 +78,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # An entry is written in place: who reads it meanwhile compiles for itself, and need not warn.
 os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry:UserWarning"
 jax.config.update("jax_compilation_cache_dir", compiled())
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# To write what compiles sooner takes longer than the other worker saves by reading it.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def config(name: str = "run", **train: Any) -> Config:
