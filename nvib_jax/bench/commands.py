@@ -1,11 +1,12 @@
 """How long each command takes, the first time on a machine and the second.
 
     python -m nvib_jax.bench.commands CONFIG.py --output FILE.json
+    python -m nvib_jax.bench.commands --output FILE.json    # `nvib prepare` alone
 
 Every command runs in a process of its own, as a person runs it, with a cache that is empty at
 first: the first time pays for data, compilation and the language model that scores samples; the
-second finds them. `nvib prepare` is measured on text of three sizes, with the memory of its largest
-process.
+second finds them. Without a preset, `nvib prepare` is measured on text of three sizes, with the
+memory of its largest process.
 """
 
 import argparse
@@ -73,18 +74,20 @@ def measure_prepare(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as two Markdown tables."""
-    lines = ["| command | first time | second time |", "| --- | --: | --: |"]
-    lines += [
-        f"| `{row['command']}` | {_said(row['first'])} | {_said(row['second'])} |"
-        for row in report["commands"]
-    ]
-    lines += ["", "| text to prepare | time | speed | memory |", "| --: | --: | --: | --: |"]
-    lines += [
-        f"| {row['bytes'] / 1e6:,.0f} MB | {row['seconds']:.1f} s "
-        f"| {row['bytes'] / 1e6 / row['seconds']:.2g} MB/s | {row['memory'] / 2**20:,.0f} MiB |"
-        for row in report["prepare"]
-    ]
+    """The report as a Markdown table, with the machine that it was measured on."""
+    if "commands" in report:
+        lines = ["| command | first time | second time |", "| --- | --: | --: |"]
+        lines += [
+            f"| `{row['command']}` | {_said(row['first'])} | {_said(row['second'])} |"
+            for row in report["commands"]
+        ]
+    else:
+        lines = ["| text to prepare | time | speed | memory |", "| --: | --: | --: | --: |"]
+        lines += [
+            f"| {row['bytes'] / 1e6:,.0f} MB | {row['seconds']:.1f} s "
+            f"| {row['bytes'] / 1e6 / row['seconds']:.2g} MB/s | {row['memory'] / 2**20:,.0f} MiB |"
+            for row in report["prepare"]
+        ]
     about = report["machine"]
     return "\n".join(
         [
@@ -101,21 +104,22 @@ def _said(seconds: float | None) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print the tables, and write the JSON file."""
+    """Measure, print the table, and write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m nvib_jax.bench.commands")
-    parser.add_argument("config", help="the preset that is trained")
+    parser.add_argument("config", nargs="?", help="the preset that is trained; none: preparing")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
     given = parser.parse_args(arguments)
-    line = f"python -m nvib_jax.bench.commands {given.config}"
-    about = machine(Peak(), [line])
+    line = " ".join(
+        ["python -m nvib_jax.bench.commands", *([given.config] if given.config else [])]
+    )
+    report: dict[str, Any] = {"machine": machine(Peak(), [line]), "command": line}
     with tempfile.TemporaryDirectory(prefix="nvib-commands-") as name:
-        folder, preset = Path(name), str(Path(given.config).resolve())
-        report = {
-            "machine": about,
-            "command": line,
-            "prepare": list(measure_prepare(folder)),
-            "commands": list(measure_commands(preset, folder)),
-        }
+        folder = Path(name)
+        if given.config:
+            preset = str(Path(given.config).resolve())
+            report["commands"] = list(measure_commands(preset, folder))
+        else:
+            report["prepare"] = list(measure_prepare(folder))
     print(markdown(report))
     if given.output:
         write_whole(given.output, json.dumps(report, indent=1) + "\n")

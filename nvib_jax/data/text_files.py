@@ -123,28 +123,38 @@ def lines_of(files: Iterable[TextFile]) -> Iterator[str]:
     for file in files:
         offset, number = 0, 1
         with file.open() as stream:
-            for raw in _raw_lines(stream):
+            for block in line_blocks(stream):
                 try:
-                    line = raw.decode("utf-8")
+                    text = block.decode("utf-8")
                 except UnicodeDecodeError as error:
+                    wrong = error.start
+                    number += block.count(b"\n", 0, wrong)
                     raise ValueError(
-                        f"{file.name} is not UTF-8: byte 0x{raw[error.start]:02x} at offset "
-                        f"{offset + error.start} (line {number}); convert it to UTF-8 first"
+                        f"{file.name} is not UTF-8: byte 0x{block[wrong]:02x} at offset "
+                        f"{offset + wrong} (line {number}); convert it to UTF-8 first"
                     ) from error
-                offset += len(raw)
-                number += raw.endswith(b"\n")
-                yield line.rstrip("\r\n").removeprefix("\ufeff")
+                offset += len(block)
+                number += block.count(b"\n")
+                lines = text.removesuffix("\n").split("\n")
+                if "\r" in text or "\ufeff" in text:
+                    lines = [line.rstrip("\r").removeprefix("\ufeff") for line in lines]
+                yield from lines
 
 
-def _raw_lines(stream: IO[bytes]) -> Iterator[bytes]:
+def line_blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    """The bytes of a file in blocks of at most a megabyte or a line, which end where a line does.
+
+    A line beyond 16 MiB comes in several blocks, which end at spaces.
+    """
     rest = b""
-    while raw := stream.readline(_LONGEST_LINE - len(rest)):
-        raw = rest + raw
-        rest = b""
-        if len(raw) == _LONGEST_LINE and not raw.endswith(b"\n"):
-            cut = _cut(raw)
-            raw, rest = raw[:cut], raw[cut:]
-        yield raw
+    while read := stream.read(min(_BLOCK, _LONGEST_LINE - len(rest))):
+        rest += read
+        end = rest.rfind(b"\n") + 1
+        if not end and len(rest) == _LONGEST_LINE:
+            end = _cut(rest)
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
     if rest:
         yield rest
 
