@@ -33,6 +33,7 @@ CASES = {
         "test_exact_is_published_when_all_variances_are_equal*",
     ),
     "test_beam.py": (
+        "test_generate_gives_the_best",
         "test_a_row_does_not_depend_on_the_others",
         "test_one_kept_is_the_best_of_all_kept*",
         "test_search_is_the_plain_one*",
@@ -83,6 +84,8 @@ CASES = {
     ),
     "test_clean.py": ("test_cleaning_takes_time_in_proportion_to_the_text*",),
     "test_cli.py": (
+        "test_options_reach_the_model",
+        "test_a_reader_that_stops_early_is_no_error",
         "test_as_a_module_and_without_the_slow_imports[[]nvib_jax]",
         "test_doctor_tries_every_implementation",
         "test_the_installed_command",
@@ -184,12 +187,14 @@ CASES = {
         "test_paths_begin_and_end_at_the_reconstructions[[]exact]",
     ),
     "test_interrupted_prepare.py": (
+        "test_a_claim_of_another_host_is_taken_over_when_it_stands_still",
         "test_a_worker_that_dies_at_its_start_is_named_and_the_others_end",
         "test_processes_that_start_together_prepare_once",
         "test_a_workers_error_is_told_though_pickle_does_not_take_it*",
         "test_a_worker_that_dies_is_named",
     ),
     "test_kl.py": (
+        "test_expected_count_and_exact_differ_where_they_should",
         "test_one_atom_has_nothing_to_lose[[]exact]",
         "test_exact_against_mpmath[[]7*",
         "test_exact_against_mpmath[[]2-1]",
@@ -358,13 +363,10 @@ CASES = {
         "test_everything_is_there_and_is_what_was_written",
     ),
     "test_readings.py": (
-        "test_the_gate_is_the_librarys_attention*",
         "test_later_tokens_change_nothing_before_them",
-        "test_the_gate_is_the_librarys_attention[[]bart-exact-0.5]",
         "test_alpha_infinity_is_the_model*",
         "!test_alpha_infinity_is_the_model[[]bart-expected_logit]",
         "test_the_gate_is_the_librarys_attention*",
-        "!test_the_gate_is_the_librarys_attention[[]bart-exact-0.5]",
         "test_step_by_step_is_the_whole*",
         "test_moments_are_those_of_what_is_read*",
         "!test_moments_are_those_of_what_is_read[[]gpt2]",
@@ -376,6 +378,7 @@ CASES = {
         "test_shares_rise_*",
     ),
     "test_report.py": (
+        "test_each_part_alone_is_enough*",
         "test_scores_are_shown_with_words_and_errors",
         "test_scores_of_an_earlier_step_are_marked_where_the_curves_go_on",
         "test_what_the_choice_depends_on_is_a_table",
@@ -420,7 +423,6 @@ CASES = {
         "test_it_is_the_plain_layer_in_the_limit[[]False-[ps]*",
         "test_it_is_the_plain_layer_in_the_limit[[]True-[ps]*",
         "test_steps_with_a_cache_are_the_whole[[][ps]*",
-        "test_the_linen_module_is_the_nnx_one*",
         "!test_the_linen_module_is_the_nnx_one[[]{}]",
     ),
     "test_step.py": (
@@ -456,6 +458,7 @@ CASES = {
         "test_score_is_the_bound_that_evaluation_averages",
     ),
     "test_tpu_scripts.py": (
+        "test_what_is_printed_is_what_is_run",
         "test_status",
         "*",
         "!test_what_is_printed_is_what_is_run",
@@ -484,6 +487,7 @@ CASES = {
         "test_what_another_family_cannot_do_is_said",
     ),
     "test_gate.py": (
+        "test_surprise_is_minus_a_log_probability",
         "test_a_reader_asks_for_a_number_or_a_share[[]100-*",
         "test_padding_changes_nothing[[]pace]",
         "test_a_reader_asks_for_a_number_or_a_share[[]3-pace]",
@@ -500,6 +504,7 @@ CASES = {
         "test_in_x64*",
     ),
     "test_grammar.py": (
+        "test_form_of_sentences",
         "test_the_grammar_is_unambiguous",
         "test_small_language_by_brute_force",
         "test_probabilities_of_short_english_sentences_sum_to_that_of_their_length[[]5]",
@@ -555,6 +560,7 @@ CASES = {
         "test_tokens_are_independent_of_the_drawn_weights[[]rewrite]",
     ),
     "test_text_edits.py": (
+        "test_an_edit_of_strength_zero_is_a_reconstruction",
         "test_a_latent_without_noise_has_no_paraphrases",
         "test_merge_of_two_is_the_interpolation",
         "test_pooled_vectors_are_averaged_*",
@@ -565,6 +571,7 @@ CASES = {
         "test_a_run_is_given_for_its_folder",
     ),
     "test_claim.py": (
+        "test_a_claim_of_another_machine_ends_when_it_stands_still[[]-3600]",
         "test_the_first_free_folder_is_taken",
         "test_two_commands_without_a_name_take_two",
     ),
@@ -598,4 +605,6 @@ CASES = {
         "test_interpolation_reads_alike",
         "test_examples_of_an_edit_are_read_alike",
     ),
+    "test_input.py": ("test_a_prior_of_too_little_or_of_no_numbers",),
+    "test_editing.py": ("test_tempered_draws_have_tempered_noise",),
 }
