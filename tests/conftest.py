@@ -47,16 +47,23 @@ def pytest_collection_modifyitems(config, items):
         names.setdefault(item.path.name, []).append(item)
     whole = not any("::" in argument for argument in config.args)
     for file, patterns in CASES.items():
-        found: dict[bool, set[pytest.Item]] = {True: set(), False: set()}
-        for pattern in patterns:
-            fits = [
-                i for i in names.get(file, ()) if fnmatchcase(i.name, pattern.removeprefix("!"))
-            ]
-            if whole and file in names and not fits:
-                raise pytest.UsageError(f"long_cases.py: {pattern!r} is no test of {file}")
-            found[pattern.startswith("!")].update(fits)
-        for item in found[False] - found[True]:
+        if not any(Path(__file__).parent.rglob(file)):
+            raise pytest.UsageError(f"long_cases.py: there is no {file}")
+        chosen = long_of(patterns, names.get(file, []))
+        for pattern in patterns if whole and file in names else ():
+            if chosen == long_of([p for p in patterns if p != pattern], names[file]):
+                raise pytest.UsageError(f"long_cases.py: {pattern!r} of {file} changes nothing")
+        for item in chosen:
             item.add_marker(pytest.mark.long)
+
+
+def long_of(patterns, items):
+    """The tests that patterns name, without those that one with a `!` takes back."""
+    named: dict[bool, set[pytest.Item]] = {True: set(), False: set()}
+    for pattern in patterns:
+        back = pattern.startswith("!")
+        named[back].update(i for i in items if fnmatchcase(i.name, pattern.removeprefix("!")))
+    return named[False] - named[True]
 
 
 @pytest.fixture(scope="session")
